@@ -1,0 +1,124 @@
+//! Identities and counters: what streams, shards, producers and records are numbered by.
+
+use std::fmt;
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        pub struct $name($inner);
+
+        impl $name {
+            /// From its plain value.
+            pub const fn new(value: $inner) -> Self {
+                Self(value)
+            }
+
+            /// Its plain value.
+            pub const fn value(self) -> $inner {
+                self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(&self.0, f)
+            }
+        }
+    };
+}
+
+number! {
+    /// A stream's number on this node: given at creation, never reused, also not for a stream of the same name.
+    StreamId(u32)
+}
+number! {
+    /// A shard's number within its stream, from 0, never reused; children of a reshard get new ones.
+    ShardIndex(u32)
+}
+number! {
+    /// The place of a record in its shard: dense from 0, but for recorded jumps.
+    SequenceNumber(u64)
+}
+number! {
+    /// Counts the owners a shard has had; a frame of an older epoch is never newer data.
+    ShardEpoch(u32)
+}
+number! {
+    /// A producer's number, issued by the broker, increasing, never reused. 0 means "no producer".
+    ProducerId(u64)
+}
+number! {
+    /// Counts a producer's batches per shard, from 0 without gaps.
+    ProducerSequence(u64)
+}
+
+impl SequenceNumber {
+    /// The first record of a shard.
+    pub const ZERO: Self = Self(0);
+    /// Where a position beyond every record stands.
+    pub const MAX: Self = Self(u64::MAX);
+
+    /// This number moved up by `count` records; saturates, so that a hostile count cannot wrap.
+    #[must_use]
+    pub const fn plus(self, count: u64) -> Self {
+        Self(self.0.saturating_add(count))
+    }
+}
+
+impl ProducerId {
+    /// A batch sent without a producer id: at-least-once.
+    pub const NONE: Self = Self(0);
+}
+
+/// One shard, unique on its node: the stream's number above, the shard's index below.
+///
+/// The log knows nothing else of streams and shards than this number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardId(u64);
+
+impl ShardId {
+    /// The shard `index` of `stream`.
+    pub const fn new(stream: StreamId, index: ShardIndex) -> Self {
+        Self(((stream.0 as u64) << 32) | index.0 as u64)
+    }
+
+    /// From the number written in a frame.
+    pub const fn from_value(value: u64) -> Self {
+        Self(value)
+    }
+
+    /// The number written in a frame.
+    pub const fn value(self) -> u64 {
+        self.0
+    }
+
+    /// The stream it belongs to.
+    pub const fn stream(self) -> StreamId {
+        StreamId((self.0 >> 32) as u32)
+    }
+
+    /// Its index within the stream.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the lower half of the number"
+    )]
+    pub const fn index(self) -> ShardIndex {
+        ShardIndex(self.0 as u32)
+    }
+}
+
+impl fmt::Display for ShardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.stream(), self.index())
+    }
+}
+
+/// What an acknowledgement promises, weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Durability {
+    /// Written, synced in the background about every 50 ms: survives the process, not a power cut.
+    Memory,
+    /// Synced to this node's disk before the ack: survives a power cut. The default.
+    Disk,
+}
