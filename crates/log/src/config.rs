@@ -1,0 +1,135 @@
+//! What can be set about a log.
+
+use std::io;
+use std::time::Duration;
+
+use flumen_record::Durability;
+use serde::{Deserialize, Serialize};
+
+use crate::storage::Storage;
+
+/// One log's settings. Production values by default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// First segment's size; doubles up to `segment_bytes_max` when one fills before its age.
+    pub segment_bytes_min: u64,
+    /// Largest segment.
+    pub segment_bytes_max: u64,
+    /// A segment rolls after this many runs.
+    pub segment_runs_max: u32,
+    /// Records are kept this long at least; decides a segment's age (an eighth, at most 24 h).
+    pub retention_class_hours: u32,
+    /// Below this much free space new appends are refused. `None`: clamp(2 % of the file system, 256 MiB, 5 GiB).
+    pub free_space_floor_bytes: Option<u64>,
+    /// What was written this recently is served as slices of the map.
+    pub hot_window_bytes: u64,
+    /// An idle log writes one empty round after this long, so that the last real one is vouched too.
+    pub idle_vouch_ms: u64,
+    /// A snapshot is due after this many seals …
+    pub snapshot_seals: u32,
+    /// … or this long after the last one, when there were appends.
+    pub snapshot_interval_ms: u64,
+    /// Background sync of a `memory` log.
+    pub memory_sync_interval_ms: u64,
+    /// Bound of what a `memory` log keeps un-synced; writes wait for a sync beyond it.
+    pub unsynced_bytes_max: u64,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            segment_bytes_min: 32 << 20,
+            segment_bytes_max: 256 << 20,
+            segment_runs_max: 1 << 18,
+            retention_class_hours: 168,
+            free_space_floor_bytes: None,
+            hot_window_bytes: 256 << 20,
+            idle_vouch_ms: 5_000,
+            snapshot_seals: 16,
+            snapshot_interval_ms: 30_000,
+            memory_sync_interval_ms: 50,
+            unsynced_bytes_max: 64 << 20,
+        }
+    }
+}
+
+impl LogConfig {
+    /// Age at which a segment is rolled: an eighth of the class, at most 24 h.
+    pub fn segment_age(&self) -> Duration {
+        Duration::from_secs(u64::from(self.retention_class_hours) * 3600 / 8)
+            .min(Duration::from_secs(24 * 3600))
+    }
+}
+
+/// Which log of a data directory, and what it promises. Names its folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LogKey {
+    /// What an ack from this log promises.
+    pub durability: Durability,
+    /// Retention class in hours: 1, 6, 24, 168, 720 or 8760. 0 is the catalog.
+    pub class_hours: u32,
+    /// Lanes of one class are numbered from 0.
+    pub lane: u32,
+}
+
+impl LogKey {
+    /// The catalog's own log.
+    pub const CATALOG: Self = Self {
+        durability: Durability::Disk,
+        class_hours: 0,
+        lane: 0,
+    };
+
+    /// The folder of this log in the data directory.
+    pub fn dir_name(&self) -> String {
+        if *self == Self::CATALOG {
+            return "catalog".to_owned();
+        }
+        let durability = match self.durability {
+            Durability::Memory => "memory",
+            Durability::Disk => "disk",
+        };
+        format!("log-{durability}-{}h-{}", self.class_hours, self.lane)
+    }
+
+    /// Reads a folder's name; `None` when it is not a log's.
+    pub fn from_dir_name(name: &str) -> Option<Self> {
+        if name == "catalog" {
+            return Some(Self::CATALOG);
+        }
+        let (durability, rest) = name.strip_prefix("log-")?.split_once('-')?;
+        let (class, lane) = rest.split_once("h-")?;
+        let key = Self {
+            durability: match durability {
+                "memory" => Durability::Memory,
+                "disk" => Durability::Disk,
+                _ => return None,
+            },
+            class_hours: class.parse().ok()?,
+            lane: lane.parse().ok()?,
+        };
+        (key.dir_name() == name).then_some(key)
+    }
+
+    /// What stands for this log in segments and rounds: a file that was moved into another log's
+    /// folder is not taken for one of its own.
+    pub(crate) fn id(&self) -> u64 {
+        let durability: u64 = match self.durability {
+            Durability::Memory => 1,
+            Durability::Disk => 2,
+        };
+        (durability << 60)
+            | (u64::from(self.class_hours) << 28)
+            | u64::from(self.lane & 0x0fff_ffff)
+    }
+}
+
+/// The logs of a data directory, also those that no stream names any more.
+pub fn list_logs(storage: &dyn Storage) -> io::Result<Vec<LogKey>> {
+    let dirs = storage.list_dirs("")?;
+    Ok(dirs
+        .iter()
+        .filter_map(|name| LogKey::from_dir_name(name))
+        .collect())
+}

@@ -1,0 +1,131 @@
+//! What can go wrong with a log.
+
+use std::io;
+
+use flumen_record::{SequenceNumber, ShardId};
+use thiserror::Error;
+
+/// Why a log does not open. (Extended: one variant per fact, naming the file.)
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// Another process holds the data directory.
+    #[error("{dir} is in use by another process{holder}")]
+    Locked {
+        /// The data directory.
+        dir: String,
+        /// Who holds it, as far as the lock file says: ` (pid 4711)`, or empty.
+        holder: String,
+    },
+    /// The directory holds something that is not Flumen's, or of an unknown version.
+    #[error("{path}: {reason}")]
+    Foreign {
+        /// The file.
+        path: String,
+        /// Why it is refused.
+        reason: &'static str,
+    },
+    /// Written by another version of Flumen.
+    #[error("{path}: the directory has format {found}, this build knows format {known}")]
+    Version {
+        /// The version marker.
+        path: String,
+        /// The version it names.
+        found: u32,
+        /// The version of this build.
+        known: u32,
+    },
+    /// A link where a file or directory must be: what is behind it could be anybody's.
+    #[error("{path} is a symbolic link, which is not followed; name what it points to")]
+    Symlink {
+        /// The link.
+        path: String,
+    },
+    /// The data directory cannot be written.
+    #[error("{dir} cannot be written: {source}")]
+    ReadOnly {
+        /// The data directory.
+        dir: String,
+        /// What the file system said.
+        source: io::Error,
+    },
+    /// The file system said no.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+/// Why a round was not written. Nothing of it is in the log.
+#[derive(Debug, Error)]
+pub enum WriteError {
+    /// Free space is below the floor; reads, trims and deletes go on.
+    #[error("storage full: {free_bytes} bytes free, the floor is {floor_bytes}")]
+    Full {
+        /// Bytes free at the last look.
+        free_bytes: u64,
+        /// The floor.
+        floor_bytes: u64,
+    },
+    /// A new segment is needed and could not be created.
+    #[error("no new segment: {source}")]
+    NoSegment {
+        /// What the file system said.
+        source: io::Error,
+    },
+    /// The log failed twice in a row; it accepts nothing until the process is restarted.
+    #[error("the log is poisoned: a sync failed, and so did the retry into a fresh segment")]
+    Poisoned,
+}
+
+/// Why a round is not known to be durable.
+#[derive(Debug, Error)]
+pub enum SyncError {
+    /// The outcome of everything not yet durable is unknown; the log is poisoned.
+    #[error("outcome unknown: the log is poisoned: {source}")]
+    Poisoned {
+        /// The last error from the file system.
+        source: io::Error,
+    },
+}
+
+/// Why records cannot be read.
+#[derive(Debug, Error)]
+pub enum ReadError {
+    /// Asked below the trim horizon.
+    #[error("sequence number {asked} is trimmed; the oldest kept is {horizon}")]
+    Trimmed {
+        /// What was asked.
+        asked: SequenceNumber,
+        /// The trim horizon.
+        horizon: SequenceNumber,
+    },
+    /// Acknowledged data in this range is damaged and quarantined.
+    #[error("data loss: shard {shard} from {from} up to {to} is quarantined ({segment})")]
+    DataLoss {
+        /// The shard.
+        shard: ShardId,
+        /// First sequence number that cannot be served.
+        from: SequenceNumber,
+        /// First one after it that can.
+        to: SequenceNumber,
+        /// File name of the damaged segment.
+        segment: String,
+    },
+    /// This log never held the shard.
+    #[error("shard {shard} is not in this log")]
+    UnknownShard {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// The disk said no.
+    #[error("reading {segment}: {source}")]
+    Io {
+        /// File name of the segment.
+        segment: String,
+        /// What it said.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,204 @@
+//! Footers read from disk, kept within a budget of bytes.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use flumen_record::ShardId;
+
+use crate::footer::{Footer, decode_producers};
+use crate::footer::{FooterRow, Trailer, decode_rows, decode_runs, find_row};
+use crate::index::Run;
+use crate::recovery::BatchMark;
+use crate::segment::{FooterPlace, Segment};
+use crate::segment_header::SegmentHeader;
+use crate::storage::SegmentFile;
+
+/// Memory for rows and runs of sealed segments, per log.
+const BUDGET_BYTES: usize = 16 << 20;
+
+/// Rows, or one shard's runs, of one generation of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Part {
+    Rows,
+    Runs(ShardId),
+}
+
+type Key = (u64, u32, Part);
+
+#[derive(Debug, Clone)]
+enum Kept {
+    Rows(Arc<[FooterRow]>),
+    Runs(Arc<[Run]>),
+}
+
+impl Kept {
+    fn bytes(&self) -> usize {
+        64 + match self {
+            Self::Rows(rows) => size_of_val::<[FooterRow]>(rows),
+            Self::Runs(runs) => size_of_val::<[Run]>(runs),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Cache {
+    kept: HashMap<Key, (Kept, u64)>,
+    bytes: usize,
+    uses: u64,
+}
+
+/// Least recently used parts leave first.
+#[derive(Debug, Default)]
+pub(crate) struct FooterCache {
+    cache: Mutex<Cache>,
+}
+
+fn damaged(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+impl FooterCache {
+    /// One shard's row in a sealed segment.
+    pub(crate) fn row(&self, segment: &Segment, shard: ShardId) -> io::Result<Option<FooterRow>> {
+        match segment.footer() {
+            FooterPlace::Recent => Ok(None),
+            FooterPlace::Pinned(footer) => Ok(footer.row(shard).copied()),
+            FooterPlace::Disk(trailer) => {
+                Ok(find_row(&self.rows(segment, &trailer)?, shard).copied())
+            }
+        }
+    }
+
+    /// One shard's runs in a sealed segment, given its row there.
+    pub(crate) fn runs(&self, segment: &Segment, row: &FooterRow) -> io::Result<Arc<[Run]>> {
+        let trailer = match segment.footer() {
+            FooterPlace::Recent => return Ok(Arc::default()),
+            FooterPlace::Pinned(footer) => return Ok(footer.runs_of(row).into()),
+            FooterPlace::Disk(trailer) => trailer,
+        };
+        let key = (segment.id(), segment.name.generation, Part::Runs(row.shard));
+        if let Some(Kept::Runs(runs)) = self.get(key) {
+            return Ok(runs);
+        }
+        let (at, length) = trailer.runs_place(row);
+        let mut bytes = vec![0; length];
+        segment.file.read_at(&mut bytes, at)?;
+        let runs: Arc<[Run]> = decode_runs(&bytes, &trailer, row, segment.header.salt)
+            .ok_or_else(|| damaged("the runs in a footer do not verify"))?
+            .into();
+        self.put(key, Kept::Runs(Arc::clone(&runs)));
+        Ok(runs)
+    }
+
+    /// All rows of a sealed segment.
+    pub(crate) fn rows(
+        &self,
+        segment: &Segment,
+        trailer: &Trailer,
+    ) -> io::Result<Arc<[FooterRow]>> {
+        let key = (segment.id(), segment.name.generation, Part::Rows);
+        if let Some(Kept::Rows(rows)) = self.get(key) {
+            return Ok(rows);
+        }
+        let rows: Arc<[FooterRow]> = read_rows(&*segment.file, &segment.header, trailer)?
+            .rows
+            .into();
+        self.put(key, Kept::Rows(Arc::clone(&rows)));
+        Ok(rows)
+    }
+
+    /// Forgets what is kept of a segment.
+    pub(crate) fn forget(&self, segment: u64) {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let Cache { kept, bytes, .. } = &mut *cache;
+        kept.retain(|key, (part, _)| {
+            let keep = key.0 != segment;
+            if !keep {
+                *bytes -= part.bytes();
+            }
+            keep
+        });
+    }
+
+    fn get(&self, key: Key) -> Option<Kept> {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.uses += 1;
+        let uses = cache.uses;
+        let (kept, used) = cache.kept.get_mut(&key)?;
+        *used = uses;
+        Some(kept.clone())
+    }
+
+    fn put(&self, key: Key, part: Kept) {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.uses += 1;
+        let uses = cache.uses;
+        cache.bytes += part.bytes();
+        if let Some((old, _)) = cache.kept.insert(key, (part, uses)) {
+            cache.bytes -= old.bytes();
+        }
+        if cache.bytes > BUDGET_BYTES {
+            cache.thin();
+        }
+    }
+}
+
+impl Cache {
+    /// Drops the less recently used parts until half the budget is free.
+    fn thin(&mut self) {
+        let mut by_use: Vec<(u64, Key)> = self
+            .kept
+            .iter()
+            .map(|(key, (_, used))| (*used, *key))
+            .collect();
+        by_use.sort_unstable_by_key(|(used, _)| *used);
+        for (_, key) in by_use {
+            if self.bytes <= BUDGET_BYTES / 2 {
+                break;
+            }
+            if let Some((part, _)) = self.kept.remove(&key) {
+                self.bytes -= part.bytes();
+            }
+        }
+    }
+}
+
+/// Reads rows and control marks of a footer on disk; runs and producers are left out.
+pub(crate) fn read_rows(
+    file: &dyn SegmentFile,
+    header: &SegmentHeader,
+    trailer: &Trailer,
+) -> io::Result<Footer> {
+    let length = usize::try_from(trailer.rows_bytes()).map_err(io::Error::other)?;
+    let mut bytes = vec![0; length];
+    file.read_at(&mut bytes, trailer.footer_at)?;
+    let (rows, controls) = decode_rows(&bytes, trailer, header.salt)
+        .ok_or_else(|| damaged("the rows of a footer do not verify"))?;
+    Ok(Footer {
+        summary: trailer.summary,
+        rows,
+        controls,
+        runs: Vec::new(),
+        producers: Vec::new(),
+    })
+}
+
+/// Reads the producers of all shards from a footer on disk.
+pub(crate) fn read_all_producers(
+    file: &dyn SegmentFile,
+    header: &SegmentHeader,
+    trailer: &Trailer,
+    rows: &[FooterRow],
+) -> io::Result<Vec<(ShardId, BatchMark)>> {
+    let mut all = Vec::with_capacity(trailer.producers as usize);
+    for row in rows.iter().filter(|row| row.producer_count > 0) {
+        let (at, length) = trailer.producers_place(row);
+        let mut bytes = vec![0; length];
+        file.read_at(&mut bytes, at)?;
+        let marks = decode_producers(&bytes, trailer, row, header.salt)
+            .ok_or_else(|| damaged("the producers in a footer do not verify"))?;
+        all.extend(marks.into_iter().map(|mark| (row.shard, mark)));
+    }
+    Ok(all)
+}

@@ -1,0 +1,103 @@
+//! The background work of a log: footers, segments made ready, space reclaimed.
+
+mod copy;
+mod prepare;
+mod reclaim;
+mod seal;
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use flumen_record::Timestamp;
+
+use crate::error::OpenError;
+use crate::segment::Segment;
+use crate::shared::Shared;
+use crate::work::Touched;
+
+/// What one step of housekeeping did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HousekeepingReport {
+    /// Segments freed (recycled or unlinked).
+    pub freed: u32,
+    /// Segments copied, live runs only.
+    pub copied: u32,
+    /// Segments made ready.
+    pub prepared: u32,
+    /// Segments that got their footer.
+    pub sealed: u32,
+    /// More to do at once.
+    pub more: bool,
+}
+
+/// Prepares segments ahead, frees dead ones, copies half-dead ones, watches free space. One per
+/// log, on a thread of its own; never slows the writer.
+#[derive(Debug)]
+pub struct Housekeeper {
+    shared: Arc<Shared>,
+    /// Sealed segments whose runs are still in memory, ascending.
+    resident: VecDeque<Resident>,
+    /// Segments that left the log and are still held by readers.
+    retired: Vec<Arc<Segment>>,
+    sweep: reclaim::Sweep,
+    pace: prepare::Pace,
+}
+
+/// A sealed segment whose runs are still in memory.
+#[derive(Debug)]
+struct Resident {
+    segment: Arc<Segment>,
+    touched: Vec<Touched>,
+    runs: usize,
+}
+
+impl Housekeeper {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            resident: VecDeque::new(),
+            retired: Vec::new(),
+            sweep: reclaim::Sweep::default(),
+            pace: prepare::Pace::default(),
+        }
+    }
+
+    /// One bounded step. Blocks on the disk.
+    pub fn step(&mut self, now: Timestamp) -> Result<HousekeepingReport, OpenError> {
+        let mut report = HousekeepingReport::default();
+        self.shared.refresh_space();
+        self.run_step(now, &mut report)
+            .map_err(|source| OpenError::Io {
+                path: self.shared.dir.clone(),
+                source,
+            })?;
+        Ok(report)
+    }
+
+    fn run_step(&mut self, now: Timestamp, report: &mut HousekeepingReport) -> io::Result<()> {
+        self.prepare(now, report)?;
+        self.seal_next(report)?;
+        self.release_memory();
+        self.drop_files(report)?;
+        self.reclaim(now, report)?;
+        self.drop_retired();
+        Ok(())
+    }
+
+    /// Blocks until the log asks for a segment, something became reclaimable, the log was closed,
+    /// or `timeout` passed.
+    pub fn wait(&self, timeout: Duration) {
+        self.shared.work.wait(timeout);
+    }
+
+    /// How far back the log was at the start of a segment of this process, seen from now.
+    fn age_in_bytes(&self, segment: &Segment) -> u64 {
+        let written = self.shared.written.load(Ordering::Relaxed);
+        segment
+            .written_before
+            .map_or(u64::MAX, |before| written.saturating_sub(before))
+    }
+}

@@ -1,0 +1,244 @@
+//! Freeing segments in which every run is trimmed, copying those that are mostly dead.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use flumen_record::{SequenceNumber, Timestamp};
+
+use super::{Housekeeper, HousekeepingReport};
+use crate::footer::FooterRow;
+use crate::segment::{FooterPlace, Segment};
+use crate::segment_header::PREDECESSOR_FAILED;
+use crate::shared::count;
+
+/// Segments looked at in one step.
+const SEGMENTS_PER_STEP: usize = 64;
+/// Looking at all segments again waits this long, however often something is trimmed.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Segments with less data than this are not worth a copy.
+const COPY_FROM: u64 = 64 << 10;
+
+/// Where the look through all segments is.
+#[derive(Debug, Default)]
+pub(super) struct Sweep {
+    /// The segment looked at last; `None`: no sweep is under way.
+    at: Option<u64>,
+    began: Timestamp,
+    /// Best one to copy so far: live bytes per mille, and which.
+    deadest: Option<(u64, u64)>,
+}
+
+/// How much of a segment is still wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Liveness {
+    pub(super) live: u64,
+    pub(super) total: u64,
+}
+
+impl Housekeeper {
+    /// Looks at the next few segments of a sweep, and acts on them.
+    pub(super) fn reclaim(
+        &mut self,
+        now: Timestamp,
+        report: &mut HousekeepingReport,
+    ) -> io::Result<()> {
+        let below_floor = self.shared.free_bytes() < self.shared.floor_bytes();
+        if self.sweep.at.is_none() && !self.begin_sweep(now, below_floor) {
+            return Ok(());
+        }
+        let from = self.sweep.at.unwrap_or(0);
+        let segments = self.shared.all_segments();
+        let last = segments.last().map_or(0, |segment| segment.id());
+        let mut looked = 0;
+        for segment in segments
+            .iter()
+            .filter(|segment| segment.id() > from && segment.id() < last)
+        {
+            self.sweep.at = Some(segment.id());
+            if let Some(liveness) = self.liveness(segment)? {
+                if liveness.live == 0 && self.may_free(segment) {
+                    drop(segments);
+                    report.more = true;
+                    return self.free(report);
+                }
+                self.consider_copy(segment, liveness, below_floor);
+            }
+            looked += 1;
+            if looked >= SEGMENTS_PER_STEP {
+                report.more = true;
+                return Ok(());
+            }
+        }
+        drop(segments);
+        self.sweep.at = None;
+        if let Some((_, id)) = self.sweep.deadest.take() {
+            self.copy(id, report)?;
+            self.shared.work.lock().reclaim = true;
+        }
+        Ok(())
+    }
+
+    /// Starts a sweep when something may have become reclaimable.
+    fn begin_sweep(&mut self, now: Timestamp, below_floor: bool) -> bool {
+        let mut work = self.shared.work.lock();
+        let pause = if below_floor {
+            SWEEP_INTERVAL / 5
+        } else {
+            SWEEP_INTERVAL
+        };
+        let due = work.reclaim
+            && (self.sweep.began == Timestamp::ZERO || now.since(self.sweep.began) >= pause);
+        if !due {
+            return false;
+        }
+        work.reclaim = false;
+        // What the active segment holds can only be freed once it is not the active one any more.
+        if below_floor {
+            self.shared.roll.store(true, Ordering::Release);
+        }
+        drop(work);
+        self.sweep.at = Some(0);
+        self.sweep.began = now;
+        self.sweep.deadest = None;
+        true
+    }
+
+    /// `None` while the segment has no footer.
+    fn liveness(&self, segment: &Segment) -> io::Result<Option<Liveness>> {
+        let mut sum = Liveness { live: 0, total: 0 };
+        let rows: Arc<[FooterRow]> = match segment.footer() {
+            FooterPlace::Recent => return Ok(None),
+            FooterPlace::Pinned(footer) => footer.rows.as_slice().into(),
+            FooterPlace::Disk(trailer) => match self.shared.footers.rows(segment, &trailer) {
+                Ok(rows) => rows,
+                // A damaged footer is no reason to stop: what it hides is kept.
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(None),
+                Err(error) => return Err(error),
+            },
+        };
+        for row in &*rows {
+            sum.total += row.bytes;
+            sum.live += self.live_bytes(segment, row)?;
+        }
+        Ok(Some(sum))
+    }
+
+    fn live_bytes(&self, segment: &Segment, row: &FooterRow) -> io::Result<u64> {
+        let horizon = self.live_from(row);
+        if horizon >= row.end {
+            return Ok(0);
+        }
+        if horizon <= row.base {
+            return Ok(row.bytes);
+        }
+        let runs = self.shared.footers.runs(segment, row)?;
+        let live = runs.iter().filter(|run| run.end > horizon);
+        Ok(live.map(|run| u64::from(run.bytes)).sum())
+    }
+
+    /// The shard's durable horizon: what is below may go.
+    pub(super) fn live_from(&self, row: &FooterRow) -> SequenceNumber {
+        match self.shared.index.get(row.shard) {
+            Some(cell) => cell.lock().durable_horizon,
+            None if self.shared.forgetting().contains(&row.shard) => SequenceNumber::ZERO,
+            None => SequenceNumber::MAX,
+        }
+    }
+
+    /// A segment can go once a later one has taken over what it says of shards, and is not the
+    /// only witness that the one before it failed.
+    fn may_free(&self, segment: &Segment) -> bool {
+        let segments = self.shared.all_segments();
+        let place = segments.partition_point(|other| other.id() < segment.id());
+        let later = segments
+            .get(place + 1)
+            .is_some_and(|later| later.header.continues_after < self.shared.durable_round());
+        let before = place.checked_sub(1).and_then(|before| segments.get(before));
+        let witness = segment.header.flags & PREDECESSOR_FAILED != 0
+            && before.is_some_and(|before| before.is_failed());
+        later && !witness
+    }
+
+    /// Takes the segment of the sweep out of the log.
+    fn free(&mut self, report: &mut HousekeepingReport) -> io::Result<()> {
+        let id = self.sweep.at.unwrap_or(0);
+        if let Some(place) = self
+            .resident
+            .iter()
+            .position(|kept| kept.segment.id() == id)
+        {
+            // What it holds is trimmed: nobody asks the index for it any more.
+            self.resident.remove(place);
+        }
+        if let Some(segment) = self.shared.remove_segment(id) {
+            self.shared.footers.forget(id);
+            report.freed += 1;
+            self.retire(segment, report)?;
+        }
+        Ok(())
+    }
+
+    /// Uses the file of a segment that left the log again, or unlinks it.
+    pub(super) fn retire(
+        &mut self,
+        segment: Arc<Segment>,
+        report: &mut HousekeepingReport,
+    ) -> io::Result<()> {
+        let has_hole = matches!(segment.footer(), FooterPlace::Disk(trailer) if trailer.has_hole);
+        let usable = !segment.is_failed() && !has_hole && self.wants_file_of(segment.file.bytes());
+        let path = segment.path.clone();
+        match Arc::try_unwrap(segment) {
+            Ok(segment) if usable && !segment.file.is_held() => {
+                drop(segment);
+                if let Some(prepared) = self.recycle(&path)? {
+                    count(&self.shared.counters.segments_recycled, 1);
+                    self.put_prepared(prepared, report);
+                    return Ok(());
+                }
+            }
+            Ok(segment) => self.retired.push(Arc::new(segment)),
+            Err(segment) => self.retired.push(segment),
+        }
+        self.shared.storage.remove(&path)?;
+        self.shared.storage.sync_dir(&self.shared.dir)
+    }
+
+    /// Lets go of unlinked segments that nobody reads any more, and counts the others.
+    pub(super) fn drop_retired(&mut self) {
+        self.retired
+            .retain(|segment| Arc::strong_count(segment) > 1 || segment.file.is_held());
+        let pinned = self
+            .retired
+            .iter()
+            .map(|segment| segment.file.bytes())
+            .sum();
+        self.shared
+            .counters
+            .pinned_bytes
+            .store(pinned, Ordering::Relaxed);
+    }
+
+    fn consider_copy(&mut self, segment: &Segment, liveness: Liveness, below_floor: bool) {
+        let mostly_dead = liveness.live * 2 < liveness.total;
+        let worth = below_floor && liveness.live < liveness.total;
+        let resident = self
+            .resident
+            .iter()
+            .any(|kept| kept.segment.id() == segment.id());
+        if segment.is_failed() || resident || liveness.total < COPY_FROM {
+            return;
+        }
+        let Some(share) = (liveness.live * 1000).checked_div(liveness.total) else {
+            return;
+        };
+        let best = self
+            .sweep
+            .deadest
+            .is_none_or(|(deadest, _)| share < deadest);
+        if (mostly_dead || worth) && best {
+            self.sweep.deadest = Some((share, segment.id()));
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Append-only logs in one data directory: segments on mapped files, rounds, index, recovery,
+//! sync, reclaiming space.
+//!
+//! Synchronous. It knows shard numbers, not what a stream is; it never reads a clock. The only
+//! `unsafe` in Flumen is in `mapped_file.rs`. Bytes on disk: `docs/format.md`.
+
+mod checksum;
+mod config;
+mod control;
+mod directory;
+mod error;
+mod footer;
+mod footer_cache;
+mod housekeeper;
+mod index;
+mod log;
+mod mapped_file;
+mod reader;
+mod recovery;
+mod round;
+mod segment;
+mod segment_header;
+mod shared;
+mod snapshot;
+mod state;
+mod storage;
+mod work;
+
+pub use config::{LogConfig, LogKey, list_logs};
+pub use error::{OpenError, ReadError, SyncError, WriteError};
+pub use housekeeper::{Housekeeper, HousekeepingReport};
+pub use log::{Log, LogStats, NewFrame, RoundNumber, SyncDone, SyncJob};
+pub use reader::{FoundFrames, LogReader, ShardBounds};
+pub use recovery::{BatchMark, Quarantined, Recovery, Replay, ShardRecovery};
+pub use snapshot::SnapshotJob;
+pub use storage::{DirEntry, Preparation, SegmentFile, Space, Storage};
+pub use storage::{
+    DiskStorage, Fault, FaultError, Grain, MemoryStorage, Operation, OperationKind, Unsynced,
+    UnsyncedKind,
+};

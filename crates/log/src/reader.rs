@@ -1,0 +1,226 @@
+//! Reading a log from any thread.
+
+mod cut;
+mod fetch;
+mod search;
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flumen_record::{SequenceNumber, ShardId, Timestamp};
+
+use crate::error::ReadError;
+use crate::index::{Run, ShardCell, ShardState};
+use crate::log::LogStats;
+use crate::shared::Shared;
+
+/// Runs looked at for one reply.
+const RUNS_PER_READ: usize = 8192;
+
+/// The two ends of what can be read of a shard, in one log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShardBounds {
+    /// First sequence number kept.
+    pub trim_horizon: SequenceNumber,
+    /// First one readers may not see yet.
+    pub durable_end: SequenceNumber,
+    /// Arrival time of the last readable batch.
+    pub last_arrival: Timestamp,
+    /// Stored bytes of the shard between the two ends (an estimate after recovery is fine).
+    pub stored_bytes: u64,
+}
+
+/// Whole frames, in order.
+#[derive(Debug, Clone, Default)]
+pub struct FoundFrames {
+    /// Each piece holds whole frames; slices of the map where they are large or contiguous. The
+    /// first frame may begin below the asked number, the last one ends at `next`.
+    pub pieces: Vec<Bytes>,
+    /// Their bytes together.
+    pub bytes: usize,
+    /// First sequence number after them: where to go on.
+    pub next: SequenceNumber,
+}
+
+/// Reads a log; cheap to clone, usable from any thread while the log is written.
+#[derive(Debug, Clone)]
+pub struct LogReader {
+    shared: Arc<Shared>,
+}
+
+/// What to read for an answer.
+#[derive(Debug)]
+struct Plan {
+    /// Consecutive runs; the first may begin below the asked number.
+    runs: Vec<Run>,
+    /// Where to go on when there are none.
+    next: SequenceNumber,
+}
+
+/// Where the runs of an answer are.
+#[derive(Debug)]
+enum Lookup {
+    /// In memory.
+    Recent(Plan),
+    /// In footers.
+    Cold,
+}
+
+impl LogReader {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// The log's counters, for metrics.
+    pub fn stats(&self) -> LogStats {
+        self.shared.stats()
+    }
+
+    fn cell(&self, shard: ShardId) -> Result<Arc<ShardCell>, ReadError> {
+        self.shared
+            .index
+            .get(shard)
+            .ok_or(ReadError::UnknownShard { shard })
+    }
+
+    /// The readable ends of a shard; `None` when this log never held it. Never touches the disk.
+    pub fn bounds(&self, shard: ShardId) -> Option<ShardBounds> {
+        let cell = self.shared.index.get(shard)?;
+        let state = cell.lock();
+        Some(ShardBounds {
+            trim_horizon: state.horizon,
+            durable_end: state.end,
+            last_arrival: state.last_arrival,
+            stored_bytes: state.stored_bytes,
+        })
+    }
+
+    /// Frames from the one that holds `from` (or the next after a gap), at least one when there is
+    /// any below `durable_end`, at most `budget` bytes beyond the first frame. `Ok(None)`: not in
+    /// the hot window, ask [`LogReader::read_cold`] on a thread that may block. Empty when `from`
+    /// is at `durable_end`.
+    pub fn read_hot(
+        &self,
+        shard: ShardId,
+        from: SequenceNumber,
+        budget: usize,
+    ) -> Result<Option<FoundFrames>, ReadError> {
+        match self.look_up(shard, from, budget)? {
+            Lookup::Recent(plan) => self.fetch_hot(&plan, from, budget),
+            Lookup::Cold => Ok(None),
+        }
+    }
+
+    /// As `read_hot`, from disk where needed: verified before they are returned. Blocks.
+    pub fn read_cold(
+        &self,
+        shard: ShardId,
+        from: SequenceNumber,
+        budget: usize,
+    ) -> Result<FoundFrames, ReadError> {
+        // A segment can be freed, copied or released from memory between looking up and reading:
+        // then the look-up is stale and is made again.
+        for _ in 0..16 {
+            let plan = match self.look_up(shard, from, budget)? {
+                Lookup::Recent(plan) => Some(plan),
+                Lookup::Cold => self.look_up_cold(shard, from, budget)?,
+            };
+            if let Some(plan) = plan
+                && let Some(found) = self.fetch_cold(shard, &plan, from, budget)?
+            {
+                return Ok(found);
+            }
+        }
+        Err(ReadError::Io {
+            segment: self.shared.dir.clone(),
+            source: io::Error::other("BUG: the index keeps pointing at segments that are gone"),
+        })
+    }
+
+    /// First sequence number whose batch arrived at or after `at`; `durable_end` when none did.
+    /// May block (footers).
+    pub fn find_time(&self, shard: ShardId, at: Timestamp) -> Result<SequenceNumber, ReadError> {
+        self.search_time(shard, at)
+    }
+
+    /// First batch boundary such that the stored bytes from there to the end are at most `bytes`:
+    /// retention by size. May block.
+    pub fn find_bytes_from_end(
+        &self,
+        shard: ShardId,
+        bytes: u64,
+    ) -> Result<SequenceNumber, ReadError> {
+        self.search_bytes_from_end(shard, bytes)
+    }
+
+    /// Answers from memory where possible.
+    fn look_up(
+        &self,
+        shard: ShardId,
+        from: SequenceNumber,
+        budget: usize,
+    ) -> Result<Lookup, ReadError> {
+        let cell = self.cell(shard)?;
+        let state = cell.lock();
+        if from < state.horizon {
+            return Err(ReadError::Trimmed {
+                asked: from,
+                horizon: state.horizon,
+            });
+        }
+        if from >= state.end {
+            return Ok(Lookup::Recent(Plan {
+                runs: Vec::new(),
+                next: from,
+            }));
+        }
+        let Some(place) = state.recent_at(from) else {
+            return Ok(Lookup::Cold);
+        };
+        let runs = take_runs(state.recent.range(place..), budget);
+        self.plan(shard, &state, from, runs).map(Lookup::Recent)
+    }
+
+    /// Steps over recorded jumps in front of the first run, and over nothing else.
+    fn plan(
+        &self,
+        shard: ShardId,
+        state: &ShardState,
+        from: SequenceNumber,
+        runs: Vec<Run>,
+    ) -> Result<Plan, ReadError> {
+        let next = runs.first().map_or(state.end, |run| run.base);
+        let Some(lost_from) = state.lost_between(from, next) else {
+            return Ok(Plan { runs, next });
+        };
+        let damaged = self.shared.damaged();
+        let known = damaged
+            .iter()
+            .find(|range| range.shard == shard && range.from < next && lost_from < range.to);
+        let segment = known.map(|range| range.segment.clone());
+        Err(ReadError::DataLoss {
+            shard,
+            from: lost_from,
+            to: next,
+            segment: segment.unwrap_or_else(|| self.shared.dir.clone()),
+        })
+    }
+}
+
+/// Consecutive runs until `budget` is surely used up.
+fn take_runs<'a>(runs: impl Iterator<Item = &'a Run>, budget: usize) -> Vec<Run> {
+    let mut taken: Vec<Run> = Vec::new();
+    let mut bytes = 0_u64;
+    for run in runs.take(RUNS_PER_READ) {
+        let follows = taken.last().is_none_or(|last| last.end == run.base);
+        if !follows || bytes > budget as u64 {
+            break;
+        }
+        if !taken.is_empty() {
+            bytes += u64::from(run.bytes);
+        }
+        taken.push(*run);
+    }
+    taken
+}

@@ -1,0 +1,266 @@
+//! Looking older runs up in footers: by sequence number, by time, by bytes from the end.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flumen_record::{SequenceNumber, ShardId, Timestamp};
+
+use super::{LogReader, Plan, take_runs};
+use crate::error::ReadError;
+use crate::footer::FooterRow;
+use crate::index::{ColdStart, Run};
+use crate::round::FrameWalk;
+use crate::segment::Segment;
+
+/// A shard's part of one older segment.
+struct Found {
+    segment: Arc<Segment>,
+    row: FooterRow,
+}
+
+fn io_error(segment: &Segment, source: io::Error) -> ReadError {
+    ReadError::Io {
+        segment: segment.file_name(),
+        source,
+    }
+}
+
+impl LogReader {
+    fn row(&self, id: u64, shard: ShardId) -> Result<Option<Found>, ReadError> {
+        let Some(segment) = self.shared.segment(id) else {
+            return Ok(None);
+        };
+        let row = self
+            .shared
+            .footers
+            .row(&segment, shard)
+            .map_err(|source| io_error(&segment, source))?;
+        Ok(row.map(|row| Found { segment, row }))
+    }
+
+    fn runs(&self, found: &Found) -> Result<Arc<[Run]>, ReadError> {
+        self.shared
+            .footers
+            .runs(&found.segment, &found.row)
+            .map_err(|source| io_error(&found.segment, source))
+    }
+
+    /// Walks back from `start` while `is_after` says that a segment begins after what is looked
+    /// for. Returns the segment where to look and the one after it, as far as there are any.
+    fn walk_back(
+        &self,
+        shard: ShardId,
+        start: ColdStart,
+        is_after: impl Fn(&FooterRow) -> bool,
+    ) -> Result<(Option<Found>, u64), ReadError> {
+        let mut id = start.from_segment;
+        let mut next = start.next_segment;
+        let mut exact = true;
+        while id != 0 {
+            let Some(found) = self.row(id, shard)? else {
+                // A segment that is gone held trimmed runs only. One that is there without the
+                // shard was named for want of a better one.
+                if exact && self.shared.segment(id).is_none() {
+                    break;
+                }
+                exact = false;
+                id = self.shared.segment_before(id);
+                continue;
+            };
+            if !is_after(&found.row) {
+                return Ok((Some(found), next));
+            }
+            exact = true;
+            next = id;
+            id = found.row.previous;
+        }
+        Ok((None, next))
+    }
+
+    /// The runs from `from` on, by footers. `Ok(None)`: the index moved meanwhile, look up again.
+    pub(super) fn look_up_cold(
+        &self,
+        shard: ShardId,
+        from: SequenceNumber,
+        budget: usize,
+    ) -> Result<Option<Plan>, ReadError> {
+        let cell = self.cell(shard)?;
+        let start = cell.lock().cold_start(from);
+        let (found, next) = self.walk_back(shard, start, |row| row.base > from)?;
+        let mut runs = match &found {
+            Some(found) if found.row.end > from => self.runs_from(found, from, budget)?,
+            _ => Vec::new(),
+        };
+        if runs.is_empty() && next != 0 {
+            let Some(found) = self.row(next, shard)? else {
+                return Ok(None);
+            };
+            runs = self.runs_from(&found, from, budget)?;
+        }
+        let state = cell.lock();
+        if runs.is_empty() {
+            let Some(first) = state.recent.front() else {
+                // Nothing is left above: a jump, or what is hidden.
+                return self.plan(shard, &state, from, runs).map(Some);
+            };
+            if first.end <= from {
+                return Ok(None);
+            }
+            runs = take_runs(state.recent.iter(), budget);
+        }
+        self.plan(shard, &state, from, runs).map(Some)
+    }
+
+    fn runs_from(
+        &self,
+        found: &Found,
+        from: SequenceNumber,
+        budget: usize,
+    ) -> Result<Vec<Run>, ReadError> {
+        let runs = self.runs(found)?;
+        let place = runs.partition_point(|run| run.end <= from);
+        Ok(take_runs(runs.iter().skip(place), budget))
+    }
+
+    pub(super) fn search_time(
+        &self,
+        shard: ShardId,
+        at: Timestamp,
+    ) -> Result<SequenceNumber, ReadError> {
+        let cell = self.cell(shard)?;
+        for _ in 0..16 {
+            let (start, in_memory, end, horizon) = {
+                let state = cell.lock();
+                let recent_from = state.recent.front().map(|run| run.arrival);
+                let cold = state.before_recent != 0 && recent_from.is_none_or(|first| first >= at);
+                let place = state.recent.partition_point(|run| run.last_arrival < at);
+                let run = state.recent.get(place).copied();
+                let start = cold.then(|| state.cold_start_at(at));
+                (start, run, state.end, state.horizon)
+            };
+            let mut run = in_memory;
+            if let Some(start) = start {
+                let Some(cold) = self.run_at_time(shard, start, at)? else {
+                    continue;
+                };
+                run = cold.or(run);
+            }
+            let Some(run) = run else {
+                return Ok(end.max(horizon));
+            };
+            if let Some(found) = self.frame_at_time(&run, at)? {
+                return Ok(found.clamp(horizon, end));
+            }
+        }
+        Ok(cell.lock().horizon)
+    }
+
+    /// The first older run whose last batch arrived at or after `at`. The outer `None`: the index
+    /// moved meanwhile; the inner: there is none.
+    fn run_at_time(
+        &self,
+        shard: ShardId,
+        start: ColdStart,
+        at: Timestamp,
+    ) -> Result<Option<Option<Run>>, ReadError> {
+        let (found, next) = self.walk_back(shard, start, |row| row.arrival >= at)?;
+        for found in [found, self.row(next, shard)?].into_iter().flatten() {
+            let runs = self.runs(&found)?;
+            let place = runs.partition_point(|run| run.last_arrival < at);
+            if let Some(run) = runs.get(place) {
+                return Ok(Some(Some(*run)));
+            }
+        }
+        Ok(Some(None))
+    }
+
+    /// The first batch of `run` that arrived at or after `at`. `Ok(None)`: its segment is gone.
+    fn frame_at_time(&self, run: &Run, at: Timestamp) -> Result<Option<SequenceNumber>, ReadError> {
+        if run.arrival >= at {
+            return Ok(Some(run.base));
+        }
+        let Some(bytes) = self.run_bytes(run)? else {
+            return Ok(None);
+        };
+        let frame = FrameWalk::new(&bytes).find(|frame| frame.header.arrival >= at);
+        Ok(Some(frame.map_or(run.end, |frame| frame.header.base)))
+    }
+
+    fn run_bytes(&self, run: &Run) -> Result<Option<Bytes>, ReadError> {
+        let Some(segment) = self.shared.segment(run.segment) else {
+            return Ok(None);
+        };
+        let mut buffer = vec![0; run.bytes as usize];
+        segment
+            .file
+            .read_at(&mut buffer, u64::from(run.position))
+            .map_err(|source| io_error(&segment, source))?;
+        Ok(Some(buffer.into()))
+    }
+
+    pub(super) fn search_bytes_from_end(
+        &self,
+        shard: ShardId,
+        bytes: u64,
+    ) -> Result<SequenceNumber, ReadError> {
+        let cell = self.cell(shard)?;
+        let (mut left, mut boundary, before, horizon, inside) = {
+            let state = cell.lock();
+            let mut left = bytes;
+            let mut boundary = state.end;
+            let mut inside = None;
+            for run in state.recent.iter().rev() {
+                if u64::from(run.bytes) > left {
+                    inside = Some(*run);
+                    break;
+                }
+                left -= u64::from(run.bytes);
+                boundary = run.base;
+            }
+            (left, boundary, state.before_recent, state.horizon, inside)
+        };
+        if let Some(run) = inside {
+            return Ok(self
+                .boundary_in(&run, left)?
+                .unwrap_or(boundary)
+                .max(horizon));
+        }
+        let mut id = before;
+        while id != 0 && boundary > horizon {
+            let Some(found) = self.row(id, shard)? else {
+                id = self.shared.segment_before(id);
+                continue;
+            };
+            id = found.row.previous;
+            if found.row.bytes <= left {
+                left -= found.row.bytes;
+                boundary = found.row.base;
+                continue;
+            }
+            for run in self.runs(&found)?.iter().rev() {
+                if u64::from(run.bytes) > left {
+                    return Ok(self
+                        .boundary_in(run, left)?
+                        .unwrap_or(boundary)
+                        .max(horizon));
+                }
+                left -= u64::from(run.bytes);
+                boundary = run.base;
+            }
+        }
+        Ok(boundary.max(horizon))
+    }
+
+    /// The first batch of `run` from which on at most `left` bytes of it remain.
+    fn boundary_in(&self, run: &Run, left: u64) -> Result<Option<SequenceNumber>, ReadError> {
+        let Some(bytes) = self.run_bytes(run)? else {
+            return Ok(None);
+        };
+        let total = bytes.len() as u64;
+        let frame = FrameWalk::new(&bytes)
+            .find(|frame| total - frame.range.start as u64 <= left)
+            .map(|frame| frame.header.base);
+        Ok(Some(frame.unwrap_or(run.end)))
+    }
+}

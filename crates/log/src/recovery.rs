@@ -1,0 +1,198 @@
+//! What opening a log found, and hands to whoever knows what shards mean.
+
+mod inventory;
+mod restore;
+mod scan;
+mod tail;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flumen_record::{ProducerId, ProducerSequence, SequenceNumber, ShardEpoch, ShardId, Timestamp};
+
+use crate::config::{LogConfig, LogKey};
+use crate::error::OpenError;
+use crate::index::ShardMap;
+use crate::log::active::ChainEnd;
+use crate::log::writer::{Writer, WriterShard};
+use crate::round::RoundEncoder;
+use crate::shared::{Shared, count};
+use crate::snapshot::{SNAPSHOT_NAME, Snapshot, SnapshotFault};
+use crate::storage::Storage;
+use inventory::Inventory;
+use restore::Restorer;
+use scan::Scan;
+
+/// One stored batch, as far as producers' bookkeeping needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchMark {
+    /// Who sent it.
+    pub producer: ProducerId,
+    /// Its place among this producer's batches for the shard.
+    pub sequence: ProducerSequence,
+    /// Sequence number of its first record.
+    pub base: SequenceNumber,
+    /// Records in it.
+    pub count: u32,
+    /// The batch's CRC-32.
+    pub checksum: u32,
+    /// Arrival time.
+    pub arrival: Timestamp,
+    /// Data bytes as stored (frame header included).
+    pub frame_bytes: u32,
+}
+
+/// Receives, in log order per shard, what a log holds beyond its snapshot. Called while opening.
+pub trait Replay {
+    /// The state saved for a shard in the snapshot, as it was given to [`crate::Log::snapshot`]. At
+    /// most once per shard and before its batches.
+    fn state(&mut self, shard: ShardId, state: Bytes);
+    /// A batch later than the snapshot. From a footer only each producer's last batch is known
+    /// (`partial`); from an unsealed segment every batch comes.
+    fn batch(&mut self, shard: ShardId, mark: &BatchMark, partial: bool);
+}
+
+/// Where one shard stands after recovery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShardRecovery {
+    /// The shard.
+    pub shard: ShardId,
+    /// First sequence number kept.
+    pub trim_horizon: SequenceNumber,
+    /// Next sequence number to assign (already jumped where it had to be).
+    pub next: SequenceNumber,
+    /// Highest epoch found; the caller opens a higher one.
+    pub epoch: ShardEpoch,
+    /// Arrival time of the last batch.
+    pub last_arrival: Timestamp,
+    /// `Some(first number after the jump)` when numbers may have been given out and lost at this open.
+    pub jumped: Option<SequenceNumber>,
+}
+
+/// A range of acknowledged data that is damaged: kept as it is, answered with a data-loss error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quarantined {
+    /// File name of the segment.
+    pub segment: String,
+    /// Shards known to be touched, with the hidden range.
+    pub shards: Vec<(ShardId, SequenceNumber, SequenceNumber)>,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// What opening did. Logged once by the caller, and counted.
+#[derive(Debug, Clone, Default)]
+pub struct Recovery {
+    /// Whether the last process closed the log in order.
+    pub clean: bool,
+    /// Whether every producer that ever wrote is in what was replayed: a valid snapshot was read,
+    /// or the log from its first round on.
+    pub complete: bool,
+    /// Every shard this log holds or has held and not forgotten.
+    pub shards: Vec<ShardRecovery>,
+    /// Segments that stood by their footers.
+    pub sealed_segments: u64,
+    /// Bytes of segments read round by round.
+    pub scanned_bytes: u64,
+    /// Rounds of the tail written again into a fresh segment.
+    pub tail_rounds_rewritten: u64,
+    /// Bytes after the last valid round that were not a round.
+    pub discarded_bytes: u64,
+    /// Damaged ranges.
+    pub quarantined: Vec<Quarantined>,
+    /// Highest catalog record named by a round of this log: a catalog that ends below it is damaged.
+    pub catalog_named: u64,
+}
+
+/// Opens the log's folder and brings everything in it together.
+pub(crate) fn recover(
+    storage: Arc<dyn Storage>,
+    key: LogKey,
+    config: LogConfig,
+    now: Timestamp,
+    replay: &mut dyn Replay,
+) -> Result<(Writer, Recovery), OpenError> {
+    let shared = Arc::new(Shared::new(storage, key, config));
+    let at = |source| OpenError::Io {
+        path: shared.dir.clone(),
+        source,
+    };
+    shared.storage.create_dir(&shared.dir).map_err(at)?;
+    shared.refresh_space();
+    let inventory = Inventory::take(&shared)?;
+    let snapshot = read_snapshot(&shared)?;
+    let mut restorer = Restorer::new(&shared, replay, snapshot.as_ref());
+    let scan = Scan::run(&inventory, &mut restorer, snapshot.as_ref())?;
+    let mut writer = new_writer(&shared, &inventory, &scan);
+    restorer.install(&mut writer, &inventory, &scan);
+    let tail_rounds = tail::rewrite(&mut writer, &mut restorer, &scan, now)?;
+    tail::sort_leftovers(&writer, &inventory, &scan);
+    restorer.jump(&mut writer, scan.clean);
+    let recovery = restorer.report(&writer, &scan, tail_rounds);
+    count(
+        &shared.counters.quarantined,
+        recovery.quarantined.len() as u64,
+    );
+    Ok((writer, recovery))
+}
+
+/// A snapshot that does not verify is as good as none: everything it says is in the segments too.
+fn read_snapshot(shared: &Shared) -> Result<Option<Snapshot>, OpenError> {
+    let path = || shared.path(SNAPSHOT_NAME);
+    let read = Snapshot::read(shared).map_err(|source| OpenError::Io {
+        path: path(),
+        source,
+    })?;
+    match read {
+        Some(Ok(snapshot)) if snapshot.log == shared.key.id() => Ok(Some(snapshot)),
+        Some(Ok(_)) => Err(OpenError::Foreign {
+            path: path(),
+            reason: "the snapshot of another log",
+        }),
+        Some(Err(SnapshotFault::UnknownVersion)) => Err(OpenError::Foreign {
+            path: path(),
+            reason: "a snapshot of a version this program does not know",
+        }),
+        Some(Err(SnapshotFault::Damaged)) => {
+            tracing::warn!(
+                path = path(),
+                "the snapshot is damaged: everything is read instead"
+            );
+            Ok(None)
+        }
+        None => Ok(None),
+    }
+}
+
+fn new_writer(shared: &Arc<Shared>, inventory: &Inventory, scan: &Scan) -> Writer {
+    {
+        let mut work = shared.work.lock();
+        work.next_segment = inventory.highest_id.max(scan.snapshot_segment);
+        work.last_used = work.next_segment;
+        work.next_bytes = shared.config.segment_bytes_min;
+    }
+    let chain = ChainEnd {
+        round: scan.last_round,
+        checksum: scan.last_checksum,
+        durable: scan.last_round,
+        epoch: scan.epoch.saturating_add(1),
+    };
+    Writer {
+        shared: Arc::clone(shared),
+        shards: ShardMap::<WriterShard>::default(),
+        active: None,
+        chain,
+        encoder: RoundEncoder::default(),
+        trims: ShardMap::default(),
+        forgets: Vec::new(),
+        jumps: Vec::new(),
+        unsettled: VecDeque::new(),
+        unsynced_bytes: 0,
+        durable_checksum: chain.checksum,
+        next_bytes: shared.config.segment_bytes_min,
+        last_written: Timestamp::ZERO,
+        last_loaded_round: 0,
+        catalog: scan.catalog,
+    }
+}

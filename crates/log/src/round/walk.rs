@@ -1,0 +1,74 @@
+//! Walking the frames of a run by their headers.
+
+use std::ops::Range;
+
+use flumen_record::{BatchHeader, FRAME_HEADER_BYTES, FrameHeader, SequenceNumber};
+
+use crate::recovery::BatchMark;
+
+/// One frame's place within a run.
+#[derive(Debug, Clone)]
+pub(crate) struct PlacedFrame {
+    pub(crate) range: Range<usize>,
+    pub(crate) header: FrameHeader,
+    pub(crate) batch: BatchHeader,
+}
+
+impl PlacedFrame {
+    /// First sequence number after it.
+    pub(crate) fn end(&self) -> SequenceNumber {
+        self.header.base.plus(u64::from(self.batch.count))
+    }
+
+    /// What producers' bookkeeping needs of it.
+    pub(crate) fn mark(&self) -> BatchMark {
+        mark_of(&self.header, &self.batch)
+    }
+}
+
+/// What producers' bookkeeping needs of a frame.
+pub(crate) fn mark_of(header: &FrameHeader, batch: &BatchHeader) -> BatchMark {
+    BatchMark {
+        producer: batch.producer,
+        sequence: batch.sequence,
+        base: header.base,
+        count: batch.count,
+        checksum: batch.checksum,
+        arrival: header.arrival,
+        frame_bytes: header.frame_bytes,
+    }
+}
+
+/// Walks the frames of a run by their headers; nothing is verified. Ends early at what cannot be
+/// a frame.
+pub(crate) struct FrameWalk<'a> {
+    run: &'a [u8],
+    at: usize,
+}
+
+impl<'a> FrameWalk<'a> {
+    pub(crate) fn new(run: &'a [u8]) -> Self {
+        Self { run, at: 0 }
+    }
+}
+
+impl Iterator for FrameWalk<'_> {
+    type Item = PlacedFrame;
+
+    fn next(&mut self) -> Option<PlacedFrame> {
+        let rest = self.run.get(self.at..)?;
+        let header = FrameHeader::decode(rest).ok()?;
+        let length = header.frame_bytes as usize;
+        if length > rest.len() {
+            return None;
+        }
+        let batch = BatchHeader::decode(rest.get(FRAME_HEADER_BYTES..)?).ok()?;
+        let range = self.at..self.at + length;
+        self.at = range.end;
+        Some(PlacedFrame {
+            range,
+            header,
+            batch,
+        })
+    }
+}

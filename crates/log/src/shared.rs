@@ -1,0 +1,207 @@
+//! What the writer, the readers and the housekeeper of one log share.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use flumen_record::{Durability, SequenceNumber, ShardId};
+
+use crate::config::{LogConfig, LogKey};
+use crate::footer_cache::FooterCache;
+use crate::index::Index;
+use crate::log::LogStats;
+use crate::segment::Segment;
+use crate::storage::Storage;
+use crate::work::Work;
+
+/// Floor of free space: clamp(2 % of the file system, 256 MiB, 5 GiB) unless set.
+const FLOOR_MIN: u64 = 256 << 20;
+const FLOOR_MAX: u64 = 5 << 30;
+
+/// Adds up what happened; read for metrics.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) rounds: AtomicU64,
+    pub(crate) round_bytes: AtomicU64,
+    pub(crate) syncs: AtomicU64,
+    pub(crate) failed_syncs: AtomicU64,
+    pub(crate) segments_prepared: AtomicU64,
+    pub(crate) segments_recycled: AtomicU64,
+    pub(crate) segments_unprepared: AtomicU64,
+    pub(crate) segments_copied: AtomicU64,
+    pub(crate) pinned_bytes: AtomicU64,
+    pub(crate) quarantined: AtomicU64,
+}
+
+/// Adds to a counter.
+pub(crate) fn count(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}
+
+/// A range that is known to be damaged, for naming the file in errors.
+#[derive(Debug, Clone)]
+pub(crate) struct DamagedRange {
+    pub(crate) shard: ShardId,
+    pub(crate) from: SequenceNumber,
+    pub(crate) to: SequenceNumber,
+    pub(crate) segment: String,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) storage: Arc<dyn Storage>,
+    pub(crate) key: LogKey,
+    /// The log's folder in the data directory.
+    pub(crate) dir: String,
+    pub(crate) config: LogConfig,
+    pub(crate) index: Index,
+    segments: RwLock<BTreeMap<u64, Arc<Segment>>>,
+    pub(crate) footers: FooterCache,
+    pub(crate) work: Work,
+    pub(crate) counters: Counters,
+    /// Bytes of the log this process has written: how far back the hot window reaches.
+    pub(crate) written: AtomicU64,
+    pub(crate) durable_round: AtomicU64,
+    pub(crate) poisoned: AtomicBool,
+    /// The writer should roll, so that the active segment can be reclaimed.
+    pub(crate) roll: AtomicBool,
+    pub(crate) free_bytes: AtomicU64,
+    pub(crate) total_bytes: AtomicU64,
+    /// Forgotten shards whose forgetting is not durable yet: their runs are still live.
+    forgetting: Mutex<HashSet<ShardId>>,
+    pub(crate) damaged: Mutex<Vec<DamagedRange>>,
+}
+
+impl Shared {
+    pub(crate) fn new(storage: Arc<dyn Storage>, key: LogKey, config: LogConfig) -> Self {
+        Self {
+            storage,
+            key,
+            dir: key.dir_name(),
+            config,
+            index: Index::default(),
+            segments: RwLock::default(),
+            footers: FooterCache::default(),
+            work: Work::default(),
+            counters: Counters::default(),
+            written: AtomicU64::new(0),
+            durable_round: AtomicU64::new(0),
+            poisoned: AtomicBool::new(false),
+            roll: AtomicBool::new(false),
+            free_bytes: AtomicU64::new(u64::MAX),
+            total_bytes: AtomicU64::new(0),
+            forgetting: Mutex::default(),
+            damaged: Mutex::default(),
+        }
+    }
+
+    /// Whether records are readable, and acknowledged, before they are synced.
+    pub(crate) fn is_memory(&self) -> bool {
+        self.key.durability == Durability::Memory
+    }
+
+    pub(crate) fn path(&self, file_name: &str) -> String {
+        format!("{}/{file_name}", self.dir)
+    }
+
+    pub(crate) fn segment(&self, id: u64) -> Option<Arc<Segment>> {
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        segments.get(&id).map(Arc::clone)
+    }
+
+    /// The newest segment's id.
+    pub(crate) fn last_segment_id(&self) -> Option<u64> {
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        segments.last_key_value().map(|(id, _)| *id)
+    }
+
+    /// The newest segment older than `id`; 0 when there is none.
+    pub(crate) fn segment_before(&self, id: u64) -> u64 {
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        segments.range(..id).next_back().map_or(0, |(id, _)| *id)
+    }
+
+    /// All segments, ascending.
+    pub(crate) fn all_segments(&self) -> Vec<Arc<Segment>> {
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        segments.values().map(Arc::clone).collect()
+    }
+
+    /// Adds a segment, or replaces an older generation, which is returned.
+    pub(crate) fn insert_segment(&self, segment: Arc<Segment>) -> Option<Arc<Segment>> {
+        let mut segments = self
+            .segments
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        segments.insert(segment.id(), segment)
+    }
+
+    pub(crate) fn remove_segment(&self, id: u64) -> Option<Arc<Segment>> {
+        let mut segments = self
+            .segments
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        segments.remove(&id)
+    }
+
+    pub(crate) fn forgetting(&self) -> MutexGuard<'_, HashSet<ShardId>> {
+        self.forgetting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn damaged(&self) -> MutexGuard<'_, Vec<DamagedRange>> {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.poisoned.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn durable_round(&self) -> u64 {
+        self.durable_round.load(Ordering::Acquire)
+    }
+
+    /// Looks at the file system again.
+    pub(crate) fn refresh_space(&self) {
+        if let Ok(space) = self.storage.space() {
+            self.free_bytes.store(space.free_bytes, Ordering::Relaxed);
+            self.total_bytes.store(space.total_bytes, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn free_bytes(&self) -> u64 {
+        self.free_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Below this much free space appends are refused. The catalog's are not.
+    pub(crate) fn floor_bytes(&self) -> u64 {
+        if self.key.class_hours == 0 {
+            return 0;
+        }
+        self.config.free_space_floor_bytes.unwrap_or_else(|| {
+            (self.total_bytes.load(Ordering::Relaxed) / 50).clamp(FLOOR_MIN, FLOOR_MAX)
+        })
+    }
+
+    pub(crate) fn stats(&self) -> LogStats {
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let segments = self.all_segments();
+        LogStats {
+            rounds: value(&self.counters.rounds),
+            round_bytes: value(&self.counters.round_bytes),
+            syncs: value(&self.counters.syncs),
+            failed_syncs: value(&self.counters.failed_syncs),
+            segments_prepared: value(&self.counters.segments_prepared),
+            segments_recycled: value(&self.counters.segments_recycled),
+            segments_unprepared: value(&self.counters.segments_unprepared),
+            segments_copied: value(&self.counters.segments_copied),
+            segments: segments.len() as u64,
+            file_bytes: segments.iter().map(|segment| segment.file.bytes()).sum(),
+            pinned_bytes: value(&self.counters.pinned_bytes),
+            quarantined: value(&self.counters.quarantined),
+            poisoned: u64::from(self.is_poisoned()),
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The log through its public face.
+
+mod basics;
+mod fixture;
+mod housekeeping;
