@@ -1,0 +1,379 @@
+//! Which streams and shards there are: one record per change in a small log of its own, synced
+//! before the answer.
+
+mod catalog_log;
+mod change;
+mod stream_info;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flumen_log::{Housekeeper, LogKey, Recovery, Storage};
+use flumen_record::{
+    HashRange, ProducerId, SequenceNumber, ShardId, ShardIndex, StreamId, StreamName, Timestamp,
+};
+
+use self::catalog_log::CatalogLog;
+use self::change::Change;
+use crate::retention::{RETENTION_MAX, RETENTION_MIN};
+use crate::{CatalogError, StreamConfig};
+
+pub use stream_info::{
+    NewStream, Placement, ShardInfo, ShardState, StreamInfo, StreamSettings, StreamUpdate,
+};
+
+/// Everything the records of the catalog add up to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct State {
+    streams: BTreeMap<StreamName, Arc<StreamInfo>>,
+    names: BTreeMap<StreamId, StreamName>,
+    /// Stream numbers are never used again.
+    next_stream: u32,
+    /// Producer ids up to this one may have been issued.
+    reserved: u64,
+}
+
+impl State {
+    fn put(&mut self, stream: StreamInfo) {
+        self.next_stream = self.next_stream.max(stream.id.value().saturating_add(1));
+        self.names.insert(stream.id, stream.name.clone());
+        self.streams.insert(stream.name.clone(), Arc::new(stream));
+    }
+
+    /// Makes the change that catalog record `number` stands for.
+    fn apply(&mut self, change: Change, number: u64) {
+        match change {
+            Change::Stream(stream) | Change::SnapshotStream(stream) => self.put(stream),
+            Change::Deleted(stream) => {
+                if let Some(name) = self.names.remove(&stream) {
+                    self.streams.remove(&name);
+                }
+            }
+            Change::Producers { reserved } => self.reserved = self.reserved.max(reserved),
+            Change::SnapshotBegin {
+                reserved,
+                next_stream,
+            } => {
+                self.reserved = self.reserved.max(reserved);
+                self.next_stream = self.next_stream.max(next_stream);
+            }
+            Change::SnapshotEnd { .. } => {}
+            Change::PlacementsDropped(dropped) => self.drop_placements(&dropped, number),
+        }
+    }
+
+    fn drop_placements(&mut self, dropped: &[(ShardId, LogKey)], number: u64) {
+        let of_one_stream =
+            |one: &(ShardId, LogKey), other: &(ShardId, LogKey)| one.0.stream() == other.0.stream();
+        for dropped in dropped.chunk_by(of_one_stream) {
+            let stream = dropped
+                .first()
+                .and_then(|(shard, _)| self.by_id(shard.stream()));
+            let Some(stream) = stream else { continue };
+            let mut stream = StreamInfo::clone(stream);
+            for (shard, log) in dropped {
+                stream.drop_placement(shard.index(), *log);
+            }
+            stream.version = number;
+            self.put(stream);
+        }
+    }
+
+    fn by_id(&self, id: StreamId) -> Option<&Arc<StreamInfo>> {
+        self.streams.get(self.names.get(&id)?)
+    }
+}
+
+/// The catalog of one node. Every change blocks until it is durable.
+#[derive(Debug)]
+pub struct Catalog {
+    config: StreamConfig,
+    state: State,
+    log: CatalogLog,
+    /// The highest producer id that was issued, or may have been by an earlier process.
+    issued: u64,
+}
+
+impl Catalog {
+    /// Opens the catalog's log and reads the last snapshot and what follows it.
+    pub fn open(
+        storage: Arc<dyn Storage>,
+        config: StreamConfig,
+        now: Timestamp,
+    ) -> Result<(Self, Recovery), CatalogError> {
+        let (log, state, recovery) = CatalogLog::open(storage, now)?;
+        let issued = state.reserved;
+        Ok((
+            Self {
+                config,
+                state,
+                log,
+                issued,
+            },
+            recovery,
+        ))
+    }
+
+    /// Refuses a catalog that ends below the record a data log names.
+    pub fn check_named(&self, named: u64) -> Result<(), CatalogError> {
+        let found = self.last_record();
+        if named > found {
+            Err(CatalogError::Behind { found, named })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The last durable catalog record: what rounds of data logs name. 0: there is none.
+    pub fn last_record(&self) -> u64 {
+        self.log.records()
+    }
+
+    /// The stream of this name.
+    pub fn stream(&self, name: &StreamName) -> Option<Arc<StreamInfo>> {
+        self.state.streams.get(name).map(Arc::clone)
+    }
+
+    /// The stream with this number.
+    pub fn stream_by_id(&self, id: StreamId) -> Option<Arc<StreamInfo>> {
+        self.state.by_id(id).map(Arc::clone)
+    }
+
+    /// All streams, by name.
+    pub fn streams(&self) -> impl Iterator<Item = &Arc<StreamInfo>> {
+        self.state.streams.values()
+    }
+
+    /// Creates a stream.
+    pub fn create(
+        &mut self,
+        new: NewStream,
+        now: Timestamp,
+    ) -> Result<Arc<StreamInfo>, CatalogError> {
+        if self.state.streams.contains_key(&new.name) {
+            return Err(CatalogError::AlreadyExists { name: new.name });
+        }
+        let streams = self.state.streams.len() as u64 + 1;
+        in_bounds("streams", streams, 0, u64::from(self.config.streams_max))?;
+        let shards_max = u64::from(self.config.shards_per_stream_max);
+        in_bounds("shards", u64::from(new.shards), 1, shards_max)?;
+        check(&new.settings)?;
+        let id = u64::from(self.state.next_stream.max(1));
+        in_bounds("streams ever created", id, 1, u64::from(u32::MAX) - 1)?;
+        let id = StreamId::new(self.state.next_stream.max(1));
+        let slices = NonZeroU32::new(new.shards).map(HashRange::even_slices);
+        let lanes = self.config.lanes_per_class.max(1);
+        let shards = slices.into_iter().flatten().zip(0..).map(|(range, index)| {
+            let lane = id.value().wrapping_add(index) % lanes;
+            let log = Self::log_for(&new.settings, lane);
+            ShardInfo {
+                id: ShardId::new(id, ShardIndex::new(index)),
+                range,
+                state: ShardState::Open,
+                parents: Vec::new(),
+                placements: vec![Placement {
+                    log,
+                    from: SequenceNumber::ZERO,
+                }],
+            }
+        });
+        let stream = StreamInfo {
+            id,
+            name: new.name.clone(),
+            shards: shards.collect(),
+            settings: new.settings,
+            created: now,
+            version: self.next_version(),
+            routes: Vec::new(),
+        };
+        let change = Change::Stream(stream.arrange());
+        // Other changes make room or let go; this one alone may be refused for want of space.
+        self.log.accepts(&change)?;
+        self.commit(change, now)?;
+        self.expect_stream(&new.name)
+    }
+
+    /// Changes settings. When level or retention class change, the caller has made the shards'
+    /// last rounds durable and hands in where each shard's next number will be (`moves`), so that
+    /// their new placement is part of the same record.
+    pub fn update(
+        &mut self,
+        name: &StreamName,
+        update: &StreamUpdate,
+        moves: &[(ShardIndex, SequenceNumber)],
+        now: Timestamp,
+    ) -> Result<Arc<StreamInfo>, CatalogError> {
+        let mut stream = StreamInfo::clone(&*self.expect_stream(name)?);
+        let settings = &mut stream.settings;
+        settings.durability = update.durability.unwrap_or(settings.durability);
+        settings.retention = update.retention.unwrap_or(settings.retention);
+        settings.retention_bytes = update.retention_bytes.unwrap_or(settings.retention_bytes);
+        settings.max_record_bytes = update.max_record_bytes.unwrap_or(settings.max_record_bytes);
+        check(settings)?;
+        stream.move_shards(moves);
+        stream.version = self.next_version();
+        self.commit(Change::Stream(stream.arrange()), now)?;
+        self.expect_stream(name)
+    }
+
+    /// Deletes a stream; returns what it was, for the caller to forget its shards.
+    pub fn delete(
+        &mut self,
+        name: &StreamName,
+        now: Timestamp,
+    ) -> Result<Arc<StreamInfo>, CatalogError> {
+        let stream = self.expect_stream(name)?;
+        self.commit(Change::Deleted(stream.id), now)?;
+        Ok(stream)
+    }
+
+    /// Drops placements in a log that holds nothing of the shard any more; the newest placement
+    /// stays. Unknown shards are fine: their stream was deleted meanwhile.
+    pub fn drop_placement(
+        &mut self,
+        shard: ShardId,
+        log: LogKey,
+        now: Timestamp,
+    ) -> Result<(), CatalogError> {
+        self.drop_placements(&[(shard, log)], now)
+    }
+
+    /// [`Catalog::drop_placement`] for many shards, best those of a stream together: one record.
+    pub fn drop_placements(
+        &mut self,
+        dropped: &[(ShardId, LogKey)],
+        now: Timestamp,
+    ) -> Result<(), CatalogError> {
+        let has_effect = |(shard, log): &&(ShardId, LogKey)| {
+            let stream = self.state.by_id(shard.stream());
+            let shard = stream.and_then(|stream| stream.shard(shard.index()));
+            let older = shard.and_then(|shard| shard.placements.split_last());
+            older.is_some_and(|(_, older)| older.iter().any(|placement| placement.log == *log))
+        };
+        let dropped: Vec<_> = dropped.iter().filter(has_effect).copied().collect();
+        if dropped.is_empty() {
+            return Ok(());
+        }
+        self.commit(Change::PlacementsDropped(dropped), now)
+    }
+
+    /// A new producer id; reserves a durable block when the last one is used up.
+    pub fn issue_producer(&mut self, now: Timestamp) -> Result<ProducerId, CatalogError> {
+        let id = self.issued.saturating_add(1);
+        if id > self.state.reserved {
+            let room = u64::from(self.config.producer_id_block.max(1));
+            let reserved = self.state.reserved.saturating_add(room);
+            self.commit(Change::Producers { reserved }, now)?;
+        }
+        self.issued = id;
+        Ok(ProducerId::new(id))
+    }
+
+    /// The highest producer id that can have been issued.
+    pub fn producers_issued(&self) -> ProducerId {
+        ProducerId::new(self.issued)
+    }
+
+    /// The log a stream with these settings writes to: retention rounds up to a class.
+    pub fn log_for(settings: &StreamSettings, lane: u32) -> LogKey {
+        settings.log(lane)
+    }
+
+    /// The handle of the background thread of the catalog's log.
+    pub fn housekeeper(&self) -> Housekeeper {
+        self.log.housekeeper()
+    }
+
+    /// What is due while nothing changes: an empty round that vouches for the last record.
+    pub fn rest(&mut self, now: Timestamp) -> Result<(), CatalogError> {
+        self.log.rest(now)
+    }
+
+    /// Syncs and closes.
+    pub fn close(self, now: Timestamp) -> Result<(), CatalogError> {
+        self.log.close(now)
+    }
+
+    fn next_version(&self) -> u64 {
+        self.last_record().saturating_add(1)
+    }
+
+    fn expect_stream(&self, name: &StreamName) -> Result<Arc<StreamInfo>, CatalogError> {
+        self.stream(name)
+            .ok_or_else(|| CatalogError::NotFound { name: name.clone() })
+    }
+
+    /// Makes a change durable, then true.
+    fn commit(&mut self, change: Change, now: Timestamp) -> Result<(), CatalogError> {
+        self.log.commit(std::slice::from_ref(&change), now)?;
+        self.state.apply(change, self.log.records());
+        if self.log.records_since_snapshot() >= u64::from(self.config.catalog_snapshot_records) {
+            // The change stands, whatever becomes of the snapshot: a log that has failed for good
+            // refuses the next change, and a full disk only costs the older records' room.
+            let _ = self.snapshot(now);
+        }
+        Ok(())
+    }
+
+    /// Writes the whole catalog again, so that older records can go.
+    fn snapshot(&mut self, now: Timestamp) -> Result<(), CatalogError> {
+        let State {
+            next_stream,
+            reserved,
+            ..
+        } = self.state;
+        let mut changes = vec![Change::SnapshotBegin {
+            reserved,
+            next_stream,
+        }];
+        let streams = self.state.streams.values();
+        changes.extend(streams.map(|stream| Change::SnapshotStream(StreamInfo::clone(stream))));
+        let streams =
+            u32::try_from(changes.len() - 1).expect("BUG: streams are numbered in 32 bits");
+        changes.push(Change::SnapshotEnd { streams });
+        self.log.snapshot(&changes, now)
+    }
+}
+
+fn check(settings: &StreamSettings) -> Result<(), CatalogError> {
+    let hours = |duration: Duration| duration.as_secs() / 3600;
+    let retention = hours(settings.retention);
+    // Whole hours would let 8760 h and 59 min pass.
+    let retention = if settings.retention > RETENTION_MAX {
+        retention + 1
+    } else {
+        retention
+    };
+    in_bounds(
+        "retention in hours",
+        retention,
+        hours(RETENTION_MIN),
+        hours(RETENTION_MAX),
+    )?;
+    in_bounds(
+        "max-record-size",
+        settings.max_record_bytes,
+        1 << 10,
+        10 << 20,
+    )?;
+    match settings.retention_bytes {
+        Some(bound) => in_bounds("retention-bytes", bound, 1, u64::MAX),
+        None => Ok(()),
+    }
+}
+
+fn in_bounds(setting: &'static str, value: u64, min: u64, max: u64) -> Result<(), CatalogError> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(CatalogError::OutOfBounds {
+        setting,
+        value,
+        min,
+        max,
+    })
+}

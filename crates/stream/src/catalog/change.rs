@@ -1,0 +1,377 @@
+//! Catalog records: one change each. Layout: `docs/format.md`, "Catalog records".
+
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, TryGetError};
+use flumen_log::LogKey;
+use flumen_record::{
+    Durability, HashKey, HashRange, SequenceNumber, ShardId, ShardIndex, StreamId, Timestamp,
+};
+
+use super::stream_info::{Placement, ShardInfo, ShardState, StreamInfo, StreamSettings};
+
+const VERSION: u8 = 1;
+
+/// One change of the catalog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Change {
+    /// A stream was created or changed: all that is known of it now.
+    Stream(StreamInfo),
+    /// A stream was deleted.
+    Deleted(StreamId),
+    /// Producer ids up to this one may have been issued.
+    Producers { reserved: u64 },
+    /// A snapshot of the whole catalog begins.
+    SnapshotBegin { reserved: u64, next_stream: u32 },
+    /// One stream of it.
+    SnapshotStream(StreamInfo),
+    /// It is complete, with this many streams: what came before it is not needed any more.
+    SnapshotEnd { streams: u32 },
+    /// Logs that hold nothing of these shards any more.
+    PlacementsDropped(Vec<(ShardId, LogKey)>),
+}
+
+impl Change {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = vec![VERSION];
+        match self {
+            Self::Stream(stream) => {
+                out.put_u8(1);
+                encode_stream(stream, &mut out);
+            }
+            Self::Deleted(stream) => {
+                out.put_u8(2);
+                out.put_u32_le(stream.value());
+            }
+            Self::Producers { reserved } => {
+                out.put_u8(3);
+                out.put_u64_le(*reserved);
+            }
+            Self::SnapshotBegin {
+                reserved,
+                next_stream,
+            } => {
+                out.put_u8(4);
+                out.put_u64_le(*reserved);
+                out.put_u32_le(*next_stream);
+            }
+            Self::SnapshotStream(stream) => {
+                out.put_u8(5);
+                encode_stream(stream, &mut out);
+            }
+            Self::SnapshotEnd { streams } => {
+                out.put_u8(6);
+                out.put_u32_le(*streams);
+            }
+            Self::PlacementsDropped(dropped) => {
+                out.put_u8(7);
+                out.put_u32_le(count(dropped.len()));
+                for (shard, log) in dropped {
+                    out.put_u64_le(shard.value());
+                    encode_log(*log, &mut out);
+                }
+            }
+        }
+        out
+    }
+
+    /// Reads one; the error says what is wrong with it.
+    pub(super) fn decode(mut bytes: &[u8]) -> Result<Self, &'static str> {
+        let change = read(&mut bytes).map_err(|fault| match fault {
+            Fault::Short => "it ends too soon",
+            Fault::Unknown(what) => what,
+        })?;
+        if bytes.is_empty() {
+            Ok(change)
+        } else {
+            Err("it goes on after its end")
+        }
+    }
+}
+
+enum Fault {
+    Short,
+    Unknown(&'static str),
+}
+
+impl From<TryGetError> for Fault {
+    fn from(_: TryGetError) -> Self {
+        Self::Short
+    }
+}
+
+fn read(bytes: &mut &[u8]) -> Result<Change, Fault> {
+    if bytes.try_get_u8()? != VERSION {
+        return Err(Fault::Unknown(
+            "its version is not known; it was written by a newer Flumen",
+        ));
+    }
+    Ok(match bytes.try_get_u8()? {
+        1 => Change::Stream(read_stream(bytes)?),
+        2 => Change::Deleted(StreamId::new(bytes.try_get_u32_le()?)),
+        3 => Change::Producers {
+            reserved: bytes.try_get_u64_le()?,
+        },
+        4 => Change::SnapshotBegin {
+            reserved: bytes.try_get_u64_le()?,
+            next_stream: bytes.try_get_u32_le()?,
+        },
+        5 => Change::SnapshotStream(read_stream(bytes)?),
+        6 => Change::SnapshotEnd {
+            streams: bytes.try_get_u32_le()?,
+        },
+        7 => Change::PlacementsDropped(read_dropped(bytes)?),
+        _ => {
+            return Err(Fault::Unknown(
+                "its kind is not known; it was written by a newer Flumen",
+            ));
+        }
+    })
+}
+
+fn encode_stream(stream: &StreamInfo, out: &mut Vec<u8>) {
+    out.put_u32_le(stream.id.value());
+    let name = stream.name.as_str().as_bytes();
+    out.put_u8(u8::try_from(name.len()).expect("BUG: a name has at most 128 bytes"));
+    out.put_slice(name);
+    encode_durability(stream.settings.durability, out);
+    out.put_u64_le(u64::try_from(stream.settings.retention.as_micros()).unwrap_or(u64::MAX));
+    out.put_u64_le(stream.settings.retention_bytes.unwrap_or(0));
+    out.put_u64_le(stream.settings.max_record_bytes);
+    out.put_u64_le(stream.created.as_micros());
+    out.put_u64_le(stream.version);
+    out.put_u32_le(count(stream.shards.len()));
+    for shard in &stream.shards {
+        encode_shard(shard, out);
+    }
+}
+
+fn encode_shard(shard: &ShardInfo, out: &mut Vec<u8>) {
+    out.put_u32_le(shard.id.index().value());
+    out.put_u128_le(shard.range.start.value());
+    out.put_u128_le(shard.range.end.value());
+    match shard.state {
+        ShardState::Open => out.put_u8(0),
+        ShardState::Closed { end, at } => {
+            out.put_u8(1);
+            out.put_u64_le(end.value());
+            out.put_u64_le(at.as_micros());
+        }
+    }
+    out.put_u32_le(count(shard.parents.len()));
+    for parent in &shard.parents {
+        out.put_u32_le(parent.value());
+    }
+    out.put_u32_le(count(shard.placements.len()));
+    for placement in &shard.placements {
+        encode_log(placement.log, out);
+        out.put_u64_le(placement.from.value());
+    }
+}
+
+fn encode_log(log: LogKey, out: &mut Vec<u8>) {
+    encode_durability(log.durability, out);
+    out.put_u32_le(log.class_hours);
+    out.put_u32_le(log.lane);
+}
+
+fn encode_durability(durability: Durability, out: &mut Vec<u8>) {
+    out.put_u8(match durability {
+        Durability::Memory => 1,
+        Durability::Disk => 2,
+    });
+}
+
+fn count(length: usize) -> u32 {
+    u32::try_from(length).expect("BUG: shards, parents and placements are few")
+}
+
+fn read_stream(bytes: &mut &[u8]) -> Result<StreamInfo, Fault> {
+    let id = StreamId::new(bytes.try_get_u32_le()?);
+    let length = usize::from(bytes.try_get_u8()?);
+    let (name, rest) = bytes.split_at_checked(length).ok_or(Fault::Short)?;
+    *bytes = rest;
+    let name = std::str::from_utf8(name)
+        .ok()
+        .and_then(|name| name.parse().ok());
+    let name = name.ok_or(Fault::Unknown("its stream name is not one"))?;
+    let settings = StreamSettings {
+        durability: read_durability(bytes)?,
+        retention: Duration::from_micros(bytes.try_get_u64_le()?),
+        retention_bytes: Some(bytes.try_get_u64_le()?).filter(|bound| *bound > 0),
+        max_record_bytes: bytes.try_get_u64_le()?,
+    };
+    let created = Timestamp::from_micros(bytes.try_get_u64_le()?);
+    let version = bytes.try_get_u64_le()?;
+    let shards = bytes.try_get_u32_le()?;
+    let shards = (0..shards)
+        .map(|_| read_shard(id, bytes))
+        .collect::<Result<_, _>>()?;
+    Ok(StreamInfo {
+        id,
+        name,
+        settings,
+        created,
+        version,
+        shards,
+        routes: Vec::new(),
+    }
+    .arrange())
+}
+
+fn read_shard(stream: StreamId, bytes: &mut &[u8]) -> Result<ShardInfo, Fault> {
+    let index = ShardIndex::new(bytes.try_get_u32_le()?);
+    let range = HashRange {
+        start: HashKey::new(bytes.try_get_u128_le()?),
+        end: HashKey::new(bytes.try_get_u128_le()?),
+    };
+    let state = match bytes.try_get_u8()? {
+        0 => ShardState::Open,
+        1 => ShardState::Closed {
+            end: SequenceNumber::new(bytes.try_get_u64_le()?),
+            at: Timestamp::from_micros(bytes.try_get_u64_le()?),
+        },
+        _ => {
+            return Err(Fault::Unknown(
+                "a shard in it is in a state that is not known",
+            ));
+        }
+    };
+    let parents = bytes.try_get_u32_le()?;
+    let parents = (0..parents)
+        .map(|_| Ok(ShardIndex::new(bytes.try_get_u32_le()?)))
+        .collect::<Result<_, Fault>>()?;
+    let placements = bytes.try_get_u32_le()?;
+    let placements: Vec<Placement> = (0..placements)
+        .map(|_| {
+            Ok(Placement {
+                log: read_log(bytes)?,
+                from: SequenceNumber::new(bytes.try_get_u64_le()?),
+            })
+        })
+        .collect::<Result<_, Fault>>()?;
+    if placements.is_empty() {
+        return Err(Fault::Unknown("a shard in it lies in no log"));
+    }
+    Ok(ShardInfo {
+        id: ShardId::new(stream, index),
+        range,
+        state,
+        parents,
+        placements,
+    })
+}
+
+fn read_dropped(bytes: &mut &[u8]) -> Result<Vec<(ShardId, LogKey)>, Fault> {
+    let dropped = bytes.try_get_u32_le()?;
+    (0..dropped)
+        .map(|_| {
+            let shard = ShardId::from_value(bytes.try_get_u64_le()?);
+            Ok((shard, read_log(bytes)?))
+        })
+        .collect()
+}
+
+fn read_log(bytes: &mut &[u8]) -> Result<LogKey, Fault> {
+    Ok(LogKey {
+        durability: read_durability(bytes)?,
+        class_hours: bytes.try_get_u32_le()?,
+        lane: bytes.try_get_u32_le()?,
+    })
+}
+
+fn read_durability(bytes: &mut &[u8]) -> Result<Durability, Fault> {
+    match bytes.try_get_u8()? {
+        1 => Ok(Durability::Memory),
+        2 => Ok(Durability::Disk),
+        _ => Err(Fault::Unknown("its durability level is not known")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream() -> StreamInfo {
+        let log = LogKey {
+            durability: Durability::Memory,
+            class_hours: 24,
+            lane: 1,
+        };
+        let shard = |index: u32, state: ShardState| ShardInfo {
+            id: ShardId::new(StreamId::new(9), ShardIndex::new(index)),
+            range: HashRange {
+                start: HashKey::new(5),
+                end: HashKey::MAX,
+            },
+            state,
+            parents: vec![ShardIndex::new(3), ShardIndex::new(4)],
+            placements: vec![Placement {
+                log,
+                from: SequenceNumber::new(77),
+            }],
+        };
+        let closed = ShardState::Closed {
+            end: SequenceNumber::new(8),
+            at: Timestamp::from_micros(6),
+        };
+        StreamInfo {
+            id: StreamId::new(9),
+            name: "device.readings_1".parse().unwrap(),
+            settings: StreamSettings {
+                retention_bytes: Some(5),
+                ..StreamSettings::default()
+            },
+            created: Timestamp::from_micros(1),
+            version: 4,
+            shards: vec![shard(0, closed), shard(1, ShardState::Open)],
+            routes: Vec::new(),
+        }
+        .arrange()
+    }
+
+    #[test]
+    fn changes_read_back_as_written_and_nothing_shorter_or_longer_is_one() {
+        let all = [
+            Change::Stream(stream()),
+            Change::Deleted(StreamId::new(5)),
+            Change::Producers { reserved: 1024 },
+            Change::SnapshotBegin {
+                reserved: 7,
+                next_stream: 8,
+            },
+            Change::SnapshotStream(stream()),
+            Change::SnapshotEnd { streams: 1 },
+            Change::PlacementsDropped(vec![
+                (stream().shards[0].id, LogKey::CATALOG),
+                (stream().shards[1].id, stream().shards[1].placements[0].log),
+            ]),
+        ];
+        for change in all {
+            let mut bytes = change.encode();
+            assert_eq!(Change::decode(&bytes).as_ref(), Ok(&change));
+            for length in 0..bytes.len() {
+                assert!(
+                    Change::decode(&bytes[..length]).is_err(),
+                    "{change:?} cut at {length}"
+                );
+            }
+            bytes.push(0);
+            assert!(
+                Change::decode(&bytes).is_err(),
+                "{change:?} and a byte more"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused() {
+        let check = |at: usize, value: u8| {
+            let mut bytes = Change::Deleted(StreamId::new(5)).encode();
+            bytes[at] = value;
+            assert!(Change::decode(&bytes).is_err());
+        };
+        check(0, 2);
+        check(1, 99);
+    }
+}

@@ -1,0 +1,210 @@
+//! What the catalog knows of a stream, and what a user can set about it.
+
+use std::time::Duration;
+
+use flumen_log::LogKey;
+use flumen_record::{
+    Durability, HashKey, HashRange, SequenceNumber, ShardId, ShardIndex, StreamId, StreamName,
+    Timestamp,
+};
+
+use crate::retention::retention_class;
+
+/// What a user can set about a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamSettings {
+    /// What an ack promises.
+    pub durability: Durability,
+    /// Records are kept this long by arrival time: 1 h to 8760 h. Default 168 h.
+    pub retention: Duration,
+    /// And at most about this many stored bytes per stream, oldest trimmed first.
+    pub retention_bytes: Option<u64>,
+    /// Data, key and headers of one record: 1 KiB to 10 MiB. Default 1 MiB.
+    pub max_record_bytes: u64,
+}
+
+impl Default for StreamSettings {
+    fn default() -> Self {
+        Self {
+            durability: Durability::Disk,
+            retention: Duration::from_secs(168 * 3600),
+            retention_bytes: None,
+            max_record_bytes: 1 << 20,
+        }
+    }
+}
+
+impl StreamSettings {
+    /// The log a stream with these settings writes to: retention rounds up to a class.
+    pub(super) fn log(&self, lane: u32) -> LogKey {
+        LogKey {
+            durability: self.durability,
+            class_hours: retention_class(self.retention),
+            lane,
+        }
+    }
+}
+
+/// A stream to create.
+#[derive(Debug, Clone)]
+pub struct NewStream {
+    /// Its name.
+    pub name: StreamName,
+    /// Shards, equal slices of the key space; the last takes the remainder.
+    pub shards: u32,
+    /// Its settings.
+    pub settings: StreamSettings,
+}
+
+/// What to change about a stream; `None` leaves a setting as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StreamUpdate {
+    /// New level.
+    pub durability: Option<Durability>,
+    /// New retention.
+    pub retention: Option<Duration>,
+    /// New bound in bytes; `Some(None)` lifts it.
+    pub retention_bytes: Option<Option<u64>>,
+    /// New record limit.
+    pub max_record_bytes: Option<u64>,
+}
+
+/// Where a shard's frames lie from a sequence number on. More than one after a change of level or class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    /// The log.
+    pub log: LogKey,
+    /// First sequence number in it.
+    pub from: SequenceNumber,
+}
+
+/// Whether a shard takes appends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShardState {
+    /// It does.
+    Open,
+    /// It was split or merged; readable until its retention ends.
+    Closed {
+        /// First number it never gave out.
+        end: SequenceNumber,
+        /// When it closed.
+        at: Timestamp,
+    },
+}
+
+/// One shard of a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardInfo {
+    /// Its number.
+    pub id: ShardId,
+    /// The slice of the key space it owns.
+    pub range: HashRange,
+    /// Whether it takes appends.
+    pub state: ShardState,
+    /// The shards it was split or merged from.
+    pub parents: Vec<ShardIndex>,
+    /// Where its frames lie, oldest first, at least one.
+    pub placements: Vec<Placement>,
+}
+
+/// One stream as the catalog knows it. Shared, replaced as a whole on every change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamInfo {
+    /// Its number.
+    pub id: StreamId,
+    /// Its name.
+    pub name: StreamName,
+    /// Its settings.
+    pub settings: StreamSettings,
+    /// When it was created.
+    pub created: Timestamp,
+    /// Changes with every change of the stream: the number of the catalog record that made it.
+    pub version: u64,
+    /// All shards that are not expired, by index.
+    pub shards: Vec<ShardInfo>,
+    /// Open shards by the start of their range: (start, place in `shards`).
+    pub(super) routes: Vec<(HashKey, usize)>,
+}
+
+impl StreamInfo {
+    /// The open shard that owns `key`.
+    pub fn route(&self, key: HashKey) -> Option<&ShardInfo> {
+        let place = self
+            .routes
+            .partition_point(|(start, _)| *start <= key)
+            .checked_sub(1)?;
+        let (_, shard) = self.routes.get(place)?;
+        self.shards
+            .get(*shard)
+            .filter(|shard| shard.range.contains(key))
+    }
+
+    /// The shard with this index.
+    pub fn shard(&self, index: ShardIndex) -> Option<&ShardInfo> {
+        let place = self
+            .shards
+            .binary_search_by_key(&index, |shard| shard.id.index())
+            .ok()?;
+        self.shards.get(place)
+    }
+
+    fn shard_mut(&mut self, index: ShardIndex) -> Option<&mut ShardInfo> {
+        let by_index = |shard: &ShardInfo| shard.id.index();
+        let place = self.shards.binary_search_by_key(&index, by_index).ok()?;
+        self.shards.get_mut(place)
+    }
+
+    /// Places open shards where the settings want them, each from its next number on.
+    ///
+    /// # Panics
+    /// When an open shard has to move and its next number is not among `moves`.
+    pub(super) fn move_shards(&mut self, moves: &[(ShardIndex, SequenceNumber)]) {
+        let mut moves = moves.to_vec();
+        moves.sort_unstable_by_key(|(index, _)| *index);
+        let settings = &self.settings;
+        let open = |shard: &&mut ShardInfo| shard.state == ShardState::Open;
+        for shard in self.shards.iter_mut().filter(open) {
+            let last = *shard
+                .placements
+                .last()
+                .expect("BUG: a shard lies in no log");
+            let log = settings.log(last.log.lane);
+            if log == last.log {
+                continue;
+            }
+            let found = moves.binary_search_by_key(&shard.id.index(), |(index, _)| *index);
+            let from = found.ok().and_then(|place| moves.get(place));
+            let (_, from) = *from.expect("BUG: a shard moves and nobody knows from where");
+            if last.from == from {
+                // Nothing was written where it was: it was never there.
+                shard.placements.pop();
+            }
+            if shard.placements.last().is_none_or(|last| last.log != log) {
+                shard.placements.push(Placement { log, from });
+            }
+        }
+    }
+
+    /// Forgets that a shard once lay in `log`. Its newest placement stays.
+    pub(super) fn drop_placement(&mut self, index: ShardIndex, log: LogKey) {
+        let Some(shard) = self.shard_mut(index) else {
+            return;
+        };
+        let mut later = shard.placements.len();
+        shard.placements.retain(|placement| {
+            later -= 1;
+            placement.log != log || later == 0
+        });
+    }
+
+    /// Sorts what look-ups rely on; after every change of `shards`.
+    pub(super) fn arrange(mut self) -> Self {
+        self.shards.sort_unstable_by_key(|shard| shard.id.index());
+        let open = |(place, shard): (usize, &ShardInfo)| {
+            (shard.state == ShardState::Open).then_some((shard.range.start, place))
+        };
+        self.routes = self.shards.iter().enumerate().filter_map(open).collect();
+        self.routes.sort_unstable();
+        self
+    }
+}

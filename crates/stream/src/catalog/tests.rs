@@ -1,0 +1,427 @@
+//! The catalog over storage that can lose what was not synced.
+
+mod crash;
+mod damage;
+mod faults;
+
+use flumen_log::MemoryStorage;
+use flumen_record::{Durability, HashKey};
+
+use super::*;
+
+const NOW: Timestamp = Timestamp::from_micros(1_000_000);
+
+fn config() -> StreamConfig {
+    StreamConfig {
+        producer_id_block: 3,
+        catalog_snapshot_records: 8,
+        ..StreamConfig::default()
+    }
+}
+
+fn open(storage: &MemoryStorage) -> Catalog {
+    Catalog::open(Arc::new(storage.clone()), config(), NOW)
+        .unwrap()
+        .0
+}
+
+fn name(text: &str) -> StreamName {
+    text.parse().unwrap()
+}
+
+fn new(text: &str, shards: u32) -> NewStream {
+    NewStream {
+        name: name(text),
+        shards,
+        settings: StreamSettings::default(),
+    }
+}
+
+#[test]
+fn changes_are_there_after_a_power_cut() {
+    let storage = MemoryStorage::new();
+    let mut catalog = open(&storage);
+    let created = catalog.create(new("a", 3), NOW).unwrap();
+    catalog.create(new("b", 1), NOW).unwrap();
+    catalog.delete(&name("b"), NOW).unwrap();
+    let update = StreamUpdate {
+        max_record_bytes: Some(2 << 20),
+        ..StreamUpdate::default()
+    };
+    let updated = catalog.update(&name("a"), &update, &[], NOW).unwrap();
+    assert_eq!(updated.settings.max_record_bytes, 2 << 20);
+    assert!(updated.version > created.version);
+    let records = catalog.last_record();
+    drop(catalog);
+    let storage = storage.crash_keeping(flumen_log::Grain::Page, 0);
+    let catalog = open(&storage);
+    assert_eq!(catalog.streams().collect::<Vec<_>>(), [&updated]);
+    assert_eq!(catalog.last_record(), records);
+    catalog.check_named(records).unwrap();
+    assert!(matches!(
+        catalog.check_named(records + 1),
+        Err(CatalogError::Behind { .. })
+    ));
+}
+
+#[test]
+fn numbers_are_never_used_again() {
+    let mut storage = MemoryStorage::new();
+    let mut seen_streams = Vec::new();
+    let mut seen_producers = Vec::new();
+    for _ in 0..12 {
+        let mut catalog = open(&storage);
+        seen_streams.push(catalog.create(new("a", 1), NOW).unwrap().id);
+        for _ in 0..2 {
+            seen_producers.push(catalog.issue_producer(NOW).unwrap());
+            assert_eq!(seen_producers.last(), Some(&catalog.producers_issued()));
+        }
+        catalog.delete(&name("a"), NOW).unwrap();
+        drop(catalog);
+        storage = storage.crash_keeping(flumen_log::Grain::Page, 0);
+    }
+    assert!(seen_streams.is_sorted_by(|a, b| a < b), "{seen_streams:?}");
+    assert!(
+        seen_producers.is_sorted_by(|a, b| a < b),
+        "{seen_producers:?}"
+    );
+}
+
+#[test]
+fn a_snapshot_carries_everything_over() {
+    let storage = MemoryStorage::new();
+    let mut catalog = open(&storage);
+    for number in 0..50 {
+        catalog.create(new(&format!("s{number}"), 2), NOW).unwrap();
+    }
+    let before: Vec<_> = catalog.streams().cloned().collect();
+    catalog.close(NOW).unwrap();
+    let catalog = open(&storage);
+    assert_eq!(catalog.streams().cloned().collect::<Vec<_>>(), before);
+}
+
+#[test]
+fn routes_find_the_open_shard_of_every_key() {
+    let storage = MemoryStorage::new();
+    let stream = open(&storage).create(new("a", 7), NOW).unwrap();
+    for shard in &stream.shards {
+        for key in [shard.range.start, shard.range.end] {
+            assert_eq!(stream.route(key).map(|found| found.id), Some(shard.id));
+        }
+        assert_eq!(stream.shard(shard.id.index()), Some(shard));
+    }
+    assert_eq!(stream.shard(ShardIndex::new(7)), None);
+}
+
+#[test]
+fn a_change_of_level_places_the_shards_anew() {
+    let storage = MemoryStorage::new();
+    let mut catalog = open(&storage);
+    catalog.create(new("a", 2), NOW).unwrap();
+    let update = StreamUpdate {
+        durability: Some(Durability::Memory),
+        ..StreamUpdate::default()
+    };
+    let moves = [
+        (ShardIndex::new(0), SequenceNumber::new(9)),
+        (ShardIndex::new(1), SequenceNumber::ZERO),
+    ];
+    let stream = catalog.update(&name("a"), &update, &moves, NOW).unwrap();
+    let of = |index: usize| &stream.shards[index].placements;
+    assert_eq!(
+        of(0)
+            .iter()
+            .map(|placement| placement.from.value())
+            .collect::<Vec<_>>(),
+        [0, 9]
+    );
+    assert_eq!(of(0)[1].log.durability, Durability::Memory);
+    assert_eq!(of(1).len(), 1, "nothing was written where it was");
+    let old = of(0)[0].log;
+    catalog
+        .drop_placement(stream.shards[0].id, old, NOW)
+        .unwrap();
+    assert_eq!(
+        catalog.stream(&name("a")).unwrap().shards[0]
+            .placements
+            .len(),
+        1
+    );
+}
+
+#[test]
+fn what_is_out_of_bounds_is_refused() {
+    let storage = MemoryStorage::new();
+    let mut catalog = open(&storage);
+    catalog.create(new("a", 1), NOW).unwrap();
+    assert!(matches!(
+        catalog.create(new("a", 1), NOW),
+        Err(CatalogError::AlreadyExists { .. })
+    ));
+    assert!(matches!(
+        catalog.delete(&name("b"), NOW),
+        Err(CatalogError::NotFound { .. })
+    ));
+    let mut check = |change: fn(&mut NewStream), setting: &str| {
+        let mut stream = new("b", 1);
+        change(&mut stream);
+        match catalog.create(stream, NOW) {
+            Err(CatalogError::OutOfBounds { setting: found, .. }) => assert_eq!(found, setting),
+            other => panic!("{setting}: {other:?}"),
+        }
+    };
+    check(|new| new.shards = 0, "shards");
+    check(|new| new.shards = 10_001, "shards");
+    check(
+        |new| new.settings.retention = Duration::from_secs(3_599),
+        "retention in hours",
+    );
+    check(
+        |new| new.settings.retention = Duration::from_secs(8_760 * 3_600 + 1),
+        "retention in hours",
+    );
+    check(
+        |new| new.settings.max_record_bytes = 1_023,
+        "max-record-size",
+    );
+    check(
+        |new| new.settings.max_record_bytes = (10 << 20) + 1,
+        "max-record-size",
+    );
+    check(
+        |new| new.settings.retention_bytes = Some(0),
+        "retention-bytes",
+    );
+}
+
+fn moves(moves: &[(u32, u64)]) -> Vec<(ShardIndex, SequenceNumber)> {
+    let numbers =
+        |(index, from): &(u32, u64)| (ShardIndex::new(*index), SequenceNumber::new(*from));
+    moves.iter().map(numbers).collect()
+}
+
+fn to(durability: Durability) -> StreamUpdate {
+    StreamUpdate {
+        durability: Some(durability),
+        ..StreamUpdate::default()
+    }
+}
+
+/// Where each shard lies: level and first number.
+fn places(stream: &StreamInfo) -> Vec<Vec<(Durability, u64)>> {
+    let place = |placement: &Placement| (placement.log.durability, placement.from.value());
+    let shards = stream.shards.iter();
+    shards
+        .map(|shard| shard.placements.iter().map(place).collect())
+        .collect()
+}
+
+#[test]
+fn shards_move_there_and_back() {
+    use Durability::{Disk, Memory};
+    let storage = MemoryStorage::new();
+    let mut catalog = open(&storage);
+    catalog.create(new("a", 3), NOW).unwrap();
+    let steps = [
+        (
+            Memory,
+            [(0, 5), (1, 0), (2, 7)],
+            [
+                vec![(Disk, 0), (Memory, 5)],
+                vec![(Memory, 0)],
+                vec![(Disk, 0), (Memory, 7)],
+            ],
+        ),
+        // Shard 0 wrote nothing there: it is where it was. Shard 1 did, and shard 2 comes back.
+        (
+            Disk,
+            [(2, 9), (1, 3), (0, 5)],
+            [
+                vec![(Disk, 0)],
+                vec![(Memory, 0), (Disk, 3)],
+                vec![(Disk, 0), (Memory, 7), (Disk, 9)],
+            ],
+        ),
+    ];
+    for (durability, from, expected) in steps {
+        let stream = catalog
+            .update(&name("a"), &to(durability), &moves(&from), NOW)
+            .unwrap();
+        assert_eq!(places(&stream), expected);
+    }
+    let shard = |index: u32| ShardId::new(StreamId::new(1), ShardIndex::new(index));
+    let memory = LogKey {
+        durability: Memory,
+        class_hours: 168,
+        lane: 1,
+    };
+    let disk = LogKey {
+        durability: Disk,
+        class_hours: 168,
+        lane: 1,
+    };
+    let records = catalog.last_record();
+    let nothing_there = [(shard(0), disk), (shard(1), disk), (shard(9), memory)];
+    catalog.drop_placements(&nothing_there, NOW).unwrap();
+    let gone = ShardId::new(StreamId::new(8), ShardIndex::new(0));
+    catalog.drop_placement(gone, memory, NOW).unwrap();
+    assert_eq!(
+        catalog.last_record(),
+        records,
+        "what changes nothing is not written"
+    );
+    let lane_0 = |log: LogKey| LogKey { lane: 0, ..log };
+    let all = [
+        (shard(1), lane_0(memory)),
+        (shard(2), lane_0(disk)),
+        (shard(2), lane_0(memory)),
+    ];
+    catalog.drop_placements(&all, NOW).unwrap();
+    assert_eq!(catalog.last_record(), records + 1);
+    let stream = catalog.stream(&name("a")).unwrap();
+    assert_eq!(stream.version, records + 1);
+    assert_eq!(places(&stream), [[(Disk, 0)], [(Disk, 3)], [(Disk, 9)]]);
+    drop(catalog);
+    let catalog = open(&storage.kill());
+    assert_eq!(catalog.stream(&name("a")), Some(stream));
+}
+
+#[test]
+fn a_longer_retention_of_the_same_class_moves_nothing() {
+    let storage = MemoryStorage::new();
+    let mut catalog = open(&storage);
+    catalog.create(new("a", 1), NOW).unwrap();
+    let hours = |hours| StreamUpdate {
+        retention: Some(Duration::from_hours(hours)),
+        ..StreamUpdate::default()
+    };
+    let stream = catalog.update(&name("a"), &hours(25), &[], NOW).unwrap();
+    assert_eq!(stream.shards[0].placements.len(), 1);
+    let from = moves(&[(0, 44)]);
+    let stream = catalog.update(&name("a"), &hours(24), &from, NOW).unwrap();
+    let classes = stream.shards[0]
+        .placements
+        .iter()
+        .map(|placement| placement.log.class_hours);
+    assert_eq!(classes.collect::<Vec<_>>(), [168, 24]);
+}
+
+#[test]
+#[should_panic(expected = "BUG: a shard moves and nobody knows from where")]
+fn a_move_names_every_open_shard() {
+    let storage = MemoryStorage::new();
+    let mut catalog = open(&storage);
+    catalog.create(new("a", 2), NOW).unwrap();
+    let _ = catalog.update(&name("a"), &to(Durability::Memory), &moves(&[(1, 1)]), NOW);
+}
+
+#[test]
+fn shards_take_turns_on_the_lanes() {
+    let storage = MemoryStorage::new();
+    let config = StreamConfig {
+        lanes_per_class: 3,
+        ..config()
+    };
+    let (mut catalog, _) = Catalog::open(Arc::new(storage), config, NOW).unwrap();
+    for lanes in [[1, 2, 0, 1], [2, 0, 1, 2]] {
+        let stream = catalog
+            .create(new(&format!("s{}", lanes[0]), 4), NOW)
+            .unwrap();
+        let found = stream
+            .shards
+            .iter()
+            .map(|shard| shard.placements[0].log.lane);
+        assert_eq!(found.collect::<Vec<_>>(), lanes);
+    }
+}
+
+#[test]
+fn a_stream_of_ten_thousand_shards_is_one_record() {
+    let storage = MemoryStorage::new();
+    let mut catalog = open(&storage);
+    let stream = catalog.create(new("a", 10_000), NOW).unwrap();
+    assert_eq!(catalog.last_record(), 1);
+    for index in [0, 1, 4_999, 9_999] {
+        let shard = stream.shard(ShardIndex::new(index)).unwrap();
+        assert_eq!(stream.route(shard.range.start), Some(shard));
+        assert_eq!(stream.route(shard.range.end), Some(shard));
+    }
+    assert_eq!(
+        stream.route(HashKey::MAX).unwrap().id.index(),
+        ShardIndex::new(9_999)
+    );
+    let from: Vec<_> = (0..10_000).map(|index| (index, 1)).collect();
+    let moved = catalog
+        .update(&name("a"), &to(Durability::Memory), &moves(&from), NOW)
+        .unwrap();
+    let old = |shard: &ShardInfo| (shard.id, shard.placements[0].log);
+    let dropped: Vec<_> = moved.shards.iter().map(old).collect();
+    catalog.drop_placements(&dropped, NOW).unwrap();
+    assert_eq!(catalog.last_record(), 3);
+    let after = catalog.stream(&name("a")).unwrap();
+    assert!(after.shards.iter().all(|shard| shard.placements.len() == 1));
+    // A snapshot of it is larger than a segment.
+    for number in 0..5 {
+        catalog
+            .create(new(&format!("b{number}"), 10_000), NOW)
+            .unwrap();
+    }
+    let all: Vec<_> = catalog.streams().cloned().collect();
+    assert!(catalog.last_record() > 8, "a snapshot was due");
+    catalog.close(NOW).unwrap();
+    let catalog = open(&storage.kill());
+    assert_eq!(catalog.streams().cloned().collect::<Vec<_>>(), all);
+}
+
+#[test]
+fn no_more_streams_than_the_node_may_have() {
+    let storage = MemoryStorage::new();
+    let config = StreamConfig {
+        streams_max: 2,
+        ..config()
+    };
+    let (mut catalog, _) = Catalog::open(Arc::new(storage), config, NOW).unwrap();
+    catalog.create(new("a", 1), NOW).unwrap();
+    catalog.create(new("b", 1), NOW).unwrap();
+    let refused = catalog.create(new("c", 1), NOW);
+    assert!(matches!(
+        refused,
+        Err(CatalogError::OutOfBounds {
+            setting: "streams",
+            ..
+        })
+    ));
+    catalog.delete(&name("a"), NOW).unwrap();
+    catalog.create(new("c", 1), NOW).unwrap();
+}
+
+#[test]
+fn updates_are_checked_as_creations_are() {
+    let storage = MemoryStorage::new();
+    let mut catalog = open(&storage);
+    let before = catalog.create(new("a", 1), NOW).unwrap();
+    let update = StreamUpdate {
+        max_record_bytes: Some(5),
+        ..StreamUpdate::default()
+    };
+    let refused = catalog.update(&name("a"), &update, &[], NOW);
+    assert!(matches!(refused, Err(CatalogError::OutOfBounds { .. })));
+    let missing = catalog.update(&name("b"), &StreamUpdate::default(), &[], NOW);
+    assert!(matches!(missing, Err(CatalogError::NotFound { .. })));
+    assert_eq!(
+        (catalog.stream(&name("a")), catalog.last_record()),
+        (Some(before), 1)
+    );
+}
+
+#[test]
+fn streams_are_found_by_number() {
+    let storage = MemoryStorage::new();
+    let mut catalog = open(&storage);
+    let stream = catalog.create(new("a", 1), NOW).unwrap();
+    assert_eq!(catalog.stream_by_id(stream.id), Some(Arc::clone(&stream)));
+    catalog.delete(&name("a"), NOW).unwrap();
+    assert_eq!(catalog.stream_by_id(stream.id), None);
+    let again = catalog.create(new("a", 1), NOW).unwrap();
+    assert_ne!(again.id, stream.id);
+}

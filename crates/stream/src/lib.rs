@@ -1,0 +1,25 @@
+//! What a stream means: shards, hash ranges, start positions, producers' sequences, quotas,
+//! retention decisions, the catalog.
+//!
+//! Synchronous; `now` is an argument; its only I/O is the log handed to it. It refuses to know
+//! threads, sockets and status codes.
+#![forbid(unsafe_code)]
+
+mod admission;
+mod catalog;
+mod config;
+mod error;
+mod quota;
+pub mod retention;
+mod shard;
+mod start_position;
+mod varint;
+
+pub use admission::{Admission, Refusal};
+pub use catalog::{
+    Catalog, NewStream, Placement, ShardInfo, ShardState, StreamInfo, StreamSettings, StreamUpdate,
+};
+pub use config::StreamConfig;
+pub use error::CatalogError;
+pub use shard::Shard;
+pub use start_position::{Start, StartPosition};

@@ -1,0 +1,117 @@
+//! How long records are kept: pure decisions; who trims, and how often, is the broker's.
+
+use std::time::Duration;
+
+use flumen_record::Timestamp;
+
+use crate::StreamSettings;
+
+/// The shortest retention.
+pub const RETENTION_MIN: Duration = Duration::from_hours(1);
+/// The longest retention.
+pub const RETENTION_MAX: Duration = Duration::from_hours(8_760);
+
+/// What a log keeps, in hours: a stream's retention rounds up to one of these.
+const CLASSES: [u32; 6] = [1, 6, 24, 168, 720, 8_760];
+
+/// The retention class in hours that keeps records at least this long.
+pub fn retention_class(retention: Duration) -> u32 {
+    let keeps = |hours: &u32| Duration::from_hours(u64::from(*hours)) >= retention;
+    let longest = CLASSES.last().copied().unwrap_or_default();
+    CLASSES.into_iter().find(keeps).unwrap_or(longest)
+}
+
+/// Batches that arrived before this have expired. `now` is a time that is believed: the guard
+/// against clock jumps is the clock's.
+pub fn expired_before(settings: &StreamSettings, now: Timestamp) -> Timestamp {
+    now.saturating_sub(settings.retention)
+}
+
+/// How many stored bytes one shard may keep so that its stream stays within its bound, or `None`
+/// when nothing has to go. Every shard gives up the same share of what it holds, so that shards
+/// keep records of about the same age.
+pub fn bytes_kept(settings: &StreamSettings, shard_bytes: u64, stream_bytes: u64) -> Option<u64> {
+    let bound = settings.retention_bytes?;
+    if stream_bytes <= bound {
+        return None;
+    }
+    let share = u128::from(bound) * u128::from(shard_bytes) / u128::from(stream_bytes);
+    Some(u64::try_from(share).map_or(shard_bytes, |share| share.min(shard_bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hours(hours: u64) -> Duration {
+        Duration::from_hours(hours)
+    }
+
+    fn bounded(retention_bytes: Option<u64>) -> StreamSettings {
+        StreamSettings {
+            retention_bytes,
+            ..StreamSettings::default()
+        }
+    }
+
+    #[test]
+    fn retention_rounds_up_to_a_class() {
+        let second = Duration::from_secs(1);
+        for (retention, class) in [
+            (Duration::ZERO, 1),
+            (hours(1), 1),
+            (hours(1) + second, 6),
+            (hours(6), 6),
+            (hours(7), 24),
+            (hours(24), 24),
+            (hours(24) + second, 168),
+            (hours(168), 168),
+            (hours(169), 720),
+            (hours(720), 720),
+            (hours(721), 8_760),
+            (hours(8_760), 8_760),
+            (hours(9_999), 8_760),
+        ] {
+            assert_eq!(retention_class(retention), class, "{retention:?}");
+        }
+    }
+
+    #[test]
+    fn records_expire_by_arrival_time() {
+        let settings = StreamSettings {
+            retention: hours(1),
+            ..StreamSettings::default()
+        };
+        let hour = 3_600_000_000;
+        for (now, before) in [(0, 0), (hour - 1, 0), (hour, 0), (hour + 7, 7)] {
+            let before = Timestamp::from_micros(before);
+            assert_eq!(
+                expired_before(&settings, Timestamp::from_micros(now)),
+                before
+            );
+        }
+    }
+
+    #[test]
+    fn every_shard_gives_up_the_same_share() {
+        for (bound, shard, stream, kept) in [
+            (None, 10, u64::MAX, None),
+            (Some(100), 100, 100, None),
+            (Some(100), 0, 0, None),
+            (Some(100), 200, 200, Some(100)),
+            (Some(100), 150, 200, Some(75)),
+            (Some(100), 50, 200, Some(25)),
+            (Some(100), 0, 200, Some(0)),
+            (Some(u64::MAX - 1), u64::MAX, u64::MAX, Some(u64::MAX - 1)),
+            // Counts of other moments: never more than there is.
+            (Some(100), 500, 200, Some(250)),
+            (Some(100), 5, 101, Some(4)),
+        ] {
+            assert_eq!(
+                bytes_kept(&bounded(bound), shard, stream),
+                kept,
+                "{bound:?} {shard}"
+            );
+        }
+    }
+}
