@@ -1,0 +1,164 @@
+//! The handle edges hold.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flumen_log::Storage;
+use flumen_record::{HashKey, ProducerId, ShardIndex, StreamName};
+use flumen_stream::{NewStream, StartPosition, StreamUpdate};
+
+use crate::node::Node;
+use crate::session::{self, AckReceiver, AppendSender};
+use crate::{
+    BrokerConfig, Clock, Error, Health, Metrics, PutOutcome, PutRecord, ReadBudget, ReadReply,
+    StreamDescription, Subscription,
+};
+
+pub use crate::open::OpenError;
+
+/// A running node. Cheap to clone. Dropping the last handle without [`Broker::shutdown`] leaves the
+/// data directory as a killed process would.
+#[derive(Debug, Clone)]
+pub struct Broker {
+    node: Arc<Node>,
+}
+
+impl Broker {
+    /// Opens the data directory behind `storage`, recovers, starts lanes and housekeeping. Needs a
+    /// tokio runtime. The `Err` is one line for a person.
+    pub async fn open(
+        storage: Arc<dyn Storage>,
+        config: BrokerConfig,
+        clock: Clock,
+    ) -> Result<Self, OpenError> {
+        Ok(Self {
+            node: crate::open::open(storage, config, clock).await?,
+        })
+    }
+
+    /// Refuses new work, lets what is in flight finish, syncs, writes the snapshot, closes. The
+    /// first error of a log that could not be closed in order is returned at the end.
+    pub async fn shutdown(&self) -> Result<(), Error> {
+        self.node.shutdown().await
+    }
+
+    /// Creates a stream; it is durable and routable when this returns.
+    pub async fn create_stream(&self, new: NewStream) -> Result<StreamDescription, Error> {
+        self.node.create_stream(new).await
+    }
+
+    /// Describes a stream.
+    pub fn describe_stream(&self, name: &StreamName) -> Result<StreamDescription, Error> {
+        Ok(crate::describe::describe(&*self.node.streams.get(name)?))
+    }
+
+    /// Up to `limit` streams after `after`, by name, and whether there are more.
+    pub fn list_streams(
+        &self,
+        after: Option<&StreamName>,
+        limit: usize,
+    ) -> (Vec<StreamDescription>, bool) {
+        let (streams, more) = self.node.streams.page(after, limit);
+        (
+            streams
+                .iter()
+                .map(|stream| crate::describe::describe(stream))
+                .collect(),
+            more,
+        )
+    }
+
+    /// Changes a stream's settings. A change of level or retention class holds the appends of the
+    /// stream back until it is done, and keeps their order.
+    pub async fn update_stream(
+        &self,
+        name: &StreamName,
+        update: StreamUpdate,
+    ) -> Result<StreamDescription, Error> {
+        self.node.update_stream(name, update).await
+    }
+
+    /// Deletes a stream and its records.
+    pub async fn delete_stream(&self, name: &StreamName) -> Result<(), Error> {
+        self.node.delete_stream(name).await
+    }
+
+    /// A new producer id.
+    pub async fn open_producer(&self) -> Result<ProducerId, Error> {
+        self.node.open_producer().await
+    }
+
+    /// Puts records, at-least-once, each routed by its key: encodes one batch per shard. Request
+    /// order is kept per shard. The outer error means that nothing was attempted.
+    pub async fn put(
+        &self,
+        stream: &StreamName,
+        records: Vec<PutRecord>,
+    ) -> Result<Vec<Result<PutOutcome, Error>>, Error> {
+        self.node.put(stream, records).await
+    }
+
+    /// A pipelined append session on one stream.
+    pub fn append_session(
+        &self,
+        stream: &StreamName,
+    ) -> Result<(AppendSender, AckReceiver), Error> {
+        self.node.check_serving()?;
+        Ok(session::open(
+            &self.node,
+            self.node.streams.get(stream)?,
+            true,
+        ))
+    }
+
+    /// Reads from `start`; waits up to `wait` for a first record when there is none.
+    pub async fn read(
+        &self,
+        stream: &StreamName,
+        shard: ShardIndex,
+        start: StartPosition,
+        budget: ReadBudget,
+        wait: Duration,
+    ) -> Result<ReadReply, Error> {
+        self.node.read(stream, shard, start, budget, wait).await
+    }
+
+    /// A push subscription to some shards of a stream, each from its own start. Without `shards`:
+    /// all there are now, from what comes next.
+    pub async fn subscribe(
+        &self,
+        stream: &StreamName,
+        shards: Vec<(ShardIndex, StartPosition)>,
+        budget: ReadBudget,
+    ) -> Result<Subscription, Error> {
+        self.node.subscribe(stream, shards, budget).await
+    }
+
+    /// The shard that owns a key now.
+    pub fn route(&self, stream: &StreamName, key: HashKey) -> Result<ShardIndex, Error> {
+        Ok(self
+            .node
+            .streams
+            .get(stream)?
+            .state()
+            .route(key)?
+            .id
+            .index())
+    }
+
+    /// Counters and histograms.
+    pub fn metrics(&self) -> &Metrics {
+        &self.node.metrics
+    }
+
+    /// Whether the node serves.
+    pub fn health(&self) -> Health {
+        self.node.health()
+    }
+
+    /// Expires now what retention says, in all streams, instead of when it is due; returns when
+    /// readers see it.
+    pub async fn apply_retention(&self) -> Result<(), Error> {
+        self.node.apply_retention().await
+    }
+}

@@ -1,0 +1,230 @@
+//! Everything the broker refuses or fails at, as facts.
+
+mod facts;
+mod from;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use flumen_record::{
+    BatchError, HashKey, HashRange, ProducerId, ProducerSequence, RecordError, SequenceNumber,
+    ShardIndex, StreamName,
+};
+use thiserror::Error;
+
+pub(crate) use facts::REASONS;
+
+/// What a caller should do about an [`Error`]; edges map it to their status codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// Bad input.
+    Invalid,
+    /// No such stream or shard.
+    NotFound,
+    /// The name is taken.
+    AlreadyExists,
+    /// The state forbids it: wrong shard, closed shard, out of sequence, producer state lost.
+    Conflict,
+    /// Quota or queue: wait and retry.
+    Throttled,
+    /// Disk full: retry when space is freed.
+    Full,
+    /// The position is trimmed.
+    Expired,
+    /// Acknowledged data is damaged.
+    Corrupt,
+    /// Starting or draining: retry elsewhere or later.
+    Unavailable,
+    /// The log is poisoned: the outcome is unknown; retry under the same producer sequence.
+    Poisoned,
+    /// Our own fault or the file system's.
+    Internal,
+}
+
+/// Why the broker did not do what was asked. Cheap to clone: one failure may answer many waiters.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Error {
+    /// No stream of this name.
+    #[error("stream {stream} does not exist; create it with `flumen stream create {stream}`")]
+    StreamNotFound {
+        /// The name.
+        stream: StreamName,
+    },
+    /// A stream of this name is there already.
+    #[error("stream {stream} exists already")]
+    StreamExists {
+        /// The name.
+        stream: StreamName,
+    },
+    /// No such shard in this stream.
+    #[error("stream {stream} has no shard {shard}")]
+    ShardNotFound {
+        /// The stream.
+        stream: StreamName,
+        /// The index asked for.
+        shard: ShardIndex,
+    },
+    /// A setting outside its bounds.
+    #[error("{setting} is {value}, allowed is {min} to {max}")]
+    OutOfBounds {
+        /// Which.
+        setting: &'static str,
+        /// What was asked.
+        value: u64,
+        /// Least allowed.
+        min: u64,
+        /// Most allowed.
+        max: u64,
+    },
+    /// A record that cannot be stored.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// Bytes that are not a batch, or a batch that lies about its records.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    /// A record's hash key is outside the shard.
+    #[error("hash keys {:032x}..={:032x} are outside shard {shard} ({:032x}..={:032x}); describe the stream again", span.start.value(), span.end.value(), range.start.value(), range.end.value())]
+    WrongShard {
+        /// The shard.
+        shard: ShardIndex,
+        /// The batch's span.
+        span: HashRange,
+        /// The shard's range.
+        range: HashRange,
+    },
+    /// No open shard owns this key (only while a reshard is under way).
+    #[error("no open shard owns hash key {:032x}", key.value())]
+    NoShard {
+        /// The key.
+        key: HashKey,
+    },
+    /// The shard is closed; the batch was not appended.
+    #[error("shard {shard} is closed; describe the stream again and send to its children")]
+    ShardClosed {
+        /// The shard.
+        shard: ShardIndex,
+        /// First number it never gave out.
+        end: SequenceNumber,
+    },
+    /// An earlier batch of this producer is missing; this one was not attempted.
+    #[error("producer sequence {got} came where {expected} was next; send that first")]
+    OutOfSequence {
+        /// What would be accepted.
+        expected: ProducerSequence,
+        /// What came.
+        got: ProducerSequence,
+    },
+    /// This sequence was appended before with other bytes.
+    #[error("producer sequence {sequence} was appended before with other bytes")]
+    SequenceReused {
+        /// The sequence.
+        sequence: ProducerSequence,
+    },
+    /// The shard cannot know any more what this producer sent.
+    #[error("the shard has forgotten producer {producer}; go on under a new producer id")]
+    ProducerStateLost {
+        /// The producer.
+        producer: ProducerId,
+    },
+    /// A producer id that was never issued.
+    #[error("producer id {producer} was never issued; open a producer first")]
+    UnknownProducer {
+        /// The id.
+        producer: ProducerId,
+    },
+    /// A quota is used up.
+    #[error("quota exceeded; retry after {} ms", retry_after.as_millis())]
+    Throttled {
+        /// When it may succeed.
+        retry_after: Duration,
+    },
+    /// The lane's queue is full.
+    #[error("the write queue is full; retry after {} ms", retry_after.as_millis())]
+    QueueFull {
+        /// When it may succeed.
+        retry_after: Duration,
+    },
+    /// Below the free-space floor.
+    #[error(
+        "storage full: {free_bytes} bytes free, appends are refused below {floor_bytes}; free space or shorten retention"
+    )]
+    StorageFull {
+        /// Bytes free.
+        free_bytes: u64,
+        /// The floor.
+        floor_bytes: u64,
+    },
+    /// The position was trimmed.
+    #[error("sequence number {asked} is trimmed; the oldest kept is {horizon}")]
+    Trimmed {
+        /// What was asked.
+        asked: SequenceNumber,
+        /// The trim horizon.
+        horizon: SequenceNumber,
+    },
+    /// A sequence number that was never given out.
+    #[error("sequence number {asked} was never given out; the shard ends at {end}")]
+    BeyondEnd {
+        /// What was asked.
+        asked: SequenceNumber,
+        /// The durable end.
+        end: SequenceNumber,
+    },
+    /// Acknowledged data in this range is damaged.
+    #[error(
+        "data loss: records {from} up to {to} of shard {shard} are quarantined ({segment}); run `flumen doctor`"
+    )]
+    DataLoss {
+        /// The shard.
+        shard: ShardIndex,
+        /// First that cannot be served.
+        from: SequenceNumber,
+        /// First after it that can.
+        to: SequenceNumber,
+        /// File name of the damaged segment.
+        segment: String,
+    },
+    /// Appended before, too long ago to say where. Not a failure: the record is stored once.
+    #[error("already appended: producer sequence {sequence} is older than what is remembered")]
+    AlreadyAppended {
+        /// The sequence.
+        sequence: ProducerSequence,
+    },
+    /// The log is poisoned: this batch may or may not be stored.
+    #[error(
+        "outcome unknown: the log failed to sync; retry with the same producer sequence after a restart"
+    )]
+    OutcomeUnknown,
+    /// The log is poisoned: nothing was attempted.
+    #[error("the log is poisoned after failed syncs; reads go on, appends need a restart")]
+    Poisoned,
+    /// The disk has not answered for a long time: new appends are not attempted meanwhile.
+    #[error("the disk has not finished a sync for {} s; appends are refused until it does", waited.as_secs())]
+    DiskStuck {
+        /// How long the sync has been running.
+        waited: Duration,
+    },
+    /// An earlier batch of this session without a producer id was refused; this one was not attempted.
+    #[error(
+        "an earlier batch of this session was refused, this one was not attempted; open a new session"
+    )]
+    SessionEnded,
+    /// The node is draining.
+    #[error("the broker is shutting down")]
+    Draining,
+    /// The catalog is damaged or does not open any more: streams cannot be changed.
+    #[error("the catalog cannot be changed: {reason}")]
+    Catalog {
+        /// Why.
+        reason: &'static str,
+    },
+    /// The file system failed.
+    #[error("reading {segment} failed ({kind})")]
+    Io {
+        /// Which file.
+        segment: String,
+        /// What the system said.
+        kind: std::io::ErrorKind,
+    },
+}

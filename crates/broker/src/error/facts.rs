@@ -1,0 +1,287 @@
+//! What programs need to know about an error: kind, stable reason, refused values, when to retry.
+//! `docs/errors.md` is compared with these tables by a test.
+
+use std::time::Duration;
+
+use flumen_record::{BatchError, RecordError};
+
+use super::{Error, ErrorKind};
+
+/// How long to wait where waiting helps and nobody knows better.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Every reason there is, with its kind.
+pub(crate) const REASONS: [(&str, ErrorKind); 31] = [
+    ("STREAM_NOT_FOUND", ErrorKind::NotFound),
+    ("STREAM_EXISTS", ErrorKind::AlreadyExists),
+    ("SHARD_NOT_FOUND", ErrorKind::NotFound),
+    ("OUT_OF_BOUNDS", ErrorKind::Invalid),
+    ("RECORD_TOO_LARGE", ErrorKind::Invalid),
+    ("RECORD_INVALID", ErrorKind::Invalid),
+    ("BATCH_TOO_LARGE", ErrorKind::Invalid),
+    ("BATCH_CHECKSUM", ErrorKind::Invalid),
+    ("BATCH_UNSUPPORTED", ErrorKind::Invalid),
+    ("BATCH_MALFORMED", ErrorKind::Invalid),
+    ("WRONG_SHARD", ErrorKind::Conflict),
+    ("NO_SHARD", ErrorKind::Conflict),
+    ("SHARD_CLOSED", ErrorKind::Conflict),
+    ("OUT_OF_SEQUENCE", ErrorKind::Conflict),
+    ("SEQUENCE_REUSED", ErrorKind::Conflict),
+    ("PRODUCER_STATE_LOST", ErrorKind::Conflict),
+    ("UNKNOWN_PRODUCER", ErrorKind::Invalid),
+    ("THROTTLED", ErrorKind::Throttled),
+    ("QUEUE_FULL", ErrorKind::Throttled),
+    ("STORAGE_FULL", ErrorKind::Full),
+    ("TRIMMED", ErrorKind::Expired),
+    ("BEYOND_END", ErrorKind::Invalid),
+    ("DATA_LOSS", ErrorKind::Corrupt),
+    ("ALREADY_APPENDED", ErrorKind::Conflict),
+    ("OUTCOME_UNKNOWN", ErrorKind::Poisoned),
+    ("POISONED", ErrorKind::Poisoned),
+    ("DISK_STUCK", ErrorKind::Unavailable),
+    ("SESSION_ENDED", ErrorKind::Conflict),
+    ("DRAINING", ErrorKind::Unavailable),
+    ("CATALOG_FAILED", ErrorKind::Internal),
+    ("IO", ErrorKind::Internal),
+];
+
+impl Error {
+    /// What the caller should do.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::StreamNotFound { .. } | Self::ShardNotFound { .. } => ErrorKind::NotFound,
+            Self::StreamExists { .. } => ErrorKind::AlreadyExists,
+            Self::OutOfBounds { .. }
+            | Self::Record(_)
+            | Self::Batch(_)
+            | Self::BeyondEnd { .. }
+            | Self::UnknownProducer { .. } => ErrorKind::Invalid,
+            Self::WrongShard { .. }
+            | Self::NoShard { .. }
+            | Self::ShardClosed { .. }
+            | Self::OutOfSequence { .. }
+            | Self::SequenceReused { .. }
+            | Self::ProducerStateLost { .. }
+            | Self::AlreadyAppended { .. }
+            | Self::SessionEnded => ErrorKind::Conflict,
+            Self::Throttled { .. } | Self::QueueFull { .. } => ErrorKind::Throttled,
+            Self::StorageFull { .. } => ErrorKind::Full,
+            Self::Trimmed { .. } => ErrorKind::Expired,
+            Self::DataLoss { .. } => ErrorKind::Corrupt,
+            Self::OutcomeUnknown | Self::Poisoned => ErrorKind::Poisoned,
+            Self::DiskStuck { .. } | Self::Draining => ErrorKind::Unavailable,
+            Self::Catalog { .. } | Self::Io { .. } => ErrorKind::Internal,
+        }
+    }
+
+    /// A stable name for programs: `STREAM_NOT_FOUND`, … (`docs/errors.md` lists them).
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::StreamNotFound { .. } => "STREAM_NOT_FOUND",
+            Self::StreamExists { .. } => "STREAM_EXISTS",
+            Self::ShardNotFound { .. } => "SHARD_NOT_FOUND",
+            Self::OutOfBounds { .. } => "OUT_OF_BOUNDS",
+            Self::Record(error) => record_reason(error),
+            Self::Batch(error) => batch_reason(error),
+            Self::WrongShard { .. } => "WRONG_SHARD",
+            Self::NoShard { .. } => "NO_SHARD",
+            Self::ShardClosed { .. } => "SHARD_CLOSED",
+            Self::OutOfSequence { .. } => "OUT_OF_SEQUENCE",
+            Self::SequenceReused { .. } => "SEQUENCE_REUSED",
+            Self::ProducerStateLost { .. } => "PRODUCER_STATE_LOST",
+            Self::UnknownProducer { .. } => "UNKNOWN_PRODUCER",
+            Self::Throttled { .. } => "THROTTLED",
+            Self::QueueFull { .. } => "QUEUE_FULL",
+            Self::StorageFull { .. } => "STORAGE_FULL",
+            Self::Trimmed { .. } => "TRIMMED",
+            Self::BeyondEnd { .. } => "BEYOND_END",
+            Self::DataLoss { .. } => "DATA_LOSS",
+            Self::AlreadyAppended { .. } => "ALREADY_APPENDED",
+            Self::OutcomeUnknown => "OUTCOME_UNKNOWN",
+            Self::Poisoned => "POISONED",
+            Self::DiskStuck { .. } => "DISK_STUCK",
+            Self::SessionEnded => "SESSION_ENDED",
+            Self::Draining => "DRAINING",
+            Self::Catalog { .. } => "CATALOG_FAILED",
+            Self::Io { .. } => "IO",
+        }
+    }
+
+    /// The refused values, by name, for programs.
+    pub fn metadata(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::StreamNotFound { stream } | Self::StreamExists { stream } => {
+                vec![("stream", stream.to_string())]
+            }
+            Self::ShardNotFound { stream, shard } => {
+                vec![("stream", stream.to_string()), ("shard", shard.to_string())]
+            }
+            Self::OutOfBounds {
+                setting,
+                value,
+                min,
+                max,
+            } => vec![
+                ("setting", (*setting).to_owned()),
+                ("value", value.to_string()),
+                ("min", min.to_string()),
+                ("max", max.to_string()),
+            ],
+            Self::Record(error) => record_metadata(error),
+            Self::Batch(error) => batch_metadata(error),
+            Self::StorageFull {
+                free_bytes,
+                floor_bytes,
+            } => vec![
+                ("free_bytes", free_bytes.to_string()),
+                ("floor_bytes", floor_bytes.to_string()),
+            ],
+            Self::Trimmed { asked, horizon } => {
+                vec![
+                    ("asked", asked.to_string()),
+                    ("horizon", horizon.to_string()),
+                ]
+            }
+            Self::BeyondEnd { asked, end } => {
+                vec![("asked", asked.to_string()), ("end", end.to_string())]
+            }
+            Self::DataLoss {
+                shard,
+                from,
+                to,
+                segment,
+            } => vec![
+                ("shard", shard.to_string()),
+                ("from", from.to_string()),
+                ("to", to.to_string()),
+                ("segment", segment.clone()),
+            ],
+            Self::DiskStuck { waited } => vec![("waited_ms", waited.as_millis().to_string())],
+            Self::Io { segment, kind } => {
+                vec![("segment", segment.clone()), ("kind", kind.to_string())]
+            }
+            other => other.append_metadata(),
+        }
+    }
+
+    /// The refused values of an append; nothing where there is nothing to say.
+    fn append_metadata(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::WrongShard { shard, span, range } => vec![
+                ("shard", shard.to_string()),
+                ("span_start", hash_key(span.start)),
+                ("span_end", hash_key(span.end)),
+                ("range_start", hash_key(range.start)),
+                ("range_end", hash_key(range.end)),
+            ],
+            Self::NoShard { key } => vec![("hash_key", hash_key(*key))],
+            Self::ShardClosed { shard, end } => {
+                vec![("shard", shard.to_string()), ("end", end.to_string())]
+            }
+            Self::OutOfSequence { expected, got } => {
+                vec![("expected", expected.to_string()), ("got", got.to_string())]
+            }
+            Self::SequenceReused { sequence } | Self::AlreadyAppended { sequence } => {
+                vec![("sequence", sequence.to_string())]
+            }
+            Self::ProducerStateLost { producer } | Self::UnknownProducer { producer } => {
+                vec![("producer", producer.to_string())]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// When a retry may succeed, where waiting helps.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Throttled { retry_after } | Self::QueueFull { retry_after } => Some(*retry_after),
+            Self::StorageFull { .. } | Self::DiskStuck { .. } | Self::Draining => Some(RETRY_AFTER),
+            _ => None,
+        }
+    }
+}
+
+fn hash_key(key: flumen_record::HashKey) -> String {
+    format!("{:032x}", key.value())
+}
+
+fn record_reason(error: &RecordError) -> &'static str {
+    match error {
+        RecordError::TooLarge { .. } => "RECORD_TOO_LARGE",
+        RecordError::PartitionKeyLength { .. }
+        | RecordError::PartitionKeyUtf8 { .. }
+        | RecordError::HeaderNameUtf8 { .. }
+        | RecordError::Headers { .. } => "RECORD_INVALID",
+        RecordError::BatchFull { .. } => "BATCH_TOO_LARGE",
+    }
+}
+
+fn record_metadata(error: &RecordError) -> Vec<(&'static str, String)> {
+    match error {
+        RecordError::TooLarge { bytes, limit } | RecordError::BatchFull { bytes, limit } => {
+            vec![("bytes", bytes.to_string()), ("limit", limit.to_string())]
+        }
+        RecordError::PartitionKeyLength { characters } => {
+            vec![("key_characters", characters.to_string())]
+        }
+        RecordError::PartitionKeyUtf8 { valid_bytes } => {
+            vec![("key_valid_bytes", valid_bytes.to_string())]
+        }
+        RecordError::HeaderNameUtf8 { header } => vec![("header", header.to_string())],
+        RecordError::Headers { count, bytes } => {
+            vec![
+                ("headers", count.to_string()),
+                ("header_bytes", bytes.to_string()),
+            ]
+        }
+    }
+}
+
+fn batch_reason(error: &BatchError) -> &'static str {
+    match error {
+        BatchError::Checksum { .. } => "BATCH_CHECKSUM",
+        BatchError::TooLarge { .. } | BatchError::BodyTooLarge { .. } => "BATCH_TOO_LARGE",
+        BatchError::Version { .. }
+        | BatchError::Compression { .. }
+        | BatchError::Reserved { .. } => "BATCH_UNSUPPORTED",
+        BatchError::Record { error, .. } => record_reason(error),
+        BatchError::Truncated { .. }
+        | BatchError::Excess { .. }
+        | BatchError::TooSmall { .. }
+        | BatchError::BodyLength { .. }
+        | BatchError::Count { .. }
+        | BatchError::Span { .. }
+        | BatchError::Decompression { .. }
+        | BatchError::Malformed { .. }
+        | BatchError::OutsideSpan { .. } => "BATCH_MALFORMED",
+    }
+}
+
+fn batch_metadata(error: &BatchError) -> Vec<(&'static str, String)> {
+    match error {
+        BatchError::Checksum { expected, found } => {
+            vec![
+                ("expected", format!("{expected:08x}")),
+                ("found", format!("{found:08x}")),
+            ]
+        }
+        BatchError::TooLarge { bytes, limit } | BatchError::BodyTooLarge { bytes, limit } => {
+            vec![("bytes", bytes.to_string()), ("limit", limit.to_string())]
+        }
+        BatchError::Version { version } => vec![("version", version.to_string())],
+        BatchError::Compression { code } => vec![("compression", code.to_string())],
+        BatchError::Record { index, error } => {
+            let mut metadata = vec![("record", index.to_string())];
+            metadata.extend(record_metadata(error));
+            metadata
+        }
+        BatchError::Malformed { index, .. } => vec![("record", index.to_string())],
+        BatchError::OutsideSpan {
+            index,
+            hash_key: key,
+        } => {
+            vec![("record", index.to_string()), ("hash_key", hash_key(*key))]
+        }
+        _ => Vec::new(),
+    }
+}

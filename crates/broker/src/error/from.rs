@@ -1,0 +1,91 @@
+//! Errors of the layers below, in the broker's words.
+
+use std::io::ErrorKind;
+
+use flumen_log::{ReadError, WriteError};
+use flumen_stream::CatalogError;
+
+use super::Error;
+
+impl From<ReadError> for Error {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Trimmed { asked, horizon } => Self::Trimmed { asked, horizon },
+            ReadError::DataLoss {
+                shard,
+                from,
+                to,
+                segment,
+            } => Self::DataLoss {
+                shard: shard.index(),
+                from,
+                to,
+                segment,
+            },
+            ReadError::Io { segment, source } => Self::Io {
+                segment,
+                kind: source.kind(),
+            },
+            ReadError::UnknownShard { shard } => Self::Io {
+                segment: format!("shard {shard}"),
+                kind: ErrorKind::NotFound,
+            },
+        }
+    }
+}
+
+impl From<WriteError> for Error {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Full {
+                free_bytes,
+                floor_bytes,
+            } => Self::StorageFull {
+                free_bytes,
+                floor_bytes,
+            },
+            WriteError::NoSegment { source } if source.kind() == ErrorKind::StorageFull => {
+                Self::StorageFull {
+                    free_bytes: 0,
+                    floor_bytes: 0,
+                }
+            }
+            WriteError::NoSegment { source } => Self::Io {
+                segment: "a new segment".to_owned(),
+                kind: source.kind(),
+            },
+            WriteError::Poisoned => Self::Poisoned,
+        }
+    }
+}
+
+impl From<CatalogError> for Error {
+    fn from(error: CatalogError) -> Self {
+        match error {
+            CatalogError::NotFound { name } => Self::StreamNotFound { stream: name },
+            CatalogError::AlreadyExists { name } => Self::StreamExists { stream: name },
+            CatalogError::OutOfBounds {
+                setting,
+                value,
+                min,
+                max,
+            } => Self::OutOfBounds {
+                setting,
+                value,
+                min,
+                max,
+            },
+            CatalogError::Write(error) => error.into(),
+            CatalogError::Read(error) => error.into(),
+            CatalogError::Record(error) => error.into(),
+            CatalogError::Sync(_) => Self::OutcomeUnknown,
+            CatalogError::Behind { .. } => Self::Catalog {
+                reason: "acknowledged changes are missing",
+            },
+            CatalogError::Damaged { reason, .. } => Self::Catalog { reason },
+            CatalogError::Open(_) => Self::Catalog {
+                reason: "its log does not open",
+            },
+        }
+    }
+}

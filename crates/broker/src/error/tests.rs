@@ -1,0 +1,244 @@
+//! `docs/errors.md` says what the code does.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use flumen_record::{
+    BatchError, Compression, HashKey, HashRange, ProducerId, ProducerSequence, RecordError,
+    RecordFault, SequenceNumber, ShardIndex, StreamName,
+};
+
+use super::{Error, ErrorKind, REASONS};
+
+/// At least one error per reason.
+#[expect(clippy::too_many_lines, reason = "a list")]
+fn examples() -> Vec<Error> {
+    let stream: StreamName = "readings".parse().unwrap();
+    let shard = ShardIndex::new(3);
+    let (low, high) = (SequenceNumber::new(5), SequenceNumber::new(9));
+    let (sequence, got) = (ProducerSequence::new(7), ProducerSequence::new(8));
+    let producer = ProducerId::new(4);
+    let range = HashRange::FULL;
+    let second = Duration::from_secs(1);
+    let mut examples = vec![
+        Error::StreamNotFound {
+            stream: stream.clone(),
+        },
+        Error::StreamExists {
+            stream: stream.clone(),
+        },
+        Error::ShardNotFound { stream, shard },
+        Error::OutOfBounds {
+            setting: "shards",
+            value: 0,
+            min: 1,
+            max: 10_000,
+        },
+        Error::WrongShard {
+            shard,
+            span: range,
+            range,
+        },
+        Error::NoShard { key: HashKey::MAX },
+        Error::ShardClosed { shard, end: high },
+        Error::OutOfSequence {
+            expected: sequence,
+            got,
+        },
+        Error::SequenceReused { sequence },
+        Error::ProducerStateLost { producer },
+        Error::UnknownProducer { producer },
+        Error::Throttled {
+            retry_after: second,
+        },
+        Error::QueueFull {
+            retry_after: second,
+        },
+        Error::StorageFull {
+            free_bytes: 1,
+            floor_bytes: 2,
+        },
+        Error::Trimmed {
+            asked: low,
+            horizon: high,
+        },
+        Error::BeyondEnd {
+            asked: high,
+            end: low,
+        },
+        Error::DataLoss {
+            shard,
+            from: low,
+            to: high,
+            segment: "0001.log".to_owned(),
+        },
+        Error::AlreadyAppended { sequence },
+        Error::OutcomeUnknown,
+        Error::Poisoned,
+        Error::DiskStuck {
+            waited: 12 * second,
+        },
+        Error::SessionEnded,
+        Error::Draining,
+        Error::Catalog {
+            reason: "its log does not open",
+        },
+        Error::Io {
+            segment: "0001.log".to_owned(),
+            kind: std::io::ErrorKind::NotFound,
+        },
+    ];
+    examples.extend(record_errors().map(Error::from));
+    examples.extend(batch_errors().map(Error::from));
+    examples
+}
+
+fn record_errors() -> impl Iterator<Item = RecordError> {
+    [
+        RecordError::TooLarge { bytes: 2, limit: 1 },
+        RecordError::BatchFull { bytes: 2, limit: 1 },
+        RecordError::PartitionKeyLength { characters: 0 },
+        RecordError::PartitionKeyUtf8 { valid_bytes: 0 },
+        RecordError::HeaderNameUtf8 { header: 0 },
+        RecordError::Headers {
+            count: 65,
+            bytes: 10,
+        },
+    ]
+    .into_iter()
+}
+
+fn batch_errors() -> impl Iterator<Item = BatchError> {
+    let span = HashRange {
+        start: HashKey::MAX,
+        end: HashKey::MIN,
+    };
+    let facts = [
+        BatchError::Truncated {
+            needed: 72,
+            found: 3,
+        },
+        BatchError::Excess {
+            needed: 72,
+            excess: 3,
+        },
+        BatchError::Version { version: 9 },
+        BatchError::Compression { code: 9 },
+        BatchError::Reserved { flags: 1, key: 0 },
+        BatchError::TooSmall { bytes: 1 },
+        BatchError::TooLarge { bytes: 2, limit: 1 },
+        BatchError::BodyTooLarge { bytes: 2, limit: 1 },
+        BatchError::BodyLength {
+            declared: 1,
+            found: 2,
+        },
+        BatchError::Count {
+            count: 0,
+            body_bytes: 0,
+        },
+        BatchError::Span { span },
+        BatchError::Checksum {
+            expected: 1,
+            found: 2,
+        },
+        BatchError::Decompression {
+            compression: Compression::Lz4,
+        },
+        BatchError::Malformed {
+            index: 0,
+            fault: RecordFault::Varint,
+        },
+        BatchError::OutsideSpan {
+            index: 0,
+            hash_key: HashKey::MAX,
+        },
+    ];
+    let records = record_errors().map(|error| BatchError::Record { index: 2, error });
+    facts.into_iter().chain(records)
+}
+
+fn kind_name(kind: ErrorKind) -> String {
+    format!("{kind:?}")
+}
+
+#[test]
+fn every_reason_has_an_example_and_its_kind() {
+    let found: BTreeSet<_> = examples()
+        .iter()
+        .map(|error| (error.reason(), kind_name(error.kind())))
+        .collect();
+    let known: BTreeSet<_> = REASONS
+        .iter()
+        .map(|(reason, kind)| (*reason, kind_name(*kind)))
+        .collect();
+    assert_eq!(found, known);
+}
+
+/// Each row of the document is a reason with its kind and all its metadata, and there are no others.
+#[test]
+fn the_document_lists_what_the_code_says() {
+    let document = include_str!("../../../../docs/errors.md");
+    let section = document.split("## From the broker").nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let rows: Vec<Vec<&str>> = section
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|line| line.split('|').map(str::trim).collect())
+        .collect();
+    let documented: Vec<_> = rows
+        .iter()
+        .map(|row| (row[1].trim_matches('`'), row[2].to_owned()))
+        .collect();
+    let known: Vec<_> = REASONS
+        .iter()
+        .map(|(reason, kind)| (*reason, kind_name(*kind)))
+        .collect();
+    assert_eq!(documented, known);
+    for error in examples() {
+        let row = rows
+            .iter()
+            .find(|row| row[1].trim_matches('`') == error.reason())
+            .unwrap();
+        for (name, value) in error.metadata() {
+            assert!(
+                row[3].contains(&format!("`{name}`")),
+                "{}: {name}",
+                error.reason()
+            );
+            assert!(!value.is_empty(), "{}: {name}", error.reason());
+        }
+    }
+}
+
+/// Messages are one line for people, without a full stop, that ends with what to do where that helps.
+#[test]
+fn messages_are_single_lines() {
+    for error in examples() {
+        let message = error.to_string();
+        assert!(
+            !message.contains('\n') && !message.ends_with('.'),
+            "{message}"
+        );
+        assert!(
+            !message.starts_with(|c: char| c.is_ascii_uppercase()),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn says_when_to_retry_where_waiting_helps() {
+    let waits: BTreeSet<_> = examples()
+        .iter()
+        .filter(|error| error.retry_after().is_some())
+        .map(Error::reason)
+        .collect();
+    let expected = [
+        "DISK_STUCK",
+        "DRAINING",
+        "QUEUE_FULL",
+        "STORAGE_FULL",
+        "THROTTLED",
+    ];
+    assert_eq!(waits, BTreeSet::from(expected));
+}

@@ -1,0 +1,111 @@
+//! The thread beside a log that prepares, frees and copies its segments.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use flumen_log::Housekeeper;
+use tokio::runtime::Handle;
+
+use crate::node::Node;
+use crate::{Clock, Error};
+
+/// Also how long it takes at most to notice that it should end.
+const WAIT: Duration = Duration::from_millis(250);
+/// The catalog is given the chance to rest this often.
+const REST_EVERY: Duration = Duration::from_secs(5);
+/// After a failure it looks again this many waits later.
+const WAITS_AFTER_FAILURE: u32 = 20;
+
+/// The handle of the thread.
+#[derive(Debug, Default)]
+pub(crate) struct Housekeeping {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Housekeeping {
+    /// Starts the thread.
+    pub(crate) fn start(housekeeper: Housekeeper, label: String, clock: Clock) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let thread = thread::Builder::new()
+            .name(format!("keep-{label}"))
+            .spawn(move || run(housekeeper, &label, &clock, &told))
+            .expect("BUG: the system refuses a thread");
+        Self {
+            stop,
+            thread: Some(thread),
+        }
+    }
+
+    /// Leaves an empty handle behind.
+    pub(crate) fn take(&mut self) -> Self {
+        std::mem::take(self)
+    }
+
+    /// Tells the thread to end.
+    pub(crate) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+    }
+
+    /// Tells the thread to end and waits for it.
+    pub(crate) fn finish(self) {
+        self.stop();
+        if let Some(thread) = self.thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Lets the catalog do what is due while nothing changes. Ends with the node.
+pub(crate) fn start_resting(node: &Arc<Node>, runtime: &Handle) {
+    let mut stop = node.stop.subscribe();
+    let node = Arc::downgrade(node);
+    runtime.spawn(async move {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(REST_EVERY) => {}
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+            let Some(node) = node.upgrade() else { return };
+            let now = node.clock.now();
+            let rested = node
+                .with_catalog(move |catalog| Ok(catalog.rest(now)?))
+                .await;
+            if let Err(error) = rested
+                && error != Error::Draining
+            {
+                tracing::warn!(%error, "the catalog could not be looked after");
+            }
+        }
+    });
+}
+
+fn run(mut housekeeper: Housekeeper, label: &str, clock: &Clock, stop: &AtomicBool) {
+    let mut failed = false;
+    while !stop.load(Ordering::Acquire) {
+        match housekeeper.step(clock.now()) {
+            Ok(report) => {
+                if std::mem::take(&mut failed) {
+                    tracing::info!(log = label, "housekeeping works again");
+                }
+                if !report.more {
+                    housekeeper.wait(WAIT);
+                }
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut failed, true) {
+                    tracing::warn!(log = label, %error, "housekeeping failed; it goes on trying");
+                }
+                for _ in 0..WAITS_AFTER_FAILURE {
+                    if stop.load(Ordering::Acquire) {
+                        return;
+                    }
+                    thread::sleep(WAIT);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,509 @@
+//! The lane's thread: what came since the last round becomes the next one.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Waker;
+use std::time::Duration;
+
+use flumen_log::{Log, RoundNumber, SyncDone, SyncError, WriteError};
+use flumen_record::{Durability, SequenceNumber, ShardId, Timestamp};
+use tokio::sync::oneshot;
+
+use super::background::{Background, run_snapshot};
+use super::desk::{Desk, RoundOutcome};
+use super::{Control, Lane, LaneContext, OpenShard};
+use crate::Error;
+use crate::lock::lock;
+use crate::pending::Submission;
+use crate::round::Turns;
+
+/// More readers than this are woken by the runtime, not by the lane.
+const WAKERS_MAX: usize = 16;
+
+/// How often a log is looked at while something is due later.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Answers a hold once its round is on disk.
+#[derive(Debug)]
+struct Barrier {
+    round: RoundNumber,
+    numbers: Vec<(ShardId, SequenceNumber)>,
+    done: oneshot::Sender<Vec<(ShardId, SequenceNumber)>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Worker {
+    lane: Arc<Lane>,
+    /// Taken when the log is closed.
+    log: Option<Log>,
+    context: LaneContext,
+    desk: Desk,
+    turns: Turns<Submission>,
+    inbox: Vec<Submission>,
+    controls: Vec<Control>,
+    wakers: Vec<Waker>,
+    background: Background,
+    written: RoundNumber,
+    /// Of a `memory` log: bytes written since the last sync began, and when that was.
+    unsynced_bytes: u64,
+    last_sync: Duration,
+    sync_running: bool,
+    barriers: Vec<Barrier>,
+    /// A snapshot whose rounds are not all on disk yet.
+    snapshot: Option<(RoundNumber, flumen_log::SnapshotJob)>,
+    /// Something was written since the log was last seen idle with nothing due.
+    restless: bool,
+    shutdown: Option<oneshot::Sender<Result<(), Error>>>,
+    stopped: bool,
+}
+
+impl Worker {
+    pub(super) fn new(
+        lane: Arc<Lane>,
+        log: Log,
+        shards: Vec<OpenShard>,
+        context: LaneContext,
+    ) -> Self {
+        let mut desk = Desk::new(lane.key.durability, context.metrics.clone());
+        shards.into_iter().for_each(|shard| desk.open(shard));
+        let background = Background::new(Arc::downgrade(&lane), lane.label());
+        Self {
+            written: log.durable_round(),
+            log: Some(log),
+            context,
+            desk,
+            turns: Turns::default(),
+            inbox: Vec::new(),
+            controls: Vec::new(),
+            wakers: Vec::new(),
+            background,
+            unsynced_bytes: 0,
+            last_sync: Duration::ZERO,
+            sync_running: false,
+            barriers: Vec::new(),
+            snapshot: None,
+            restless: true,
+            shutdown: None,
+            stopped: false,
+            lane,
+        }
+    }
+
+    /// The thread: runs until it is told to end, or breaks a promise of its own code.
+    pub(super) fn run_to_end(mut self) {
+        if catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
+            tracing::error!(lane = %self.lane.label(), "the lane has panicked; its log is poisoned");
+            self.lane.poisoned.store(true, Ordering::Release);
+            self.lane.sync_ended();
+            self.desk.settle_after_panic();
+        }
+        let refusal = if self.lane.is_poisoned() {
+            Error::Poisoned
+        } else {
+            Error::Draining
+        };
+        let (submissions, controls) = self.lane.close_queue();
+        drop(controls);
+        self.inbox.extend(submissions);
+        for submission in self.inbox.drain(..) {
+            self.desk.refuse(submission, refusal.clone());
+        }
+        self.turns.take_round(u64::MAX, |_, submission| {
+            self.desk.refuse(submission, refusal.clone())
+        });
+        self.desk.abandon_holds(&refusal);
+        self.finish_round();
+    }
+
+    fn run(&mut self) {
+        while !self.stopped && self.shutdown.is_none() {
+            self.look();
+            self.work();
+        }
+        if self.shutdown.is_some() {
+            self.close();
+        }
+        self.background.finish();
+    }
+
+    /// Fetches what came, sleeping when there is nothing to do.
+    fn look(&mut self) {
+        let patience = if self.can_write_round() {
+            None
+        } else {
+            Some(self.patience())
+        };
+        let submissions = if self.is_choked() {
+            None
+        } else {
+            Some(&mut self.inbox)
+        };
+        self.lane.take(submissions, &mut self.controls, patience);
+    }
+
+    /// Does everything that can be done now.
+    fn work(&mut self) {
+        let mut controls = std::mem::take(&mut self.controls);
+        for control in controls.drain(..) {
+            self.control(control);
+        }
+        self.controls = controls;
+        self.desk.sort(&mut self.inbox, &mut self.turns);
+        if self.can_write_round() {
+            self.round();
+        } else if self.desk.has_answers() {
+            self.finish_round();
+        }
+        self.look_after_log();
+    }
+
+    /// A `memory` log that is too far ahead of the disk waits for it.
+    fn is_choked(&self) -> bool {
+        self.sync_running && self.unsynced_bytes >= self.context.unsynced_bytes_max
+    }
+
+    fn can_write_round(&self) -> bool {
+        !self.turns.is_empty() && !self.is_choked()
+    }
+
+    /// How long to sleep when nothing comes. Also bounds how late things that are due by the clock
+    /// are done.
+    fn patience(&self) -> Option<Duration> {
+        if self.unsynced_bytes > 0 && !self.sync_running {
+            let since = self
+                .context
+                .clock
+                .monotonic()
+                .saturating_sub(self.last_sync);
+            return Some(self.context.memory_sync_interval.saturating_sub(since));
+        }
+        self.restless.then_some(LOOK_AGAIN)
+    }
+
+    /// Writes one round of what waits, and answers it.
+    fn round(&mut self) {
+        let now = self.context.clock.now();
+        let bytes = self.turns.waiting_bytes().min(self.context.round_bytes_max);
+        let stop = self.accepts(bytes).err();
+        let desk = &mut self.desk;
+        self.turns
+            .take_round(self.context.round_bytes_max, |slot, submission| {
+                desk.admit(slot, submission, now, stop.as_ref());
+            });
+        if !self.desk.frames().is_empty() {
+            let outcome = self.write(now);
+            self.desk.settle(&outcome, &mut self.wakers);
+        }
+        self.finish_round();
+    }
+
+    /// Whether a round would be taken now; asked before numbers are given out.
+    fn accepts(&self, bytes: u64) -> Result<(), Error> {
+        if self.lane.is_poisoned() {
+            return Err(Error::Poisoned);
+        }
+        let accepted = self.log().accepts(bytes).map_err(Error::from);
+        let mut full = lock(&self.lane.full);
+        if full.is_some() != accepted.is_err() {
+            match &accepted {
+                Ok(()) => tracing::info!(lane = %self.lane.label(), "appends resume"),
+                Err(error) => {
+                    tracing::warn!(lane = %self.lane.label(), %error, "appends are refused")
+                }
+            }
+            *full = accepted.as_ref().err().cloned();
+        }
+        accepted
+    }
+
+    fn write(&mut self, now: Timestamp) -> RoundOutcome {
+        let catalog = self.context.catalog_record.load(Ordering::Acquire);
+        let frames = self.desk.frames();
+        let began = self.context.clock.monotonic();
+        // While a background sync runs, that is the one to watch.
+        if !self.sync_running {
+            self.lane.sync_began();
+        }
+        let log = self.log.as_mut().expect(OPEN);
+        let result = match self.lane.key.durability {
+            Durability::Disk => log.commit(frames, catalog, now),
+            Durability::Memory => Ok(log.write(frames, catalog, now)),
+        };
+        if !self.sync_running {
+            self.lane.sync_ended();
+        }
+        self.restless = true;
+        match result {
+            Ok(Ok(round)) => {
+                self.written = round;
+                let took = self.context.clock.monotonic().saturating_sub(began);
+                match self.lane.key.durability {
+                    Durability::Disk => self.context.metrics.sync_latency(Durability::Disk, took),
+                    Durability::Memory => self.unsynced_bytes += round_bytes(frames).max(1),
+                }
+                RoundOutcome::Durable
+            }
+            Ok(Err(error)) => {
+                if matches!(error, WriteError::Poisoned) {
+                    self.poison();
+                }
+                RoundOutcome::Refused(error.into())
+            }
+            Err(error) => {
+                self.poisoned_by(&error);
+                RoundOutcome::Unknown
+            }
+        }
+    }
+
+    /// Sends answers and wakes readers.
+    fn finish_round(&mut self) {
+        let now = self.context.clock.monotonic();
+        self.desk.answer(now, &self.lane);
+        if self.wakers.len() > WAKERS_MAX {
+            let wakers = std::mem::take(&mut self.wakers);
+            self.context
+                .runtime
+                .spawn(async move { wakers.into_iter().for_each(Waker::wake) });
+        } else {
+            self.wakers.drain(..).for_each(Waker::wake);
+        }
+    }
+
+    /// Background syncs, empty rounds that vouch for the last real one, snapshots.
+    fn look_after_log(&mut self) {
+        if self.lane.is_poisoned() || self.stopped {
+            self.restless = false;
+            return;
+        }
+        self.sync_when_due();
+        if !self.restless {
+            return;
+        }
+        let now = self.context.clock.now();
+        if self.turns.is_empty() && self.log().idle_round_due(now) {
+            self.idle_round(now);
+        }
+        if self.log().snapshot_due(now) && self.snapshot.is_none() {
+            let states = self.desk.states();
+            let job = self.log.as_mut().expect(OPEN).snapshot(states, now);
+            self.snapshot = Some((self.written, job));
+            self.reached_disk();
+        }
+        let due_later = self.context.idle_vouch;
+        let later = now.saturating_add(due_later.saturating_mul(1000));
+        self.restless = self.log().idle_round_due(later) || self.log().snapshot_due(later);
+    }
+
+    fn idle_round(&mut self, now: Timestamp) {
+        if self.accepts(0).is_err() {
+            return;
+        }
+        if let RoundOutcome::Refused(error) = self.write(now) {
+            tracing::warn!(lane = %self.lane.label(), %error, "an empty round was not written");
+        }
+    }
+
+    fn sync_when_due(&mut self) {
+        if self.unsynced_bytes == 0 || self.sync_running || self.shutdown.is_some() {
+            return;
+        }
+        let since = self
+            .context
+            .clock
+            .monotonic()
+            .saturating_sub(self.last_sync);
+        let urgent =
+            !self.barriers.is_empty() || self.unsynced_bytes >= self.context.unsynced_bytes_max / 2;
+        if since >= self.context.memory_sync_interval || urgent {
+            self.last_sync = self.context.clock.monotonic();
+            self.unsynced_bytes = 0;
+            if let Some(job) = self.log.as_mut().expect(OPEN).begin_sync() {
+                self.sync_running = true;
+                self.lane.sync_began();
+                self.background.sync(job);
+            }
+        }
+    }
+
+    /// A background sync has ended.
+    fn synced(&mut self, done: SyncDone) {
+        self.sync_running = false;
+        self.lane.sync_ended();
+        let took = self
+            .context
+            .clock
+            .monotonic()
+            .saturating_sub(self.last_sync);
+        self.context.metrics.sync_latency(Durability::Memory, took);
+        let now = self.context.clock.now();
+        match self.log.as_mut().expect(OPEN).finish_sync(done, now) {
+            Ok(_) => self.reached_disk(),
+            Err(error) => self.poisoned_by(&error),
+        }
+    }
+
+    /// More is on disk: what waited for that goes on.
+    fn reached_disk(&mut self) {
+        let durable = self.log().durable_round();
+        for barrier in std::mem::take(&mut self.barriers) {
+            if barrier.round <= durable {
+                // Who asked may be gone: the hold is released when its sender is.
+                let _ = barrier.done.send(barrier.numbers);
+            } else {
+                self.barriers.push(barrier);
+            }
+        }
+        if let Some((round, job)) = self.snapshot.take() {
+            if round <= durable {
+                self.background.snapshot(job);
+            } else {
+                self.snapshot = Some((round, job));
+            }
+        }
+    }
+
+    fn poisoned_by(&mut self, error: &SyncError) {
+        tracing::error!(lane = %self.lane.label(), %error, "a sync failed twice");
+        self.poison();
+    }
+
+    fn poison(&mut self) {
+        self.lane.poisoned.store(true, Ordering::Release);
+        self.snapshot = None;
+        // Whoever waits for the disk learns it by the sender that is dropped.
+        self.barriers.clear();
+    }
+
+    fn control(&mut self, control: Control) {
+        match control {
+            Control::Open(shards, done) => {
+                shards.into_iter().for_each(|shard| self.desk.open(shard));
+                if let Some(done) = done {
+                    let _ = done.send(());
+                }
+            }
+            Control::Hold(shards, done) => self.hold(&shards, done),
+            Control::Release { shards, to, done } => {
+                self.release(&shards, to.as_ref());
+                let _ = done.send(());
+            }
+            Control::Departed { shard, to, state } => self.desk.departed(shard, to, state),
+            Control::Trim(shards, done) => {
+                for (shard, before) in shards {
+                    self.log.as_mut().expect(OPEN).trim(shard, before);
+                }
+                self.restless = true;
+                let _ = done.send(());
+            }
+            Control::Forget(shards) => {
+                for shard in shards {
+                    self.desk.forget(shard, &mut self.turns);
+                    self.log.as_mut().expect(OPEN).forget(shard);
+                }
+                self.restless = true;
+            }
+            Control::Synced(done) => self.synced(done),
+            Control::Shutdown(done) => self.shutdown = Some(done),
+            Control::Stop => self.stopped = true,
+        }
+    }
+
+    fn hold(&mut self, shards: &[ShardId], done: oneshot::Sender<Vec<(ShardId, SequenceNumber)>>) {
+        if self.lane.is_poisoned() {
+            return;
+        }
+        let (desk, turns) = (&mut self.desk, &mut self.turns);
+        let numbers = shards
+            .iter()
+            .filter_map(|&id| Some((id, desk.hold(id, turns)?)))
+            .collect();
+        self.barriers.push(Barrier {
+            round: self.written,
+            numbers,
+            done,
+        });
+        self.reached_disk();
+    }
+
+    fn release(&mut self, shards: &[ShardId], to: Option<&Arc<Lane>>) {
+        let Some(to) = to.filter(|to| !Arc::ptr_eq(to, &self.lane)) else {
+            return shards
+                .iter()
+                .for_each(|&id| self.desk.resume(id, &mut self.turns));
+        };
+        let (mut departing, mut batches) = (Vec::new(), Vec::new());
+        for &id in shards {
+            if let Some((shard, held)) = self.desk.depart(id, to) {
+                departing.push(shard);
+                batches.extend(held);
+            }
+        }
+        to.send(Control::Open(departing, None));
+        self.desk.pass_on(to, &mut batches);
+        self.restless = true;
+    }
+
+    /// Writes everything that waits, saves, and closes the log.
+    fn close(&mut self) {
+        while self.sync_running {
+            self.lane.take(None, &mut self.controls, Some(None));
+            self.work();
+        }
+        let (submissions, controls) = self.lane.close_queue();
+        self.controls.extend(controls);
+        self.inbox.extend(submissions);
+        self.work();
+        while self.can_write_round() {
+            self.work();
+        }
+        self.sync_here();
+        self.background.finish();
+        let result = self.save_and_close();
+        if let Some(done) = self.shutdown.take() {
+            let _ = done.send(result);
+        }
+    }
+
+    /// Syncs what a `memory` log has written, without the background thread.
+    fn sync_here(&mut self) {
+        if self.lane.is_poisoned() {
+            return;
+        }
+        let now = self.context.clock.now();
+        let log = self.log.as_mut().expect(OPEN);
+        if let Some(job) = log.begin_sync() {
+            match log.finish_sync(job.run(), now) {
+                Ok(_) => self.reached_disk(),
+                Err(error) => self.poisoned_by(&error),
+            }
+        }
+    }
+
+    fn save_and_close(&mut self) -> Result<(), Error> {
+        let mut log = self.log.take().expect(OPEN);
+        if self.lane.is_poisoned() {
+            return Err(Error::Poisoned);
+        }
+        let now = self.context.clock.now();
+        run_snapshot(log.snapshot(self.desk.states(), now));
+        log.close(now).map_err(|error| {
+            tracing::error!(lane = %self.lane.label(), %error, "the log was not closed in order");
+            Error::Poisoned
+        })
+    }
+
+    fn log(&self) -> &Log {
+        self.log.as_ref().expect(OPEN)
+    }
+}
+
+const OPEN: &str = "BUG: a closed log is used";
+
+fn round_bytes(frames: &[flumen_log::NewFrame]) -> u64 {
+    let frame = |frame: &flumen_log::NewFrame| {
+        (flumen_record::FRAME_HEADER_BYTES + frame.batch.bytes().len()) as u64
+    };
+    frames.iter().map(frame).sum()
+}

@@ -1,0 +1,57 @@
+//! The running node: lanes, rounds, tails, subscriptions, housekeeping. [`Broker`] is the only
+//! handle the edges get. Async and clocks start here.
+//!
+//! It refuses to know protobuf, JSON and HTTP. Invariants: a log is written by its lane's thread
+//! only; a batch is handed over once on its way in, and a session woken once per round on its way
+//! out; nothing that may wait for the disk runs on a runtime thread; only `clock.rs` reads a clock.
+//!
+//! | file | purpose |
+//! |---|---|
+//! | `broker` | the handle, and nothing but calls |
+//! | `open`, `shutdown` | from a data directory to running threads, and back |
+//! | `node`, `streams` | what the parts share: lanes, streams, where each shard lies |
+//! | `changes` | create, update, delete |
+//! | `session`, `pending`, `put` | batches on their way in, acks on their way out |
+//! | `lane/*`, `round` | the thread that writes a log; whose turn it is |
+//! | `tail`, `read`, `subscription` | readable ends, reading, pushing |
+//! | `retention`, `housekeeping` | expiring records, looking after files |
+//! | `clock`, `metrics`, `error` | time, numbers, refusals |
+#![forbid(unsafe_code)]
+
+mod broker;
+mod changes;
+mod clock;
+mod config;
+mod describe;
+mod error;
+mod housekeeping;
+mod lane;
+mod lock;
+mod metrics;
+mod node;
+mod open;
+mod pending;
+mod put;
+mod read;
+mod reply;
+mod retention;
+mod round;
+mod session;
+mod shutdown;
+mod streams;
+mod subscription;
+mod tail;
+
+pub use broker::{Broker, OpenError};
+pub use clock::Clock;
+pub use config::BrokerConfig;
+pub use error::{Error, ErrorKind};
+pub use metrics::{HistogramSnapshot, Metrics, MetricsSnapshot};
+pub use reply::{
+    Health, PutOutcome, PutRecord, ReadBudget, ReadReply, ShardDescription, StreamDescription,
+};
+pub use session::{Ack, AckReceiver, AppendSender, Appended};
+pub use subscription::{Delivery, Subscription};
+
+// The words of the lower layers that edges speak.
+pub use flumen_stream::{NewStream, StartPosition, StreamSettings, StreamUpdate};

@@ -1,0 +1,257 @@
+//! All numbers at one moment, with their names.
+
+use std::sync::Weak;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flumen_log::LogStats;
+use flumen_record::Durability;
+
+use super::Inner;
+use super::histogram::HistogramSnapshot;
+use crate::error::REASONS;
+use crate::lane::Lane;
+use crate::node::Node;
+
+type Labels = Vec<(&'static str, String)>;
+
+/// All numbers at one moment.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct MetricsSnapshot {
+    /// `(name without prefix and suffix, help, labels, value)` of ever-growing counts.
+    pub counters: Vec<(&'static str, &'static str, Labels, u64)>,
+    /// The same for values that go up and down.
+    pub gauges: Vec<(&'static str, &'static str, Labels, f64)>,
+    /// Latency histograms.
+    pub histograms: Vec<(&'static str, &'static str, Labels, HistogramSnapshot)>,
+}
+
+impl MetricsSnapshot {
+    fn counter(&mut self, name: &'static str, help: &'static str, labels: Labels, value: u64) {
+        self.counters.push((name, help, labels, value));
+    }
+
+    fn gauge(&mut self, name: &'static str, help: &'static str, labels: Labels, value: f64) {
+        self.gauges.push((name, help, labels, value));
+    }
+}
+
+pub(super) fn take(inner: &Inner) -> MetricsSnapshot {
+    let mut snapshot = MetricsSnapshot::default();
+    traffic(inner, &mut snapshot);
+    for level in [Durability::Memory, Durability::Disk] {
+        let labels = || vec![("level", level_name(level).to_owned())];
+        let append = inner.append_latency.of(level).snapshot();
+        let help = "From the hand-over of a batch to its ack";
+        snapshot
+            .histograms
+            .push(("append_latency_seconds", help, labels(), append));
+        let sync = inner.sync_latency.of(level).snapshot();
+        let help = "One round on its way to the disk";
+        snapshot
+            .histograms
+            .push(("sync_latency_seconds", help, labels(), sync));
+    }
+    let cold = inner.cold_read_latency.snapshot();
+    let help = "Reads that could not be served from what was written last";
+    snapshot
+        .histograms
+        .push(("cold_read_latency_seconds", help, Vec::new(), cold));
+    if let Some(node) = inner.node.get().and_then(Weak::upgrade) {
+        the_node(&node, &mut snapshot);
+        for lane in node.lanes.all() {
+            the_lane(&lane, &mut snapshot);
+        }
+    }
+    process(&mut snapshot);
+    snapshot
+}
+
+fn traffic(inner: &Inner, snapshot: &mut MetricsSnapshot) {
+    let counters: [(&str, &str, &AtomicU64); 8] = [
+        ("batches_in", "Batches stored", &inner.batches_in),
+        ("records_in", "Records stored", &inner.records_in),
+        (
+            "bytes_in",
+            "Encoded bytes of stored batches",
+            &inner.bytes_in,
+        ),
+        (
+            "duplicates",
+            "Batches that had been stored by an earlier attempt",
+            &inner.duplicates,
+        ),
+        (
+            "records_out",
+            "Records delivered to readers",
+            &inner.records_out,
+        ),
+        (
+            "bytes_out",
+            "Bytes of frames delivered to readers",
+            &inner.bytes_out,
+        ),
+        (
+            "hot_reads",
+            "Reads served from what was written last",
+            &inner.hot_reads,
+        ),
+        ("cold_reads", "Reads served from disk", &inner.cold_reads),
+    ];
+    for (name, help, value) in counters {
+        snapshot.counter(name, help, Vec::new(), value.load(Ordering::Relaxed));
+    }
+    for ((reason, _), count) in REASONS.iter().zip(&inner.refused.0) {
+        let labels = vec![("reason", (*reason).to_owned())];
+        let help = "Batches that were not stored, by reason";
+        snapshot.counter(
+            "batches_refused",
+            help,
+            labels,
+            count.load(Ordering::Relaxed),
+        );
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+fn the_node(node: &Node, snapshot: &mut MetricsSnapshot) {
+    let streams = node.streams.all();
+    let shards: usize = streams
+        .iter()
+        .map(|stream| stream.state().shards.len())
+        .sum();
+    snapshot.gauge("streams", "Streams", Vec::new(), streams.len() as f64);
+    snapshot.gauge("shards", "Shards of all streams", Vec::new(), shards as f64);
+    let jump = node.clock.jump_seconds();
+    let help =
+        "By how much the wall clock has jumped and is not believed; nothing expires meanwhile";
+    snapshot.gauge("clock_jump_seconds", help, Vec::new(), jump);
+    if let Ok(space) = node.storage.space() {
+        let help = "Free bytes of the file system under the data directory";
+        snapshot.gauge("disk_free_bytes", help, Vec::new(), space.free_bytes as f64);
+        let help = "Size of the file system under the data directory";
+        snapshot.gauge(
+            "disk_total_bytes",
+            help,
+            Vec::new(),
+            space.total_bytes as f64,
+        );
+    }
+}
+
+fn the_lane(lane: &Lane, snapshot: &mut MetricsSnapshot) {
+    let stats = lane.stats();
+    let label = lane.label();
+    let labels = || vec![("log", label.clone())];
+    for (name, help, value) in lane_counters(&stats) {
+        snapshot.counter(name, help, labels(), value);
+    }
+    for (name, help, value) in lane_gauges(lane, &stats) {
+        snapshot.gauge(name, help, labels(), value);
+    }
+}
+
+fn lane_counters(stats: &LogStats) -> [(&'static str, &'static str, u64); 8] {
+    [
+        ("rounds", "Rounds written", stats.rounds),
+        (
+            "round_bytes",
+            "Bytes of rounds written, headers and padding included",
+            stats.round_bytes,
+        ),
+        ("syncs", "Syncs that ended well", stats.syncs),
+        (
+            "failed_syncs",
+            "Writes and syncs that failed",
+            stats.failed_syncs,
+        ),
+        (
+            "segments_prepared",
+            "Segments made ready ahead of their use",
+            stats.segments_prepared,
+        ),
+        (
+            "segments_recycled",
+            "Segments that were used again",
+            stats.segments_recycled,
+        ),
+        (
+            "segments_unprepared",
+            "Segments created on the spot: slower rounds follow",
+            stats.segments_unprepared,
+        ),
+        (
+            "segments_copied",
+            "Segments copied because less than half of them was live",
+            stats.segments_copied,
+        ),
+    ]
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+fn lane_gauges(lane: &Lane, stats: &LogStats) -> [(&'static str, &'static str, f64); 7] {
+    [
+        ("segments", "Segments of the log", stats.segments as f64),
+        (
+            "file_bytes",
+            "Bytes of all files of the log",
+            stats.file_bytes as f64,
+        ),
+        (
+            "pinned_bytes",
+            "Bytes of deleted segments that readers still hold",
+            stats.pinned_bytes as f64,
+        ),
+        (
+            "quarantined",
+            "Damaged ranges of acknowledged data",
+            stats.quarantined as f64,
+        ),
+        (
+            "poisoned",
+            "1 when the log accepts nothing before a restart",
+            f64::from(u8::from(stats.poisoned > 0 || lane.is_poisoned())),
+        ),
+        (
+            "queue_bytes",
+            "Bytes waiting in the lane's queue",
+            lane.queued_bytes() as f64,
+        ),
+        (
+            "syncing_seconds",
+            "How long the write or sync that is running has been",
+            lane.syncing_for().as_secs_f64(),
+        ),
+    ]
+}
+
+/// Resident memory, from `/proc/self/statm` (in pages of 4 KiB: the second field is all of it, the
+/// third what is shared with files).
+#[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+fn process(snapshot: &mut MetricsSnapshot) {
+    let Ok(statm) = std::fs::read_to_string("/proc/self/statm") else {
+        return;
+    };
+    let pages: Vec<u64> = statm
+        .split_whitespace()
+        .filter_map(|field| field.parse().ok())
+        .collect();
+    let (Some(resident), Some(shared)) = (pages.get(1), pages.get(2)) else {
+        return;
+    };
+    let help = "Resident memory of the process, mapped files included";
+    snapshot.gauge("resident_bytes", help, Vec::new(), (resident * 4096) as f64);
+    let help = "Resident memory that is not backed by files";
+    snapshot.gauge(
+        "anonymous_bytes",
+        help,
+        Vec::new(),
+        (resident.saturating_sub(*shared) * 4096) as f64,
+    );
+}
+
+fn level_name(durability: Durability) -> &'static str {
+    match durability {
+        Durability::Memory => "memory",
+        Durability::Disk => "disk",
+    }
+}

@@ -1,0 +1,176 @@
+//! What the parts of a running node share.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use flumen_log::{LogKey, Storage};
+use flumen_record::ProducerId;
+use flumen_stream::Catalog;
+use tokio::sync::Semaphore;
+
+use crate::housekeeping::Housekeeping;
+use crate::lane::{Control, Lane};
+use crate::lock::lock;
+use crate::streams::Streams;
+use crate::{BrokerConfig, Clock, Error, Health, Metrics};
+
+/// A sync that takes longer is worth a warning light.
+const SLOW_SYNC: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// One running node.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) config: BrokerConfig,
+    pub(crate) clock: Clock,
+    pub(crate) storage: Arc<dyn Storage>,
+    pub(crate) metrics: Metrics,
+    pub(crate) streams: Streams,
+    pub(crate) lanes: Lanes,
+    /// `None` once it is closed. Used on threads that may block.
+    pub(crate) catalog: Mutex<Option<Catalog>>,
+    /// The thread that looks after the catalog's files.
+    pub(crate) catalog_housekeeping: Mutex<Housekeeping>,
+    /// The last durable catalog record, which rounds name.
+    pub(crate) catalog_record: Arc<AtomicU64>,
+    /// The highest producer id that was issued.
+    pub(crate) issued: AtomicU64,
+    /// Held while streams change, one change at a time.
+    pub(crate) changes: tokio::sync::Mutex<()>,
+    /// Bounds the threads that read from disk.
+    pub(crate) blocking_reads: Arc<Semaphore>,
+    pub(crate) draining: AtomicBool,
+    /// Tells background tasks to end.
+    pub(crate) stop: tokio::sync::watch::Sender<bool>,
+}
+
+impl Node {
+    /// [`Error::Draining`] once it is shutting down.
+    pub(crate) fn check_serving(&self) -> Result<(), Error> {
+        if self.draining.load(Ordering::Acquire) {
+            Err(Error::Draining)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The highest producer id that was issued.
+    pub(crate) fn producers_issued(&self) -> ProducerId {
+        ProducerId::new(self.issued.load(Ordering::Acquire))
+    }
+
+    /// Runs a change of the catalog on a thread that may block.
+    pub(crate) async fn with_catalog<T: Send + 'static>(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut Catalog) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let node = Arc::clone(self);
+        on_blocking_thread(move || {
+            let mut catalog = lock(&node.catalog);
+            let catalog = catalog.as_mut().ok_or(Error::Draining)?;
+            let result = change(catalog);
+            node.catalog_record
+                .store(catalog.last_record(), Ordering::Release);
+            result
+        })
+        .await
+    }
+
+    /// Whether the node serves.
+    pub(crate) fn health(&self) -> Health {
+        if self.draining.load(Ordering::Acquire) {
+            return Health::Draining;
+        }
+        let lanes = self.lanes.all();
+        if lanes.iter().any(|lane| lane.is_poisoned()) {
+            return Health::Degraded(
+                "a log is poisoned after failed syncs: appends to it need a restart",
+            );
+        }
+        if lanes.iter().any(|lane| lane.full().is_some()) {
+            return Health::Degraded("the disk is full: appends are refused until space is freed");
+        }
+        if lanes.iter().any(|lane| lane.syncing_for() > SLOW_SYNC) {
+            return Health::Degraded(
+                "the disk is slow: a sync has been running for more than a second",
+            );
+        }
+        Health::Serving
+    }
+
+    /// Makes every waiting reader look again.
+    pub(crate) fn stir_readers(&self) {
+        let mut wakers = Vec::new();
+        for stream in self.streams.all() {
+            for shard in &stream.state().shards {
+                shard.tail.stir(&mut wakers);
+            }
+        }
+        wakers.into_iter().for_each(std::task::Waker::wake);
+    }
+}
+
+impl Drop for Node {
+    /// Not a shutdown: as if the process had been killed, but for the threads that are told to end.
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        lock(&self.catalog_housekeeping).stop();
+        self.lanes.stop();
+    }
+}
+
+/// Runs what blocks on a thread that may; a panic there goes on here.
+pub(crate) async fn on_blocking_thread<T: Send + 'static>(
+    run: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(run).await {
+        Ok(result) => result,
+        Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+        Err(_) => Err(Error::Draining),
+    }
+}
+
+/// The lanes of the node, with the thread that looks after each one's files.
+#[derive(Debug, Default)]
+pub(crate) struct Lanes {
+    by_log: Mutex<BTreeMap<LogKey, (Arc<Lane>, Housekeeping)>>,
+}
+
+impl Lanes {
+    pub(crate) fn get(&self, key: LogKey) -> Option<Arc<Lane>> {
+        lock(&self.by_log)
+            .get(&key)
+            .map(|(lane, _)| Arc::clone(lane))
+    }
+
+    pub(crate) fn insert(&self, lane: Arc<Lane>, housekeeping: Housekeeping) {
+        lock(&self.by_log).insert(lane.key(), (lane, housekeeping));
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Lane>> {
+        lock(&self.by_log)
+            .values()
+            .map(|(lane, _)| Arc::clone(lane))
+            .collect()
+    }
+
+    /// Ends the threads that look after files, and waits for them.
+    pub(crate) fn finish_housekeeping(&self) {
+        let running: Vec<_> = {
+            let mut lanes = lock(&self.by_log);
+            lanes
+                .values_mut()
+                .map(|(_, housekeeping)| housekeeping.take())
+                .collect()
+        };
+        running.into_iter().for_each(Housekeeping::finish);
+    }
+
+    /// Tells all threads to end as they are.
+    fn stop(&self) {
+        for (lane, housekeeping) in lock(&self.by_log).values() {
+            housekeeping.stop();
+            lane.send(Control::Stop);
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Opening a data directory: the catalog, every log that streams lie in, what the logs remember of
+//! each shard; then lanes and housekeeping start.
+
+mod recover;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use flumen_log::{Log, LogConfig, LogKey, Storage};
+use flumen_record::ShardId;
+use thiserror::Error;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use crate::housekeeping::Housekeeping;
+use crate::lane::{Control, Lane, LaneContext, OpenShard};
+use crate::lock::lock;
+use crate::node::{Lanes, Node};
+use crate::streams::{Place, ShardHandle, Stream, Streams};
+use crate::{BrokerConfig, Clock, Error, Metrics};
+use recover::{Recovered, RecoveredShard};
+
+/// Why a node does not start.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// A log does not open.
+    #[error(transparent)]
+    Log(#[from] flumen_log::OpenError),
+    /// The catalog does not open.
+    #[error(transparent)]
+    Catalog(#[from] flumen_stream::CatalogError),
+}
+
+/// Opens a node. Needs a tokio runtime.
+pub(crate) async fn open(
+    storage: Arc<dyn Storage>,
+    config: BrokerConfig,
+    clock: Clock,
+) -> Result<Arc<Node>, OpenError> {
+    let runtime = Handle::current();
+    let opening =
+        tokio::task::spawn_blocking(move || open_blocking(storage, config, clock, runtime));
+    match opening.await {
+        Ok(opened) => opened,
+        Err(ended) => std::panic::resume_unwind(ended.into_panic()),
+    }
+}
+
+fn open_blocking(
+    storage: Arc<dyn Storage>,
+    config: BrokerConfig,
+    clock: Clock,
+    runtime: Handle,
+) -> Result<Arc<Node>, OpenError> {
+    let mut config = config;
+    config.stream.lanes_per_class = config.lanes_per_class.max(config.stream.lanes_per_class);
+    let recovered = recover::recover(&storage, &config, clock.now())?;
+    let (stop, _) = tokio::sync::watch::channel(false);
+    let node = Arc::new(Node {
+        blocking_reads: Arc::new(Semaphore::new(config.blocking_reads_max.max(1) as usize)),
+        catalog_record: Arc::new(AtomicU64::new(recovered.catalog.last_record())),
+        issued: AtomicU64::new(recovered.catalog.producers_issued().value()),
+        config,
+        clock,
+        storage,
+        metrics: Metrics::default(),
+        streams: Streams::default(),
+        lanes: Lanes::default(),
+        catalog: Mutex::new(None),
+        catalog_housekeeping: Mutex::default(),
+        changes: tokio::sync::Mutex::new(()),
+        draining: AtomicBool::new(false),
+        stop,
+    });
+    node.metrics.attach(&node);
+    start(&node, recovered, &runtime);
+    crate::retention::start(&node, &runtime);
+    crate::housekeeping::start_resting(&node, &runtime);
+    Ok(node)
+}
+
+/// Starts the lanes with their shards, and makes streams known.
+fn start(node: &Arc<Node>, recovered: Recovered, runtime: &Handle) {
+    let Recovered {
+        catalog,
+        logs,
+        mut shards,
+        ..
+    } = recovered;
+    let mut homes: BTreeMap<LogKey, Vec<OpenShard>> = BTreeMap::new();
+    let mut tails = BTreeMap::new();
+    let mut left_behind: Vec<(LogKey, LogKey, ShardId, bytes::Bytes)> = Vec::new();
+    for info in catalog.streams().flat_map(|stream| &stream.shards) {
+        let RecoveredShard { shard, tail, home } = shards
+            .remove(&info.id)
+            .expect("BUG: recovery forgot a shard of the catalog");
+        for placement in info
+            .placements
+            .iter()
+            .filter(|placement| placement.log != home)
+        {
+            left_behind.push((placement.log, home, info.id, shard.save()));
+        }
+        tails.insert(info.id, Arc::clone(&tail));
+        homes
+            .entry(home)
+            .or_default()
+            .push(OpenShard { shard, tail });
+    }
+    for (key, log) in logs {
+        let shards = homes.remove(&key).unwrap_or_default();
+        start_lane(node, key, log, shards, runtime);
+    }
+    for (log, home, shard, state) in left_behind {
+        if let (Some(lane), Some(to)) = (node.lanes.get(log), node.lanes.get(home)) {
+            lane.send(Control::Departed { shard, to, state });
+        }
+    }
+    for info in catalog.streams() {
+        let handle = |shard: &flumen_stream::ShardInfo| {
+            let place = |placement: &flumen_stream::Placement| Place {
+                from: placement.from,
+                lane: node
+                    .lanes
+                    .get(placement.log)
+                    .expect("BUG: a log of the catalog is not open"),
+            };
+            Arc::new(ShardHandle {
+                id: shard.id,
+                info: shard.clone(),
+                tail: tails
+                    .remove(&shard.id)
+                    .expect("BUG: a shard without a tail"),
+                places: shard.placements.iter().map(place).collect(),
+            })
+        };
+        let handles = info.shards.iter().map(handle).collect();
+        node.streams.insert(Stream::new(Arc::clone(info), handles));
+    }
+    let housekeeper = catalog.housekeeper();
+    let housekeeping = Housekeeping::start(housekeeper, "catalog".to_owned(), node.clock.clone());
+    *lock(&node.catalog_housekeeping) = housekeeping;
+    *lock(&node.catalog) = Some(catalog);
+}
+
+fn start_lane(
+    node: &Arc<Node>,
+    key: LogKey,
+    log: Log,
+    shards: Vec<OpenShard>,
+    runtime: &Handle,
+) -> Arc<Lane> {
+    let housekeeper = log.housekeeper();
+    let context = LaneContext {
+        clock: node.clock.clone(),
+        metrics: node.metrics.clone(),
+        catalog_record: Arc::clone(&node.catalog_record),
+        round_bytes_max: node.config.round_bytes_max.max(1),
+        queue_bytes_max: node.config.lane_queue_bytes_max,
+        memory_sync_interval: Duration::from_millis(node.config.log.memory_sync_interval_ms),
+        unsynced_bytes_max: node.config.log.unsynced_bytes_max,
+        idle_vouch: Duration::from_millis(node.config.log.idle_vouch_ms),
+        runtime: runtime.clone(),
+    };
+    let lane = Lane::start(log, key, shards, context);
+    let housekeeping = Housekeeping::start(housekeeper, lane.label(), node.clock.clone());
+    node.lanes.insert(Arc::clone(&lane), housekeeping);
+    lane
+}
+
+/// Opens a log that no stream lay in when the node started. Blocks.
+pub(crate) fn open_new_log(
+    node: &Arc<Node>,
+    key: LogKey,
+    runtime: Handle,
+) -> Result<Arc<Lane>, Error> {
+    if let Some(lane) = node.lanes.get(key) {
+        return Ok(lane);
+    }
+    let config = log_config(&node.config.log, key);
+    let storage = Arc::clone(&node.storage);
+    let opened = Log::open(storage, key, config, node.clock.now(), &mut recover::Ignore);
+    let (mut log, recovery) = opened.map_err(|error| {
+        tracing::error!(%error, "a log does not open");
+        match error {
+            flumen_log::OpenError::Io { path, source } => Error::Io {
+                segment: path,
+                kind: source.kind(),
+            },
+            other => Error::Io {
+                segment: other.to_string(),
+                kind: std::io::ErrorKind::InvalidData,
+            },
+        }
+    })?;
+    // Whatever it still held belonged to streams that are gone.
+    recovery
+        .shards
+        .iter()
+        .for_each(|shard| log.forget(shard.shard));
+    Ok(start_lane(node, key, log, Vec::new(), &runtime))
+}
+
+/// The settings of one log.
+fn log_config(config: &LogConfig, key: LogKey) -> LogConfig {
+    LogConfig {
+        retention_class_hours: key.class_hours,
+        ..config.clone()
+    }
+}

@@ -1,0 +1,355 @@
+//! What catalog and logs remember, brought together per shard.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flumen_log::{BatchMark, Log, LogKey, Recovery, Replay, ShardRecovery, Storage, list_logs};
+use flumen_record::{
+    Durability, HashRange, ProducerId, SequenceNumber, ShardEpoch, ShardId, Timestamp,
+};
+use flumen_stream::{Catalog, Shard, ShardInfo, StreamConfig};
+
+use super::{OpenError, log_config};
+use crate::BrokerConfig;
+use crate::tail::Tail;
+
+/// How far a shard of a `memory` log resumes above where it was when numbers may have been lost.
+const JUMP: u64 = 1 << 32;
+
+/// Everything there is, before threads are started.
+pub(super) struct Recovered {
+    pub(super) catalog: Catalog,
+    pub(super) logs: Vec<(LogKey, Log)>,
+    pub(super) shards: HashMap<ShardId, RecoveredShard>,
+}
+
+/// One shard of the catalog.
+pub(super) struct RecoveredShard {
+    pub(super) shard: Shard,
+    pub(super) tail: Arc<Tail>,
+    /// The log that takes its appends.
+    pub(super) home: LogKey,
+}
+
+/// Opens the catalog and all logs there are. Blocks.
+pub(super) fn recover(
+    storage: &Arc<dyn Storage>,
+    config: &BrokerConfig,
+    now: Timestamp,
+) -> Result<Recovered, OpenError> {
+    let (catalog, recovery) = Catalog::open(Arc::clone(storage), config.stream.clone(), now)?;
+    report(LogKey::CATALOG, &recovery);
+    let mut history = History::of(&catalog, config);
+    let (mut logs, found) = open_logs(storage, config, &catalog, &mut history, now)?;
+    let issued = catalog.producers_issued();
+    let mut shards = HashMap::new();
+    for info in catalog.streams().flat_map(|stream| &stream.shards) {
+        let home = home(info);
+        let shard = bring_together(info, &mut history, &found, issued);
+        let log = logs.iter().find(|(key, _)| *key == home);
+        let end = match log.and_then(|(_, log)| log.reader().bounds(info.id)) {
+            Some(bounds) => bounds.durable_end,
+            None => shard.next(),
+        };
+        let tail = Arc::new(Tail::new(end));
+        shards.insert(info.id, RecoveredShard { shard, tail, home });
+    }
+    forget_unwanted(&catalog, &mut logs, &found);
+    Ok(Recovered {
+        catalog,
+        logs,
+        shards,
+    })
+}
+
+type Logs = (Vec<(LogKey, Log)>, BTreeMap<LogKey, Found>);
+
+/// What opening one log found.
+struct Found {
+    clean: bool,
+    complete: bool,
+    shards: HashMap<ShardId, ShardRecovery>,
+}
+
+/// Opens the logs that streams lie in, and those that are left of streams that are gone.
+fn open_logs(
+    storage: &Arc<dyn Storage>,
+    config: &BrokerConfig,
+    catalog: &Catalog,
+    history: &mut History,
+    now: Timestamp,
+) -> Result<Logs, OpenError> {
+    let placements = catalog
+        .streams()
+        .flat_map(|s| &s.shards)
+        .flat_map(|s| &s.placements);
+    let mut keys: BTreeSet<LogKey> = placements.map(|placement| placement.log).collect();
+    let there = list_logs(&**storage).map_err(|source| flumen_log::OpenError::Io {
+        path: "the data directory".to_owned(),
+        source,
+    })?;
+    keys.extend(there.into_iter().filter(|key| *key != LogKey::CATALOG));
+    let (mut logs, mut found) = (Vec::new(), BTreeMap::new());
+    for key in keys {
+        let mut replay = Listen { key, history };
+        let settings = log_config(&config.log, key);
+        let (log, recovery) = Log::open(Arc::clone(storage), key, settings, now, &mut replay)?;
+        report(key, &recovery);
+        catalog.check_named(recovery.catalog_named)?;
+        let (clean, complete) = (recovery.clean, recovery.complete);
+        let shards = recovery
+            .shards
+            .into_iter()
+            .map(|shard| (shard.shard, shard))
+            .collect();
+        found.insert(
+            key,
+            Found {
+                clean,
+                complete,
+                shards,
+            },
+        );
+        logs.push((key, log));
+    }
+    Ok((logs, found))
+}
+
+/// Deleted streams, and shards that moved away and have expired where they were.
+fn forget_unwanted(catalog: &Catalog, logs: &mut [(LogKey, Log)], found: &BTreeMap<LogKey, Found>) {
+    let shards = catalog.streams().flat_map(|stream| &stream.shards);
+    let wanted: HashSet<(LogKey, ShardId)> = shards
+        .flat_map(|info| {
+            info.placements
+                .iter()
+                .map(|placement| (placement.log, info.id))
+        })
+        .collect();
+    for (key, log) in logs {
+        let held = found
+            .get(key)
+            .map(|found| found.shards.keys())
+            .into_iter()
+            .flatten();
+        held.filter(|id| !wanted.contains(&(*key, **id)))
+            .for_each(|id| log.forget(*id));
+    }
+}
+
+/// The log that takes a shard's appends.
+fn home(info: &ShardInfo) -> LogKey {
+    info.placements
+        .last()
+        .expect("BUG: a shard without a placement")
+        .log
+}
+
+/// Ends a shard's recovery with what the logs it lies in remember, oldest first.
+fn bring_together(
+    info: &ShardInfo,
+    history: &mut History,
+    found: &BTreeMap<LogKey, Found>,
+    issued: ProducerId,
+) -> Shard {
+    let mut building = history.take(info);
+    let mut newest: Option<ShardRecovery> = None;
+    let mut complete = !building.lost;
+    for placement in &info.placements {
+        let log = found.get(&placement.log);
+        complete &= log.is_some_and(|log| log.complete);
+        let here = log.and_then(|log| log.shards.get(&info.id)).copied();
+        newest = match (here, newest) {
+            (Some(here), Some(before)) => Some(ShardRecovery {
+                next: here.next.max(placement.from),
+                epoch: here.epoch.max(before.epoch),
+                last_arrival: here.last_arrival.max(before.last_arrival),
+                ..here
+            }),
+            (Some(here), None) => Some(here),
+            // Nothing was written there yet: it goes on where the change said.
+            (None, Some(before)) => Some(ShardRecovery {
+                next: placement.from,
+                jumped: None,
+                ..before
+            }),
+            (None, None) => None,
+        };
+    }
+    let home = home(info);
+    let log = found.get(&home);
+    let held = log.is_some_and(|log| log.shards.contains_key(&info.id));
+    let clean = log.is_none_or(|log| log.clean);
+    if !held && !clean && home.durability == Durability::Memory {
+        // Whatever was acknowledged there is gone without a trace.
+        let from = info
+            .placements
+            .last()
+            .map_or(SequenceNumber::ZERO, |placement| placement.from);
+        let before = newest.unwrap_or_else(|| untouched(info.id, from));
+        let next = before.next.plus(JUMP);
+        let recovery = ShardRecovery {
+            next,
+            jumped: Some(next),
+            ..before
+        };
+        building.shard.recovered(&recovery, false, issued);
+    } else if let Some(newest) = newest {
+        building.shard.recovered(&newest, complete, issued);
+    }
+    building.shard
+}
+
+fn untouched(shard: ShardId, from: SequenceNumber) -> ShardRecovery {
+    ShardRecovery {
+        shard,
+        trim_horizon: from,
+        next: from,
+        epoch: ShardEpoch::new(0),
+        last_arrival: Timestamp::ZERO,
+        jumped: None,
+    }
+}
+
+/// The shards of the catalog while logs tell about them.
+struct History {
+    building: HashMap<ShardId, Building>,
+    /// What logs told of shards that lie in more than one, to be heard in the right order.
+    told: HashMap<(LogKey, ShardId), Vec<Told>>,
+    config: StreamConfig,
+}
+
+/// One shard while logs tell about it.
+struct Building {
+    shard: Shard,
+    /// Its saved state was not usable.
+    lost: bool,
+    moved: bool,
+    range: HashRange,
+}
+
+enum Told {
+    State(Bytes),
+    Batch(BatchMark, bool),
+}
+
+impl History {
+    fn of(catalog: &Catalog, config: &BrokerConfig) -> Self {
+        let config = config.stream.clone();
+        let building = |info: &ShardInfo| {
+            let building = Building {
+                shard: Shard::new(info.id, info.range, &config),
+                lost: false,
+                moved: info.placements.len() > 1,
+                range: info.range,
+            };
+            (info.id, building)
+        };
+        let shards = catalog.streams().flat_map(|stream| &stream.shards);
+        let building = shards.map(building).collect();
+        Self {
+            building,
+            told: HashMap::new(),
+            config,
+        }
+    }
+
+    /// The shard with all that was told about it.
+    fn take(&mut self, info: &ShardInfo) -> Building {
+        let mut building = self
+            .building
+            .remove(&info.id)
+            .expect("BUG: a shard the catalog did not have before");
+        for placement in &info.placements {
+            let told = self
+                .told
+                .remove(&(placement.log, info.id))
+                .unwrap_or_default();
+            told.into_iter()
+                .for_each(|told| building.hear(told, &self.config));
+        }
+        building
+    }
+
+    fn hear(&mut self, log: LogKey, shard: ShardId, told: Told) {
+        match self.building.get_mut(&shard) {
+            Some(building) if building.moved => {
+                self.told.entry((log, shard)).or_default().push(told);
+            }
+            Some(building) => building.hear(told, &self.config),
+            // Of a stream that is gone.
+            None => {}
+        }
+    }
+}
+
+impl Building {
+    fn hear(&mut self, told: Told, config: &StreamConfig) {
+        match told {
+            // A later log's snapshot knows all that came before.
+            Told::State(state) => match self.shard.restore(&state) {
+                Ok(()) => self.lost = false,
+                Err(reason) => {
+                    tracing::warn!(shard = %self.shard.id(), reason, "the saved state of a shard is not usable; its producers go on under new ids");
+                    self.shard = Shard::new(self.shard.id(), self.range, config);
+                    self.lost = true;
+                }
+            },
+            Told::Batch(mark, partial) => self.shard.replay(&mark, partial),
+        }
+    }
+}
+
+/// Listens to one log.
+struct Listen<'a> {
+    key: LogKey,
+    history: &'a mut History,
+}
+
+impl Replay for Listen<'_> {
+    fn state(&mut self, shard: ShardId, state: Bytes) {
+        self.history.hear(self.key, shard, Told::State(state));
+    }
+
+    fn batch(&mut self, shard: ShardId, mark: &BatchMark, partial: bool) {
+        self.history
+            .hear(self.key, shard, Told::Batch(*mark, partial));
+    }
+}
+
+/// For a log that no stream lies in.
+pub(super) struct Ignore;
+
+impl Replay for Ignore {
+    fn state(&mut self, _shard: ShardId, _state: Bytes) {}
+
+    fn batch(&mut self, _shard: ShardId, _mark: &BatchMark, _partial: bool) {}
+}
+
+/// Tells once what opening a log found.
+fn report(key: LogKey, recovery: &Recovery) {
+    let jumped = recovery
+        .shards
+        .iter()
+        .filter(|shard| shard.jumped.is_some())
+        .count();
+    tracing::info!(
+        log = ?key,
+        clean = recovery.clean,
+        shards = recovery.shards.len(),
+        sealed_segments = recovery.sealed_segments,
+        scanned_bytes = recovery.scanned_bytes,
+        tail_rounds_rewritten = recovery.tail_rounds_rewritten,
+        discarded_bytes = recovery.discarded_bytes,
+        jumped_shards = jumped,
+        "opened a log"
+    );
+    for quarantined in &recovery.quarantined {
+        tracing::error!(
+            segment = %quarantined.segment,
+            reason = %quarantined.reason,
+            shards = quarantined.shards.len(),
+            "acknowledged data is damaged and quarantined; run `flumen doctor`"
+        );
+    }
+}

@@ -1,0 +1,55 @@
+//! Ending in order.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::Error;
+use crate::changes::ask;
+use crate::lane::Control;
+use crate::lock::lock;
+use crate::node::{Node, on_blocking_thread};
+
+impl Node {
+    /// [`crate::Broker::shutdown`]. A second call waits for the first and finds nothing to do.
+    pub(crate) async fn shutdown(self: &Arc<Self>) -> Result<(), Error> {
+        self.draining.store(true, Ordering::Release);
+        self.stop.send_replace(true);
+        self.stir_readers();
+        let node = Arc::clone(self);
+        // Carried through even when who asked does not wait.
+        let ending = tokio::spawn(async move { node.end().await });
+        match ending.await {
+            Ok(result) => result,
+            Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+            Err(_) => Err(Error::Draining),
+        }
+    }
+
+    async fn end(self: &Arc<Self>) -> Result<(), Error> {
+        let _no_more_changes = self.changes.lock().await;
+        let node = Arc::clone(self);
+        on_blocking_thread(move || {
+            node.lanes.finish_housekeeping();
+            lock(&node.catalog_housekeeping).take().finish();
+            Ok(())
+        })
+        .await?;
+        let mut result = Ok(());
+        for lane in self.lanes.all() {
+            // A lane that has ended before has said why then.
+            let closed = ask(&lane, Control::Shutdown).await.unwrap_or(Ok(()));
+            result = result.and(closed);
+        }
+        let node = Arc::clone(self);
+        on_blocking_thread(move || {
+            node.lanes.all().iter().for_each(|lane| lane.join());
+            let now = node.clock.now();
+            match lock(&node.catalog).take() {
+                Some(catalog) => Ok(catalog.close(now)?),
+                None => Ok(()),
+            }
+        })
+        .await?;
+        result
+    }
+}

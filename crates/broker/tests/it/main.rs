@@ -1,0 +1,12 @@
+//! The broker through its public API: over memory that forgets, tears and fails, and real files.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test that is wrong may panic, and its numbers are small"
+)]
+
+mod append;
+mod fixture;
+mod put;
+mod read;
