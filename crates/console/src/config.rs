@@ -1,0 +1,25 @@
+//! What can be set about the console.
+
+use serde::{Deserialize, Serialize};
+
+/// The console's settings. Production values by default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConsoleConfig {
+    /// TCP connections served at a time; more wait to be accepted.
+    pub connections_max: u32,
+    /// A request line and its headers must have arrived after this long.
+    pub header_timeout_ms: u64,
+    /// A connection is closed after this long, however busy.
+    pub connection_ms_max: u64,
+}
+
+impl Default for ConsoleConfig {
+    fn default() -> Self {
+        Self {
+            connections_max: 64,
+            header_timeout_ms: 5_000,
+            connection_ms_max: 60_000,
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Routes and the accept loop: plain HTTP/1.1, bounded in connections and time.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::exposition;
+use crate::process::ProcessStats;
+use crate::{ConsoleConfig, Node};
+
+/// Answers until `shutdown` resolves. Connections that are open then are dropped: what the console
+/// says is never the only copy of anything.
+pub async fn serve(
+    listener: TcpListener,
+    node: Node,
+    config: ConsoleConfig,
+    shutdown: impl Future<Output = ()>,
+) {
+    let routes = routes(node);
+    let connections = Arc::new(Semaphore::new(
+        usize::try_from(config.connections_max).unwrap_or(Semaphore::MAX_PERMITS),
+    ));
+    let accepting = async {
+        loop {
+            let permit = Arc::clone(&connections).acquire_owned().await;
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let answering = answer(stream, routes.clone(), config.clone());
+                    tokio::spawn(async move {
+                        answering.await;
+                        drop(permit);
+                    });
+                }
+                // Out of descriptors, or the peer is gone already: neither ends the console.
+                Err(error) => {
+                    tracing::warn!(%error, "the console cannot accept");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = accepting => {}
+        () = shutdown => {}
+    }
+}
+
+async fn answer(stream: TcpStream, routes: Router, config: ConsoleConfig) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_millis(config.header_timeout_ms))
+        .max_buf_size(16 << 10)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+    let longest = Duration::from_millis(config.connection_ms_max);
+    match tokio::time::timeout(longest, connection).await {
+        Ok(Ok(())) | Err(_) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a console connection ended early"),
+    }
+}
+
+fn routes(node: Node) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/version", get(version))
+        .with_state(node)
+}
+
+async fn metrics(State(node): State<Node>) -> Response {
+    let snapshot = node.broker().map(|broker| broker.metrics().snapshot());
+    match exposition::render(snapshot, ProcessStats::read(), node.readiness().ready) {
+        Ok(text) => ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], text).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "metrics cannot be written");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+/// The process is alive; what it says about its work is in `/readyz`.
+async fn healthz() -> &'static str {
+    "alive\n"
+}
+
+async fn readyz(State(node): State<Node>) -> (StatusCode, String) {
+    let readiness = node.readiness();
+    let code = if readiness.ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (code, format!("{}\n", readiness.says))
+}
+
+async fn version() -> Response {
+    let version = concat!(
+        r#"{"name":"flumen","version":""#,
+        env!("CARGO_PKG_VERSION"),
+        "\"}\n"
+    );
+    ([(header::CONTENT_TYPE, "application/json")], version).into_response()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,132 @@
+//! `flumen.v1.Consumer`: reading shards, asked for or pushed.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use flumen_api::convert::{ConvertError, stream_name};
+use flumen_api::v1;
+use flumen_broker::{Broker, Delivery, Error, ReadBudget, StartPosition, Subscription};
+use flumen_record::{SequenceNumber, ShardIndex, Timestamp};
+
+use crate::drain::{Drain, DrainWait};
+use crate::frames;
+use crate::response::Replies;
+use crate::status::Facts;
+
+/// Bytes of a reply when the caller does not say how many.
+const REPLY_BYTES: u64 = 1 << 20;
+
+/// The pieces of one reply.
+pub(crate) async fn read(
+    broker: &Broker,
+    drain: &Drain,
+    request: v1::ReadRequest,
+) -> Result<VecDeque<Bytes>, Facts> {
+    let stream = stream_name("stream", &request.stream)?;
+    let shard = ShardIndex::new(request.shard);
+    let start = start_position("start", request.start.as_ref())?;
+    let budget = budget(request.max_bytes, request.max_records);
+    let wait = Duration::from_micros(request.max_wait_us);
+    let reply = tokio::select! {
+        biased;
+        reply = broker.read(&stream, shard, start, budget, wait) => reply?,
+        () = drain.started() => return Err(Error::Draining.into()),
+    };
+    let mut pieces = VecDeque::new();
+    frames::reply(shard, reply, &mut pieces);
+    Ok(pieces)
+}
+
+/// Opens a subscription; its replies come when they are asked for.
+pub(crate) async fn subscribe(
+    broker: &Broker,
+    drain: &Drain,
+    request: v1::SubscribeRequest,
+) -> Result<SubscribeReplies, Facts> {
+    let stream = stream_name("stream", &request.stream)?;
+    let mut shards = Vec::with_capacity(request.shards.len());
+    for one in &request.shards {
+        let shard = ShardIndex::new(one.shard);
+        let start = start_position("shards.start", one.start.as_ref())
+            .map_err(|error| Facts::from(error).with("shard", shard))?;
+        shards.push((shard, start));
+    }
+    if shards.is_empty() {
+        let start = start_position("start", request.start.as_ref())?;
+        let described = broker.describe_stream(&stream)?;
+        shards.extend(described.shards.iter().map(|shard| (shard.index, start)));
+    }
+    let budget = budget(request.max_bytes, 0);
+    let subscription = broker.subscribe(&stream, shards, budget).await?;
+    Ok(SubscribeReplies {
+        next: Box::pin(next(subscription)),
+        draining: drain.started(),
+    })
+}
+
+type Next = (Subscription, Option<Result<Delivery, Error>>);
+
+async fn next(mut subscription: Subscription) -> Next {
+    let delivery = subscription.next().await;
+    (subscription, delivery)
+}
+
+/// The replies of one subscription.
+pub(crate) struct SubscribeReplies {
+    next: Pin<Box<dyn Future<Output = Next> + Send>>,
+    draining: DrainWait,
+}
+
+impl Replies for SubscribeReplies {
+    fn poll_reply(
+        &mut self,
+        cx: &mut Context<'_>,
+        pieces: &mut VecDeque<Bytes>,
+    ) -> Poll<Option<Result<(), Facts>>> {
+        if Pin::new(&mut self.draining).poll(cx).is_ready() {
+            return Poll::Ready(Some(Err(Error::Draining.into())));
+        }
+        let (subscription, delivery) = ready!(self.next.as_mut().poll(cx));
+        let failed = subscription.failed_shard();
+        self.next = Box::pin(next(subscription));
+        Poll::Ready(match delivery {
+            Some(Ok(delivery)) => {
+                frames::reply(delivery.shard, delivery.reply, pieces);
+                Some(Ok(()))
+            }
+            Some(Err(error)) => Some(Err(match failed {
+                Some(shard) => Facts::from(error).with("shard", shard),
+                None => error.into(),
+            })),
+            None => None,
+        })
+    }
+}
+
+fn budget(bytes: u64, records: u64) -> ReadBudget {
+    ReadBudget {
+        bytes: if bytes == 0 { REPLY_BYTES } else { bytes },
+        records: if records == 0 { u64::MAX } else { records },
+    }
+}
+
+fn start_position(
+    field: &'static str,
+    start: Option<&v1::StartPosition>,
+) -> Result<StartPosition, ConvertError> {
+    use v1::start_position::Position;
+
+    let position = start.and_then(|start| start.position.as_ref());
+    Ok(match position.ok_or(ConvertError::Missing { field })? {
+        Position::TrimHorizon(_) => StartPosition::TrimHorizon,
+        Position::Latest(_) => StartPosition::Latest,
+        Position::AtSequenceNumber(number) => StartPosition::At(SequenceNumber::new(*number)),
+        Position::AfterSequenceNumber(number) => StartPosition::After(SequenceNumber::new(*number)),
+        Position::AtTimestampUs(micros) => {
+            StartPosition::AtTimestamp(Timestamp::from_micros(*micros))
+        }
+    })
+}
