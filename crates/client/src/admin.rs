@@ -1,0 +1,103 @@
+//! Administrative calls: one attempt each; an error says whether trying again makes sense.
+
+use flumen_api::convert::ConvertError;
+use flumen_api::v1;
+use flumen_record::{ProducerId, StreamName};
+
+use crate::{Client, Error, NewStream, StreamDescription, StreamUpdate};
+
+impl Client {
+    /// Creates a stream; it is durable and takes records when this returns.
+    ///
+    /// # Errors
+    /// When the name is taken or a setting is out of bounds.
+    pub async fn create_stream(&self, new: NewStream) -> Result<StreamDescription, Error> {
+        let mut admin = self.admin();
+        let call = admin.create_stream(v1::CreateStreamRequest::from(new));
+        let response = self.call(self.config().call_timeout, call).await?;
+        self.described(response.stream)
+    }
+
+    /// Describes a stream.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub async fn describe_stream(&self, name: &StreamName) -> Result<StreamDescription, Error> {
+        let mut admin = self.admin();
+        let call = admin.describe_stream(v1::DescribeStreamRequest {
+            stream: name.to_string(),
+        });
+        let response = self.call(self.config().call_timeout, call).await?;
+        self.described(response.stream)
+    }
+
+    /// Up to `limit` streams (0: 100) after `after`, by name, and whether there are more.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn list_streams(
+        &self,
+        after: Option<&StreamName>,
+        limit: u32,
+    ) -> Result<(Vec<StreamDescription>, bool), Error> {
+        let mut admin = self.admin();
+        let after = after.map(ToString::to_string).unwrap_or_default();
+        let call = admin.list_streams(v1::ListStreamsRequest { after, limit });
+        let response = self.call(self.config().call_timeout, call).await?;
+        let streams = response
+            .streams
+            .into_iter()
+            .map(|stream| self.described(Some(stream)));
+        Ok((streams.collect::<Result<_, _>>()?, response.more))
+    }
+
+    /// Changes a stream's settings.
+    ///
+    /// # Errors
+    /// When there is no such stream or a setting is out of bounds.
+    pub async fn update_stream(
+        &self,
+        name: &StreamName,
+        update: StreamUpdate,
+    ) -> Result<StreamDescription, Error> {
+        let mut admin = self.admin();
+        let call = admin.update_stream(update.request(name));
+        let response = self.call(self.config().call_timeout, call).await?;
+        self.described(response.stream)
+    }
+
+    /// Deletes a stream and its records.
+    ///
+    /// # Errors
+    /// When there is no such stream.
+    pub async fn delete_stream(&self, name: &StreamName) -> Result<(), Error> {
+        let mut admin = self.admin();
+        let call = admin.delete_stream(v1::DeleteStreamRequest {
+            stream: name.to_string(),
+        });
+        self.call(self.config().call_timeout, call)
+            .await
+            .map(|_| ())
+    }
+
+    /// A new producer id. [`crate::Producer`] does this by itself.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn open_producer(&self) -> Result<ProducerId, Error> {
+        let mut producer = self.producer();
+        let call = producer.open_producer(v1::OpenProducerRequest {});
+        let response = self.call(self.config().call_timeout, call).await?;
+        match ProducerId::new(response.producer_id) {
+            ProducerId::NONE => Err(Error::nonsense(self.endpoint(), "a producer id of 0")),
+            id => Ok(id),
+        }
+    }
+
+    fn described(&self, stream: Option<v1::Stream>) -> Result<StreamDescription, Error> {
+        stream
+            .ok_or(ConvertError::Missing { field: "stream" })
+            .and_then(StreamDescription::try_from)
+            .map_err(|error| Error::nonsense(self.endpoint(), &error.to_string()))
+    }
+}

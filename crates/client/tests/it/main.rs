@@ -1,0 +1,14 @@
+//! The client against a broker: first a fake one whose every answer the test decides, then the real
+//! one.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test that is wrong may panic, and its numbers are small"
+)]
+
+mod consumer;
+mod end_to_end;
+mod fake;
+mod node;
+mod producer;
