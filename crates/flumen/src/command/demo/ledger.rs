@@ -1,0 +1,195 @@
+//! What came out against what went in: every reading once, each device in order, bytes equal.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flumen_client::ConsumedRecord;
+use serde::Serialize;
+
+use super::telemetry::Telemetry;
+
+/// The header that carries a reading's row in its device's file.
+pub(super) const ROW: &str = "row";
+
+/// Takes records in the order they come and remembers what is wrong with them.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    telemetry: Arc<Telemetry>,
+    devices: HashMap<Bytes, usize>,
+    /// How often each reading came, by its number.
+    times: Vec<u8>,
+    /// The last row that came, by device.
+    last: Vec<Option<usize>>,
+    taken: u64,
+    findings: Findings,
+}
+
+/// What a ledger found. All but the first two must be 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Findings {
+    /// Readings that are there.
+    pub(super) present: u64,
+    /// Their bytes.
+    pub(super) bytes: u64,
+    /// Readings that never came.
+    pub(super) missing: u64,
+    /// Readings that came again.
+    pub(super) repeated: u64,
+    /// Readings that came after a later one of their device.
+    pub(super) out_of_order: u64,
+    /// Devices with such readings.
+    pub(super) devices_out_of_order: u64,
+    /// Readings whose bytes are not those that went in.
+    pub(super) different: u64,
+    /// Records that are no reading of ours.
+    pub(super) strange: u64,
+}
+
+impl Findings {
+    /// Whether everything held.
+    pub(super) fn clean(&self) -> bool {
+        let Self {
+            missing,
+            repeated,
+            out_of_order,
+            different,
+            strange,
+            ..
+        } = *self;
+        [missing, repeated, out_of_order, different, strange] == [0; 5]
+    }
+}
+
+impl Ledger {
+    /// Nothing has come yet.
+    pub(super) fn new(telemetry: Arc<Telemetry>) -> Self {
+        let names = telemetry.devices.iter().enumerate();
+        let devices = names.map(|(index, device)| (Bytes::from(device.name.clone()), index));
+        Self {
+            devices: devices.collect(),
+            times: vec![0; usize::try_from(telemetry.readings).unwrap_or(usize::MAX)],
+            last: vec![None; telemetry.devices.len()],
+            taken: 0,
+            findings: Findings::default(),
+            telemetry,
+        }
+    }
+
+    /// Takes the next record of its shard; the reading's number when it is one of ours.
+    pub(super) fn take(&mut self, record: &ConsumedRecord) -> Option<usize> {
+        self.taken += 1;
+        let number = self.enter(&record.partition_key, row(record), &record.data);
+        if number.is_none() {
+            self.findings.strange += 1;
+        }
+        number
+    }
+
+    fn enter(&mut self, device: &Bytes, row: Option<usize>, data: &Bytes) -> Option<usize> {
+        let index = *self.devices.get(device)?;
+        let device = self.telemetry.devices.get(index)?;
+        let row = row?;
+        let expected = device.rows.get(row)?;
+        let number = device.first + row;
+        let times = self.times.get_mut(number)?;
+        *times = times.saturating_add(1);
+        if *times > 1 {
+            self.findings.repeated += 1;
+            return Some(number);
+        }
+        self.findings.present += 1;
+        self.findings.bytes += data.len() as u64;
+        self.findings.different += u64::from(expected != data);
+        let last = self.last.get_mut(index)?;
+        if last.is_some_and(|last| row < last) {
+            self.findings.out_of_order += 1;
+        }
+        *last = Some(row);
+        Some(number)
+    }
+
+    /// Records taken so far, whatever they were.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// Readings that are there so far.
+    pub(super) fn present(&self) -> u64 {
+        self.findings.present
+    }
+
+    /// What is wrong, now that nothing more comes.
+    pub(super) fn findings(&self) -> Findings {
+        Findings {
+            missing: self.telemetry.readings - self.findings.present,
+            ..self.findings
+        }
+    }
+}
+
+fn row(record: &ConsumedRecord) -> Option<usize> {
+    let header = record
+        .headers
+        .iter()
+        .find(|header| header.name == ROW.as_bytes())?;
+    std::str::from_utf8(&header.value).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::telemetry::of_text;
+    use super::*;
+
+    fn ledger() -> Ledger {
+        let rows = "timestamp,value\nt,1\nt,2\nt,3\n";
+        Ledger::new(Arc::new(of_text(&[("a", rows), ("b", rows)])))
+    }
+
+    fn enter(ledger: &mut Ledger, readings: &[(&'static str, usize, &'static str)]) -> Findings {
+        for (device, row, data) in readings {
+            let entered = ledger.enter(&Bytes::from(*device), Some(*row), &Bytes::from(*data));
+            ledger.findings.strange += u64::from(entered.is_none());
+        }
+        ledger.findings()
+    }
+
+    const ALL: [(&str, usize, &str); 6] = [
+        ("a", 0, "t,1"),
+        ("b", 0, "t,1"),
+        ("b", 1, "t,2"),
+        ("a", 1, "t,2"),
+        ("a", 2, "t,3"),
+        ("b", 2, "t,3"),
+    ];
+
+    #[test]
+    fn everything_once_and_in_order_is_clean() {
+        let findings = enter(&mut ledger(), &ALL);
+        assert!(findings.clean(), "{findings:?}");
+        assert_eq!((findings.present, findings.bytes), (6, 18));
+    }
+
+    #[test]
+    fn each_fault_is_found() {
+        let missing = enter(&mut ledger(), &ALL[1..]);
+        assert_eq!((missing.missing, missing.clean()), (1, false));
+
+        let mut again = ALL.to_vec();
+        again.push(("a", 2, "t,3"));
+        assert_eq!(enter(&mut ledger(), &again).repeated, 1);
+
+        let mut swapped = ALL.to_vec();
+        swapped.swap(3, 4);
+        let swapped = enter(&mut ledger(), &swapped);
+        assert_eq!((swapped.out_of_order, swapped.missing), (1, 0));
+
+        let mut changed = ALL.to_vec();
+        changed[0].2 = "t,9";
+        assert_eq!(enter(&mut ledger(), &changed).different, 1);
+
+        let mut strange = ALL.to_vec();
+        strange.extend([("c", 0, "t,1"), ("a", 3, "t,4")]);
+        assert_eq!(enter(&mut ledger(), &strange).strange, 2);
+    }
+}

@@ -1,0 +1,71 @@
+//! `flumen doctor`: is a data directory undamaged? Offline and read-only.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::serve::Settings;
+use crate::cli::Context;
+use crate::failure::AlreadySaid;
+use crate::inspection::inspect;
+use crate::output::Paint;
+use crate::quantity::{count, size};
+
+/// Arguments of `doctor`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The data directory [default: as `serve` would take it]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// A configuration file that names it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Runs the command.
+pub(crate) fn run(context: &mut Context, args: &Args) -> Result<()> {
+    let settings = Settings::of_data_dir(args.data_dir.clone(), args.config.clone());
+    let data_dir = settings.resolve()?.config.data_dir;
+    context.output.progress("reading …");
+    let found = inspect(&data_dir)?;
+    let output = &mut context.output;
+    if output.is_json() {
+        for finding in &found.findings {
+            output.json(&json!({ "finding": finding }))?;
+        }
+        output.json(&json!({
+            "data_dir": data_dir,
+            "logs": found.logs,
+            "segments": found.segments,
+            "rounds": found.rounds,
+            "records": found.records,
+            "file_bytes": found.bytes,
+            "findings": found.findings.len(),
+        }))?;
+    } else {
+        for finding in &found.findings {
+            let line = output.paint(Paint::Bad, finding);
+            output.line(&line)?;
+        }
+        let verdict = match found.findings.len() {
+            0 => output.paint(Paint::Good, "no damage"),
+            1 => output.paint(Paint::Bad, "1 finding"),
+            more => output.paint(Paint::Bad, &format!("{more} findings")),
+        };
+        output.line(&format!(
+            "{}: {verdict}; {} logs, {} segments ({}), {} rounds, {} records",
+            data_dir.display(),
+            found.logs,
+            count(found.segments),
+            size(found.bytes),
+            count(found.rounds),
+            count(found.records)
+        ))?;
+    }
+    if found.findings.is_empty() {
+        Ok(())
+    } else {
+        Err(AlreadySaid.into())
+    }
+}

@@ -1,0 +1,20 @@
+//! The binary as users run it: real processes, real sockets, real directories.
+//!
+//! `cfg(test)` on each module tells the lints that all of it is test code.
+
+#[cfg(test)]
+mod bad_start;
+#[cfg(test)]
+mod cli;
+#[cfg(test)]
+mod journal;
+#[cfg(test)]
+mod kill;
+#[cfg(test)]
+mod power_cut;
+#[cfg(test)]
+mod process;
+#[cfg(test)]
+mod round_trip;
+#[cfg(test)]
+mod verbs;

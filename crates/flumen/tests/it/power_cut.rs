@@ -1,0 +1,150 @@
+//! Power cuts on a real file system: ext4 on a loop device, shut down by its own ioctl without
+//! flushing the journal, unmounted and mounted again. Needs root.
+//!
+//! `FLUMEN_TEST_POWER_CUTS=5000 cargo test --release -p flumen --test it power_cut -- --nocapture`
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use flumen_api::v1::Durability;
+use tokio::sync::watch;
+
+use crate::journal::{Journal, Random};
+use crate::kill::{seed, setting};
+use crate::process::BrokerProcess;
+
+/// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH` (fs/ext4/ext4.h): what was not synced is gone.
+const CUT: &str =
+    "open(my $d, '<', $ARGV[0]) or die $!; ioctl($d, 0x8004587d, pack('I', 2)) or die $!;";
+
+/// A small ext4 file system of its own, unmounted when dropped.
+struct Disk {
+    image: PathBuf,
+    mounted: PathBuf,
+}
+
+impl Disk {
+    /// `None`, with the reason printed, where file systems cannot be made.
+    fn new(folder: &Path) -> Option<Self> {
+        let disk = Self {
+            image: folder.join("disk.img"),
+            mounted: folder.join("disk"),
+        };
+        std::fs::create_dir(&disk.mounted).unwrap();
+        let image = std::fs::File::create(&disk.image).unwrap();
+        image.set_len(512 << 20).unwrap();
+        let made = run("mkfs.ext4", &["-q", "-F", disk.image.to_str().unwrap()]);
+        match made.and_then(|()| disk.mount()) {
+            Ok(()) => Some(disk),
+            Err(why) => {
+                println!("skipped: power cuts need root and loop devices: {why}");
+                None
+            }
+        }
+    }
+
+    fn mount(&self) -> Result<(), String> {
+        run(
+            "mount",
+            &[
+                "-o",
+                "loop",
+                self.image.to_str().unwrap(),
+                self.mounted.to_str().unwrap(),
+            ],
+        )
+    }
+
+    fn cut_power(&self) {
+        run("perl", &["-e", CUT, self.mounted.to_str().unwrap()]).expect("the shutdown ioctl");
+    }
+
+    fn unmount(&self) {
+        run("umount", &[self.mounted.to_str().unwrap()]).expect("unmount");
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // A test that failed may have left it unmounted.
+        let _ = run("umount", &["-l", self.mounted.to_str().unwrap_or_default()]);
+    }
+}
+
+fn run(program: &str, words: &[&str]) -> Result<(), String> {
+    let output = Command::new(program)
+        .args(words)
+        .output()
+        .map_err(|error| format!("{program}: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!(
+        "{program}: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    ))
+}
+
+/// Cuts the power `cuts` times under load on streams of one level; the first loss that is found, if any.
+async fn cut_under_load(level: Durability, cuts: u64, seed: u64) -> Option<Result<usize, String>> {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Disk::new(folder.path())?;
+    let data = disk.mounted.join("data");
+    let mut random = Random::new(seed);
+    let mut broker = BrokerProcess::start(&data);
+    let mut journal = Journal::open(&broker.endpoint, &[("cut", level)], seed)
+        .await
+        .unwrap();
+    for cut in 0..cuts {
+        let endpoint = broker.endpoint.clone();
+        let (stopper, stop) = watch::channel(false);
+        let alive = Duration::from_millis(10 + random.below(80));
+        let (outcome, ()) = tokio::join!(journal.load(&endpoint, stop), async {
+            tokio::time::sleep(alive).await;
+            // Frozen first: an ack that is sent while the file system goes down proves nothing,
+            // because there a sync may report what it did not do.
+            broker.freeze();
+            stopper.send(true).ok();
+        });
+        if let Err(what) = outcome {
+            return Some(Err(format!("cut {cut}: {what}")));
+        }
+        disk.cut_power();
+        broker.kill();
+        disk.unmount();
+        disk.mount().expect("the file system comes back");
+        broker = BrokerProcess::start(&data);
+        if let Err(what) = journal.verify(&broker.endpoint).await {
+            return Some(Err(format!("cut {cut}, seed {seed}: {what}")));
+        }
+    }
+    journal.forget_checked();
+    let whole = journal.verify(&broker.endpoint).await;
+    drop(broker);
+    Some(whole.map(|()| journal.acked()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_when_the_power_is_cut() {
+    let cuts = setting("FLUMEN_TEST_POWER_CUTS", 50);
+    let seed = seed("power cuts");
+    if let Some(outcome) = cut_under_load(Durability::Disk, cuts, seed).await {
+        let acked = outcome.unwrap_or_else(|what| panic!("{what}"));
+        println!("power cuts: {cuts}, {acked} batches acknowledged, none lost");
+    }
+}
+
+/// The positive control: acks that promise less than the disk are lost, and the same suite sees it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_suite_finds_what_a_power_cut_takes_from_acks_without_sync() {
+    let seed = seed("power cuts, control");
+    if let Some(outcome) = cut_under_load(Durability::Memory, 20, seed).await {
+        let loss = outcome.expect_err("20 cuts of a level that does not sync lost nothing");
+        assert!(
+            loss.contains("lost") || loss.contains("is not at") || loss.contains("was next"),
+            "{loss}"
+        );
+        println!("power cuts, control: found as it must be: {loss}");
+    }
+}

@@ -1,0 +1,458 @@
+//! Every verb of the command tree: one success and one refusal each. A verb without a case fails.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::cli::{Ran, run};
+use crate::process::BrokerProcess;
+
+/// Nobody listens there: port 1 is for nobody's broker.
+const NOBODY: &str = "--endpoint http://127.0.0.1:1";
+
+/// A broker and a directory for the cases.
+struct Stage {
+    dir: tempfile::TempDir,
+    broker: BrokerProcess,
+}
+
+impl Stage {
+    fn set() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let broker = BrokerProcess::start(&dir.path().join("data"));
+        let stage = Self { dir, broker };
+        stage.flumen("stream create there --shards 2", b"").good();
+        stage.flumen("produce there", b"one\ntwo\nthree\n").good();
+        stage
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn flumen(&self, words: &str, input: &[u8]) -> Ran {
+        let at = format!("--endpoint {}", self.broker.endpoint);
+        run(self.path(), &format!("{at} {words}"), input)
+    }
+
+    fn json(&self, words: &str) -> Vec<Value> {
+        let out = self.flumen(&format!("--output json {words}"), b"").good();
+        out.lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect()
+    }
+}
+
+struct Case {
+    verb: &'static str,
+    good: fn(&Stage),
+    refused: fn(&Stage),
+}
+
+#[track_caller]
+fn has_keys(value: &Value, keys: &[&str]) {
+    for key in keys {
+        assert!(value.get(key).is_some(), "{key} is missing in {value}");
+    }
+}
+
+const CASES: &[Case] = &[
+    Case {
+        verb: "serve",
+        good: |stage| {
+            // It ends by itself when its input does: drained, so 0.
+            let words = "serve --listen-grpc 127.0.0.1:0 --listen-console 127.0.0.1:0 --data-dir other --until-stdin-closes";
+            let out = run(stage.path(), words, b"").good();
+            let lines: Vec<_> = out.lines().collect();
+            let starts = |n: usize, text| {
+                lines
+                    .get(n)
+                    .is_some_and(|line: &&str| line.starts_with(text))
+            };
+            assert!(
+                starts(0, "grpc 127.0.0.1:") && starts(1, "console 127.0.0.1:"),
+                "{out}"
+            );
+        },
+        refused: |stage| {
+            run(stage.path(), "serve --listen-grpc 8.8.8.8:1", b"").refused(1, "neither TLS nor");
+        },
+    },
+    Case {
+        verb: "demo",
+        good: |stage| {
+            let out = run(stage.path(), "--output json demo --keep kept", b"").good();
+            let summary: Value = serde_json::from_str(out.trim()).expect("JSON");
+            assert_eq!(summary["held"], true);
+            assert_eq!(summary["live"]["present"], 152_965);
+            assert_eq!(summary["read_again"]["present"], 152_965);
+            let busy = summary["kill"]["batches_in_flight"]
+                .as_array()
+                .expect("counts");
+            assert!(
+                busy.len() >= 2 && busy.iter().all(|n| n.as_u64() > Some(0)),
+                "{summary}"
+            );
+            assert!(stage.path().join("kept/data").exists());
+        },
+        refused: |stage| {
+            std::fs::write(stage.path().join("no.csv"), "a,b,c\n1,2,3\n").expect("a file");
+            run(stage.path(), "demo --data no.csv", b"")
+                .refused(1, "no.csv: line 1: not telemetry");
+        },
+    },
+    Case {
+        verb: "stream create",
+        good: |stage| {
+            let made =
+                stage.json("stream create made --shards 3 --durability memory --retention 24h");
+            assert_eq!(made[0]["shards"], 3);
+            assert_eq!(made[0]["durability"], "memory");
+            assert_eq!(made[0]["retention_us"], 86_400_000_000_u64);
+        },
+        refused: |stage| {
+            stage
+                .flumen("stream create there", b"")
+                .refused(1, "exists already");
+            stage
+                .flumen("stream create a/b", b"")
+                .refused(2, "a stream name is made of");
+            stage
+                .flumen("stream create few --retention 5m", b"")
+                .refused(1, "retention");
+        },
+    },
+    Case {
+        verb: "stream list",
+        good: |stage| {
+            let streams = stage.json("stream list");
+            assert!(
+                streams.iter().any(|stream| stream["stream"] == "there"),
+                "{streams:?}"
+            );
+            assert!(stage.flumen("stream list", b"").good().contains("there"));
+        },
+        refused: |stage| {
+            let words = format!("{NOBODY} stream list");
+            run(stage.path(), &words, b"").refused(1, "start one with `flumen serve`");
+        },
+    },
+    Case {
+        verb: "stream describe",
+        good: |stage| {
+            let stream = &stage.json("stream describe there")[0];
+            has_keys(
+                stream,
+                &["stream", "shards", "durability", "retention_us", "version"],
+            );
+            has_keys(
+                &stream["shard_map"][1],
+                &["shard", "open", "trim_horizon", "durable_end"],
+            );
+            assert_eq!(stream["records"], 3);
+            assert!(
+                stage
+                    .flumen("stream describe there", b"")
+                    .good()
+                    .contains("SHARD")
+            );
+        },
+        refused: |stage| {
+            stage
+                .flumen("stream describe missing", b"")
+                .refused(1, "flumen stream create missing");
+        },
+    },
+    Case {
+        verb: "stream update",
+        good: |stage| {
+            let stream =
+                &stage.json("stream update there --retention 2d --retention-bytes 1GiB")[0];
+            assert_eq!(stream["retention_us"], 172_800_000_000_u64);
+            assert_eq!(stream["retention_bytes"], 1 << 30);
+            assert_eq!(
+                stage.json("stream update there --retention-bytes none")[0]["retention_bytes"],
+                Value::Null
+            );
+        },
+        refused: |stage| {
+            stage
+                .flumen("stream update there", b"")
+                .refused(2, "nothing to change");
+            stage
+                .flumen("stream update missing --retention 2d", b"")
+                .refused(1, "does not exist");
+        },
+    },
+    Case {
+        verb: "stream delete",
+        good: |stage| {
+            stage.flumen("stream create short", b"").good();
+            assert_eq!(
+                stage.flumen("stream delete short", b"").good(),
+                "deleted short\n"
+            );
+            stage
+                .flumen("stream describe short", b"")
+                .refused(1, "does not exist");
+        },
+        refused: |stage| {
+            stage
+                .flumen("stream delete missing", b"")
+                .refused(1, "does not exist")
+        },
+    },
+    Case {
+        verb: "produce",
+        good: |stage| {
+            stage.flumen("stream create fed", b"").good();
+            assert!(
+                stage
+                    .flumen("produce fed", b"a\nb\n")
+                    .good()
+                    .starts_with("2 records")
+            );
+        },
+        refused: |stage| {
+            stage
+                .flumen("produce missing", b"a\n")
+                .refused(1, "does not exist");
+            stage
+                .flumen("produce there --key id", b"a\n")
+                .refused(2, "csv or ndjson");
+            std::fs::write(stage.path().join("not.csv"), b"\x7fELF\x00\x01\n").expect("a file");
+            let bad = stage.flumen("--quiet produce there not.csv --format csv", b"");
+            assert!(
+                bad.code == Some(1) && bad.err.contains("not.csv: line 1: not CSV"),
+                "{bad:?}"
+            );
+            let large = vec![b'x'; 2 << 20];
+            let large = stage.flumen("produce there", &large);
+            assert!(
+                large.code == Some(1) && large.err.contains("larger than"),
+                "{large:?}"
+            );
+        },
+    },
+    Case {
+        verb: "consume",
+        good: |stage| {
+            let out = stage.flumen("consume there", b"").good();
+            let mut lines: Vec<_> = out.lines().collect();
+            lines.sort_unstable();
+            assert_eq!(lines, ["one", "three", "two"]);
+        },
+        refused: |stage| {
+            stage
+                .flumen("consume missing", b"")
+                .refused(1, "does not exist");
+            stage
+                .flumen("consume there --from at:0", b"")
+                .refused(2, "say which with --shard");
+            stage
+                .flumen("consume there --shard 7", b"")
+                .refused(1, "shard 7");
+            stage
+                .flumen("consume there --shard 0 --from at:99", b"")
+                .refused(1, "99");
+            stage
+                .flumen("consume there --format %q", b"")
+                .refused(2, "no %q");
+            stage
+                .flumen("consume there --from yesterday", b"")
+                .refused(2, "trim-horizon");
+        },
+    },
+    Case {
+        verb: "tail",
+        // round_trip.rs follows a stream; here: it ends after as many as it was asked for.
+        good: |stage| assert_eq!(stage.flumen("tail there --max 0", b"").good(), ""),
+        refused: |stage| {
+            stage
+                .flumen("tail missing", b"")
+                .refused(1, "does not exist")
+        },
+    },
+    Case {
+        verb: "bench produce",
+        good: |stage| {
+            let words = "bench produce --records 600 --batch 3 --sessions 2 --in-flight 4 --connections 2 --record-size 100 --shards 2 --verify";
+            let report = &stage.json(words)[0];
+            has_keys(report, REPORT);
+            assert_eq!(
+                (&report["mode"], &report["records"]),
+                (&"produce".into(), &600.into())
+            );
+            assert_eq!(
+                (&report["bytes"], &report["verified_records"]),
+                (&60_000.into(), &600.into())
+            );
+            has_keys(&report["latency_us"], &["p50", "p90", "p99", "p999", "max"]);
+            // Open loop, as text, on a stream that stays.
+            let words = "bench produce --stream benched --rate 2000 --duration 500ms --verify";
+            assert!(stage.flumen(words, b"").good().contains("open loop"));
+            assert_eq!(stage.json("stream describe benched")[0]["records"], 1_000);
+        },
+        refused: |stage| {
+            stage
+                .flumen("bench produce --batch 65536", b"")
+                .refused(2, "larger than 12 MiB");
+            stage
+                .flumen("bench produce --rate fast", b"")
+                .refused(2, "or max");
+        },
+    },
+    Case {
+        verb: "bench consume",
+        good: |stage| {
+            let report = &stage.json("bench consume --stream there --connections 2")[0];
+            has_keys(report, REPORT);
+            assert_eq!(
+                (&report["records"], &report["bytes"]),
+                (&3.into(), &11.into())
+            );
+        },
+        refused: |stage| {
+            stage
+                .flumen("bench consume --stream missing", b"")
+                .refused(1, "does not exist");
+        },
+    },
+    Case {
+        verb: "bench e2e",
+        good: |stage| {
+            let words =
+                "bench e2e --rate 2000 --duration 500ms --consumers 2 --record-size 64 --verify";
+            let report = &stage.json(words)[0];
+            has_keys(report, REPORT);
+            has_keys(
+                &report["end_to_end_us"],
+                &["p50", "p90", "p99", "p999", "max"],
+            );
+            assert_eq!(
+                (&report["records"], &report["consumers"]),
+                (&1_000.into(), &2.into())
+            );
+            assert_eq!(report["bytes_out"], 128_000);
+        },
+        refused: |stage| {
+            let words = format!("{NOBODY} bench e2e");
+            run(stage.path(), &words, b"").refused(1, "start one with `flumen serve`");
+        },
+    },
+    Case {
+        verb: "doctor",
+        good: |stage| {
+            // The broker of `serve`'s case has ended by now.
+            let out = run(stage.path(), "doctor --data-dir other", b"").good();
+            assert!(out.contains("no damage"), "{out}");
+        },
+        refused: |stage| {
+            run(stage.path(), "doctor --data-dir data", b"").refused(1, "in use");
+            run(stage.path(), "doctor --data-dir missing", b"").refused(1, "missing");
+        },
+    },
+    Case {
+        verb: "config check",
+        good: |stage| {
+            let out = run(
+                stage.path(),
+                "config check --set broker.round_bytes_max=1MiB",
+                b"",
+            )
+            .good();
+            assert!(out.contains("1 differ"), "{out}");
+        },
+        refused: |stage| {
+            run(stage.path(), "config check --set dev=perhaps", b"").refused(1, "true or false");
+        },
+    },
+    Case {
+        verb: "config show",
+        good: |stage| {
+            let out = run(
+                stage.path(),
+                "--output json config show --data-dir here",
+                b"",
+            )
+            .good();
+            let shown: Vec<Value> = out
+                .lines()
+                .map(|line| serde_json::from_str(line).expect("JSON"))
+                .collect();
+            let dir = shown
+                .iter()
+                .find(|setting| setting["key"] == "data_dir")
+                .expect("data_dir");
+            assert_eq!(
+                (&dir["value"], &dir["origin"]),
+                (&"here".into(), &"--data-dir".into())
+            );
+        },
+        refused: |stage| {
+            run(stage.path(), "config show --config nowhere.toml", b"").refused(1, "nowhere.toml");
+        },
+    },
+    Case {
+        verb: "completions",
+        good: |stage| {
+            for shell in ["bash", "zsh", "fish"] {
+                let script = run(stage.path(), &format!("completions {shell}"), b"").good();
+                assert!(script.contains("flumen"), "{shell}");
+            }
+        },
+        refused: |stage| run(stage.path(), "completions cmd.exe", b"").refused(2, "cmd.exe"),
+    },
+];
+
+const REPORT: &[&str] = &[
+    "mode",
+    "stream",
+    "shards",
+    "durability",
+    "record_bytes",
+    "batch_records",
+    "sessions",
+    "in_flight",
+    "connections",
+    "rate_target_per_s",
+    "records",
+    "bytes",
+    "errors",
+    "seconds",
+    "records_per_s",
+    "bytes_per_s",
+    "latency_us",
+];
+
+/// The commands that do something, as they are typed.
+fn verbs(command: &clap::Command, prefix: &str, found: &mut Vec<String>) {
+    let inner = command
+        .get_subcommands()
+        .filter(|inner| inner.get_name() != "help");
+    for inner in inner {
+        let name = format!("{prefix} {}", inner.get_name()).trim().to_owned();
+        if inner.has_subcommands() {
+            verbs(inner, &name, found);
+        } else {
+            found.push(name);
+        }
+    }
+}
+
+#[test]
+fn every_verb_has_a_case() {
+    let mut found = Vec::new();
+    verbs(&flumen::command_tree(), "", &mut found);
+    let cases: Vec<_> = CASES.iter().map(|case| case.verb).collect();
+    assert_eq!(found, cases);
+}
+
+#[test]
+fn every_verb_succeeds_and_refuses() {
+    let stage = Stage::set();
+    for case in CASES {
+        (case.good)(&stage);
+        (case.refused)(&stage);
+    }
+}
