@@ -1,0 +1,43 @@
+//! Development only: `cargo xtask test|tidy|deny|codegen|perf`.
+#![forbid(unsafe_code)]
+
+mod codegen;
+mod deny;
+mod gate;
+mod perf;
+mod shell;
+mod tidy;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: cargo xtask COMMAND
+
+  test      everything the gate checks; with CI=true it installs what is missing
+  tidy      crate edges, file sizes, names, documentation of the layout
+  deny      licences, bans and sources of every dependency (deny.toml)
+  codegen   writes crates/api/src/generated from proto/
+  perf      measures this machine, its peers and Flumen, and writes docs/performance.md
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match words.as_slice() {
+        ["test"] => gate::run_all(),
+        ["tidy"] => tidy::run(&shell::root()),
+        ["perf", rest @ ..] => perf::run(rest),
+        ["deny"] => deny::run(&shell::root()),
+        ["codegen"] => codegen::run(&shell::root()),
+        _ => {
+            shell::say(USAGE);
+            return ExitCode::from(2);
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            shell::say(&format!("xtask: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,526 @@
+//! The comparisons: what is run on each side, and what it is held against.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::peers::{self, fresh};
+use super::server::{Server, now, number};
+use super::{Bench, Row, Side, Target};
+use crate::shell::output;
+
+type Case = fn(&Bench) -> Result<Vec<Row>>;
+type Run = Result<(String, f64)>;
+
+/// All comparisons, in the order of the report.
+pub(crate) const ALL: &[(&str, Case)] = &[
+    ("pipelined-16x16", |bench| {
+        against_redis(bench, "pipelined-16x16", (16, 16), Target::Ratio(3.0))
+    }),
+    ("pipelined-1x256", |bench| {
+        against_redis(bench, "pipelined-1x256", (1, 256), Target::Ratio(5.0))
+    }),
+    ("single-256x1", single),
+    ("bulk-disk", bulk_disk),
+    ("bulk-memory", bulk_memory),
+    ("small-memory", small_memory),
+    ("tail", tail),
+    ("cold", cold),
+    ("shards", shards),
+    ("idle", idle),
+    ("start", start),
+    ("restart", restart),
+];
+
+/// Runs both sides in turn.
+fn in_turn(
+    bench: &Bench,
+    mut ours: impl FnMut() -> Run,
+    mut theirs: impl FnMut() -> Run,
+    names: (&'static str, &'static str),
+) -> Result<(Side, Side)> {
+    let mut a = Side {
+        name: names.0,
+        command: String::new(),
+        figures: Vec::new(),
+    };
+    let mut b = Side {
+        name: names.1,
+        command: String::new(),
+        figures: Vec::new(),
+    };
+    for _ in 0..bench.effort.runs {
+        for (side, run) in [
+            (&mut a, &mut ours as &mut dyn FnMut() -> Run),
+            (&mut b, &mut theirs),
+        ] {
+            let (command, figure) = run()?;
+            side.command = command;
+            side.figures.push(figure);
+        }
+    }
+    Ok((a, b))
+}
+
+/// One run of `flumen bench` against a fresh server; contents are verified unless it says otherwise.
+fn flumen(bench: &Bench, words: &str) -> Result<(String, Value, f64)> {
+    let data = fresh(&bench.dir.join("flumen"))?;
+    let server = Server::flumen(bench, &data)?;
+    let report = server.bench(bench, words)?;
+    let cpu = server.cpu_seconds()?;
+    ensure!(number(&report, "errors")? == 0.0, "errors in {report}");
+    drop(server);
+    std::fs::remove_dir_all(&data).ok();
+    Ok((format!("flumen bench {words}"), report, cpu))
+}
+
+fn latency(report: &Value) -> String {
+    let at = |quantile: &str| {
+        report
+            .pointer(&format!("/latency_us/{quantile}"))
+            .and_then(Value::as_f64)
+            .unwrap_or(f64::NAN)
+    };
+    format!(
+        "ack latency p50 {} µs, p99 {} µs, p99.9 {} µs",
+        at("p50"),
+        at("p99"),
+        at("p999")
+    )
+}
+
+fn un_batched(bench: &Bench, (sessions, in_flight): (u32, u32), connections: u32) -> String {
+    format!(
+        "produce --durability disk --record-size 256 --batch 1 --sessions {sessions} \
+         --in-flight {in_flight} --connections {connections} --duration {}s --verify",
+        bench.effort.seconds
+    )
+}
+
+fn against_redis(
+    bench: &Bench,
+    id: &'static str,
+    shape: (u32, u32),
+    target: Target,
+) -> Result<Vec<Row>> {
+    let words = un_batched(bench, shape, shape.0);
+    let mut notes = Vec::new();
+    let (ours, theirs) = in_turn(
+        bench,
+        || {
+            let (command, report, cpu) = flumen(bench, &words)?;
+            notes.push(format!(
+                "{}, {cpu:.1} s of CPU in the server",
+                latency(&report)
+            ));
+            Ok((command, number(&report, "records_per_s")?))
+        },
+        || peers::redis(bench, shape.0, shape.1),
+        ("Flumen", "Redis Streams"),
+    )?;
+    let what = format!(
+        "`disk`, 256 B un-batched, an ack each, {} sessions × {} in flight",
+        shape.0, shape.1
+    );
+    Ok(vec![Row {
+        id,
+        what,
+        unit: "/s",
+        ours,
+        theirs: Some(theirs),
+        target,
+        notes,
+    }])
+}
+
+fn single(bench: &Bench) -> Result<Vec<Row>> {
+    let words = un_batched(bench, (256, 1), 256);
+    let mut rows = Vec::new();
+    let ours = || {
+        let (command, report, _) = flumen(bench, &words)?;
+        Ok((command, number(&report, "records_per_s")?))
+    };
+    let (a, b) = in_turn(
+        bench,
+        ours,
+        || peers::echo(bench, 256, 1),
+        ("Flumen", "bare RPC echo"),
+    )?;
+    let what = "`disk`, 256 B un-batched, 256 sessions × 1 over 256 connections".to_owned();
+    rows.push(Row {
+        id: "single-256x1",
+        what: what.clone(),
+        unit: "/s",
+        ours: a,
+        theirs: Some(b),
+        target: Target::Ratio(0.5),
+        notes: Vec::new(),
+    });
+    let (a, b) = in_turn(
+        bench,
+        ours,
+        || peers::redis(bench, 256, 1),
+        ("Flumen", "Redis Streams"),
+    )?;
+    rows.push(Row {
+        id: "single-256x1-redis",
+        what,
+        unit: "/s",
+        ours: a,
+        theirs: Some(b),
+        target: Target::Reported,
+        notes: Vec::new(),
+    });
+    Ok(rows)
+}
+
+const BULK: &str =
+    "--record-size 1024 --batch 1000 --sessions 2 --in-flight 4 --connections 2 --rate max";
+
+fn bulk_disk(bench: &Bench) -> Result<Vec<Row>> {
+    let recycled = format!(
+        "produce --durability disk {BULK} --duration {}s --verify",
+        bench.effort.seconds
+    );
+    let sustained = format!(
+        "produce --durability disk {BULK} --records {}",
+        bench.effort.large_bytes * 4 / 1024
+    );
+    let mut rows = Vec::new();
+    for (id, words, least, what) in [
+        (
+            "bulk-disk",
+            recycled,
+            0.4,
+            "`disk`, 1 KiB records in batches of 1 MiB, prepared segments",
+        ),
+        (
+            "bulk-disk-sustained",
+            sustained,
+            0.25,
+            "the same, sustained from an empty directory",
+        ),
+    ] {
+        let mut notes = Vec::new();
+        let (ours, theirs) = in_turn(
+            bench,
+            || {
+                let (command, report, cpu) = flumen(bench, &words)?;
+                let gigabytes = number(&report, "bytes")? / 1e9;
+                notes.push(format!(
+                    "{gigabytes:.1} GB, {}, {:.2} s of server CPU per GB",
+                    latency(&report),
+                    cpu / gigabytes
+                ));
+                Ok((command, number(&report, "bytes_per_s")?))
+            },
+            || peers::fio_durable_write(bench),
+            ("Flumen", "fio"),
+        )?;
+        rows.push(Row {
+            id,
+            what: what.to_owned(),
+            unit: "B/s",
+            ours,
+            theirs: Some(theirs),
+            target: Target::Ratio(least),
+            notes,
+        });
+    }
+    Ok(rows)
+}
+
+fn bulk_memory(bench: &Bench) -> Result<Vec<Row>> {
+    let words = format!(
+        "produce --durability memory {BULK} --records {}",
+        (2u64 << 30) / 1024
+    );
+    let (ours, theirs) = in_turn(
+        bench,
+        || {
+            let (command, report, _) = flumen(bench, &words)?;
+            Ok((command, number(&report, "bytes_per_s")?))
+        },
+        || peers::loopback(bench),
+        ("Flumen", "loopback"),
+    )?;
+    Ok(vec![Row {
+        id: "bulk-memory",
+        what: "`memory`, 1 KiB records in batches of 1 MiB, 2 GiB".to_owned(),
+        unit: "B/s",
+        ours,
+        theirs: Some(theirs),
+        target: Target::Ratio(0.5),
+        notes: Vec::new(),
+    }])
+}
+
+fn small_memory(bench: &Bench) -> Result<Vec<Row>> {
+    let words = format!(
+        "produce --durability memory --record-size 256 --batch 4000 --sessions 2 --in-flight 4 \
+         --connections 2 --duration {}s",
+        bench.effort.seconds
+    );
+    let mut ours = Side {
+        name: "Flumen",
+        command: String::new(),
+        figures: Vec::new(),
+    };
+    for _ in 0..bench.effort.runs {
+        let (command, report, _) = flumen(bench, &words)?;
+        ours.command = command;
+        ours.figures.push(number(&report, "records_per_s")?);
+    }
+    Ok(vec![Row {
+        id: "small-memory",
+        what: "`memory`, 256 B records in batches of 1 MiB, encoding included".to_owned(),
+        unit: "/s",
+        ours,
+        theirs: None,
+        target: Target::AtLeast(2e6),
+        notes: Vec::new(),
+    }])
+}
+
+fn tail(bench: &Bench) -> Result<Vec<Row>> {
+    let words = format!(
+        "e2e --durability memory {BULK} --consumers 4 --duration {}s",
+        bench.effort.seconds
+    );
+    let (ours, theirs) = in_turn(
+        bench,
+        || {
+            let (command, report, _) = flumen(bench, &words)?;
+            Ok((command, number(&report, "bytes_out_per_s")?))
+        },
+        || peers::loopback(bench),
+        ("Flumen", "loopback"),
+    )?;
+    Ok(vec![Row {
+        id: "tail",
+        what: "one producer, four subscribers at the tail: bytes out".to_owned(),
+        unit: "B/s",
+        ours,
+        theirs: Some(theirs),
+        target: Target::Ratio(0.35),
+        notes: Vec::new(),
+    }])
+}
+
+/// Makes the next reads come from the disk.
+fn drop_caches() -> Result<()> {
+    output(&mut Command::new("sync"))?;
+    std::fs::write("/proc/sys/vm/drop_caches", "3").context("dropping caches needs root")
+}
+
+fn cold(bench: &Bench) -> Result<Vec<Row>> {
+    let data = fresh(&bench.dir.join("cold"))?;
+    let fill = format!(
+        "produce --stream cold --shards 16 --durability memory {BULK} --records {}",
+        bench.effort.large_bytes / 1024
+    );
+    Server::flumen(bench, &data)?.bench(bench, &fill)?;
+    let mut notes = Vec::new();
+    let words = "consume --stream cold";
+    let (ours, theirs) = in_turn(
+        bench,
+        || {
+            drop_caches()?;
+            let server = Server::flumen(bench, &data)?;
+            let report = server.bench(bench, words)?;
+            let bytes = number(&report, "bytes")?;
+            let read = server.disk_read_bytes()? as f64;
+            ensure!(
+                read >= 0.9 * bytes,
+                "only {read} of {bytes} bytes came from the disk"
+            );
+            notes.push(format!(
+                "{:.1} GB read from disk for {:.1} GB",
+                read / 1e9,
+                bytes / 1e9
+            ));
+            Ok((
+                format!("flumen bench {words}"),
+                number(&report, "bytes_per_s")?,
+            ))
+        },
+        || {
+            drop_caches()?;
+            peers::fio_read(bench)
+        },
+        ("Flumen", "fio"),
+    )?;
+    std::fs::remove_dir_all(&data).ok();
+    Ok(vec![Row {
+        id: "cold",
+        what: "a whole stream of 16 shards read back with cold caches".to_owned(),
+        unit: "B/s",
+        ours,
+        theirs: Some(theirs),
+        target: Target::Ratio(0.6),
+        notes,
+    }])
+}
+
+fn shards(bench: &Bench) -> Result<Vec<Row>> {
+    let run = |shards: u32| -> Run {
+        let words = format!("{} --shards {shards}", un_batched(bench, (16, 16), 16));
+        let (command, report, _) = flumen(bench, &words)?;
+        Ok((command, number(&report, "records_per_s")?))
+    };
+    let (many, one) = in_turn(
+        bench,
+        || run(1000),
+        || run(1),
+        ("1,000 shards", "one shard"),
+    )?;
+    Ok(vec![Row {
+        id: "shards",
+        what: "`disk`, 256 B un-batched, written evenly to 1,000 shards".to_owned(),
+        unit: "/s",
+        ours: many,
+        theirs: Some(one),
+        target: Target::Ratio(0.6),
+        notes: Vec::new(),
+    }])
+}
+
+fn alone(
+    id: &'static str,
+    what: &str,
+    unit: &'static str,
+    command: &str,
+    figures: Vec<f64>,
+    most: f64,
+) -> Row {
+    Row {
+        id,
+        what: what.to_owned(),
+        unit,
+        ours: Side {
+            name: "Flumen",
+            command: command.to_owned(),
+            figures,
+        },
+        theirs: None,
+        target: Target::AtMost(most),
+        notes: Vec::new(),
+    }
+}
+
+fn idle(bench: &Bench) -> Result<Vec<Row>> {
+    let (mut resting, mut anonymous) = (Vec::new(), Vec::new());
+    let words = un_batched(bench, (16, 16), 16);
+    let bulk = format!(
+        "produce --durability disk {BULK} --duration {}s",
+        bench.effort.seconds
+    );
+    for _ in 0..bench.effort.runs {
+        let data = fresh(&bench.dir.join("flumen"))?;
+        let server = Server::flumen(bench, &data)?;
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        resting.push(server.memory("VmRSS")? as f64);
+        let mut most = 0;
+        for words in [&words, &bulk] {
+            std::thread::scope(|scope| -> Result<()> {
+                let load = scope.spawn(|| server.bench(bench, words));
+                while !load.is_finished() {
+                    most = most.max(server.memory("RssAnon")?);
+                    std::thread::sleep(std::time::Duration::from_millis(100));
+                }
+                load.join().expect("BUG: the load panicked")?;
+                Ok(())
+            })?;
+        }
+        anonymous.push(most as f64);
+    }
+    Ok(vec![
+        alone(
+            "idle",
+            "resident memory of an idle server",
+            "B",
+            "VmRSS after 2 s",
+            resting,
+            25e6 * 1.048_576,
+        ),
+        alone(
+            "loaded",
+            "anonymous memory under load, highest",
+            "B",
+            "RssAnon, every 100 ms",
+            anonymous,
+            200e6 * 1.048_576,
+        ),
+    ])
+}
+
+fn start(bench: &Bench) -> Result<Vec<Row>> {
+    let mut figures = Vec::new();
+    for _ in 0..bench.effort.runs.max(3) {
+        let data = fresh(&bench.dir.join("flumen"))?;
+        let begun = now();
+        let server = Server::flumen(bench, &data)?;
+        server.bench(
+            bench,
+            "produce --record-size 256 --batch 1 --sessions 1 --in-flight 1 --records 1",
+        )?;
+        figures.push(begun.elapsed().as_secs_f64());
+    }
+    let what = "start on an empty directory to the first ack (a second process and a stream created included)";
+    Ok(vec![alone(
+        "start",
+        what,
+        "s",
+        "flumen serve; flumen bench produce --records 1",
+        figures,
+        0.150,
+    )])
+}
+
+fn restart(bench: &Bench) -> Result<Vec<Row>> {
+    let data = fresh(&bench.dir.join("restart"))?;
+    let fill = format!(
+        "produce --stream again --durability disk {BULK} --records {}",
+        bench.effort.large_bytes / 1024
+    );
+    let mut server = Server::flumen(bench, &data)?;
+    let written = number(&server.bench(bench, &fill)?, "records")?;
+    let mut figures = Vec::new();
+    for _ in 0..bench.effort.runs {
+        // Killed while a load is running, so that there is a tail to recover.
+        std::thread::scope(|scope| {
+            let load = format!("produce --stream again {BULK} --duration 2s");
+            let running = scope.spawn({
+                let server = &server;
+                move || server.bench(bench, &load).is_ok()
+            });
+            std::thread::sleep(std::time::Duration::from_secs(1));
+            let _ = output(Command::new("kill").args(["-9", &server.child.id().to_string()]));
+            running.join().is_ok()
+        });
+        let begun = now();
+        server = Server::flumen(bench, &data)?;
+        server.bench(
+            bench,
+            "produce --stream again --record-size 256 --batch 1 --records 1",
+        )?;
+        figures.push(begun.elapsed().as_secs_f64());
+    }
+    let read = number(&server.bench(bench, "consume --stream again")?, "records")?;
+    ensure!(
+        read >= written,
+        "only {read} of {written} acknowledged records came back"
+    );
+    drop(server);
+    std::fs::remove_dir_all(&data).ok();
+    let what = "`kill -9` under load with 5 GiB of log: to readable and the next ack";
+    Ok(vec![alone(
+        "restart",
+        what,
+        "s",
+        "flumen serve; flumen bench produce --records 1",
+        figures,
+        2.0,
+    )])
+}
