@@ -7,6 +7,7 @@
 mod background;
 mod control;
 mod desk;
+mod shard_hash;
 mod worker;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,7 +1,7 @@
 //! The lane's desk: its shards, what becomes of the batches of a round, and the answers.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use flumen_record::{
 };
 use flumen_stream::{Admission, Refusal};
 
+use super::shard_hash::ShardHasher;
 use super::{Lane, OpenShard, PerLane};
 use crate::pending::{Pending, Session, Submission};
 use crate::round::Turns;
@@ -489,26 +490,5 @@ fn refused(refusal: Refusal, id: ShardId) -> Error {
         Refusal::WrongShard { span, range } => Error::WrongShard { shard, span, range },
         Refusal::Closed { end } => Error::ShardClosed { shard, end },
         Refusal::Throttled { retry_after } => Error::Throttled { retry_after },
-    }
-}
-
-/// Shard numbers are well spread once multiplied; nobody can choose them.
-#[derive(Debug, Default)]
-pub(super) struct ShardHasher(u64);
-
-impl Hasher for ShardHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        let mixed = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = mixed ^ (mixed >> 32);
     }
 }

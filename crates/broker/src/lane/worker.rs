@@ -1,5 +1,7 @@
 //! The lane's thread: what came since the last round becomes the next one.
 
+mod closing;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,7 +12,7 @@ use flumen_log::{Log, RoundNumber, SyncDone, SyncError, WriteError};
 use flumen_record::{Durability, SequenceNumber, ShardId, Timestamp};
 use tokio::sync::oneshot;
 
-use super::background::{Background, run_snapshot};
+use super::background::Background;
 use super::desk::{Desk, RoundOutcome};
 use super::{Control, Lane, LaneContext, OpenShard};
 use crate::Error;
@@ -443,55 +445,6 @@ impl Worker {
         to.send(Control::Open(departing, None));
         self.desk.pass_on(to, &mut batches);
         self.restless = true;
-    }
-
-    /// Writes everything that waits, saves, and closes the log.
-    fn close(&mut self) {
-        while self.sync_running {
-            self.lane.take(None, &mut self.controls, Some(None));
-            self.work();
-        }
-        let (submissions, controls) = self.lane.close_queue();
-        self.controls.extend(controls);
-        self.inbox.extend(submissions);
-        self.work();
-        while self.can_write_round() {
-            self.work();
-        }
-        self.sync_here();
-        self.background.finish();
-        let result = self.save_and_close();
-        if let Some(done) = self.shutdown.take() {
-            let _ = done.send(result);
-        }
-    }
-
-    /// Syncs what a `memory` log has written, without the background thread.
-    fn sync_here(&mut self) {
-        if self.lane.is_poisoned() {
-            return;
-        }
-        let now = self.context.clock.now();
-        let log = self.log.as_mut().expect(OPEN);
-        if let Some(job) = log.begin_sync() {
-            match log.finish_sync(job.run(), now) {
-                Ok(_) => self.reached_disk(),
-                Err(error) => self.poisoned_by(&error),
-            }
-        }
-    }
-
-    fn save_and_close(&mut self) -> Result<(), Error> {
-        let mut log = self.log.take().expect(OPEN);
-        if self.lane.is_poisoned() {
-            return Err(Error::Poisoned);
-        }
-        let now = self.context.clock.now();
-        run_snapshot(log.snapshot(self.desk.states(), now));
-        log.close(now).map_err(|error| {
-            tracing::error!(lane = %self.lane.label(), %error, "the log was not closed in order");
-            Error::Poisoned
-        })
     }
 
     fn log(&self) -> &Log {

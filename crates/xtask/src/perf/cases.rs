@@ -1,12 +1,14 @@
 //! The comparisons: what is run on each side, and what it is held against.
 
+mod footprint;
+
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::peers::{self, fresh};
-use super::server::{Server, now, number};
+use super::server::{Server, number};
 use super::{Bench, Row, Side, Target};
 use crate::shell::output;
 
@@ -28,9 +30,9 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("tail", tail),
     ("cold", cold),
     ("shards", shards),
-    ("idle", idle),
-    ("start", start),
-    ("restart", restart),
+    ("idle", footprint::idle),
+    ("start", footprint::start),
+    ("restart", footprint::restart),
 ];
 
 /// Runs both sides in turn.
@@ -384,143 +386,4 @@ fn shards(bench: &Bench) -> Result<Vec<Row>> {
         target: Target::Ratio(0.6),
         notes: Vec::new(),
     }])
-}
-
-fn alone(
-    id: &'static str,
-    what: &str,
-    unit: &'static str,
-    command: &str,
-    figures: Vec<f64>,
-    most: f64,
-) -> Row {
-    Row {
-        id,
-        what: what.to_owned(),
-        unit,
-        ours: Side {
-            name: "Flumen",
-            command: command.to_owned(),
-            figures,
-        },
-        theirs: None,
-        target: Target::AtMost(most),
-        notes: Vec::new(),
-    }
-}
-
-fn idle(bench: &Bench) -> Result<Vec<Row>> {
-    let (mut resting, mut anonymous) = (Vec::new(), Vec::new());
-    let words = un_batched(bench, (16, 16), 16);
-    let bulk = format!(
-        "produce --durability disk {BULK} --duration {}s",
-        bench.effort.seconds
-    );
-    for _ in 0..bench.effort.runs {
-        let data = fresh(&bench.dir.join("flumen"))?;
-        let server = Server::flumen(bench, &data)?;
-        std::thread::sleep(std::time::Duration::from_secs(2));
-        resting.push(server.memory("VmRSS")? as f64);
-        let mut most = 0;
-        for words in [&words, &bulk] {
-            std::thread::scope(|scope| -> Result<()> {
-                let load = scope.spawn(|| server.bench(bench, words));
-                while !load.is_finished() {
-                    most = most.max(server.memory("RssAnon")?);
-                    std::thread::sleep(std::time::Duration::from_millis(100));
-                }
-                load.join().expect("BUG: the load panicked")?;
-                Ok(())
-            })?;
-        }
-        anonymous.push(most as f64);
-    }
-    Ok(vec![
-        alone(
-            "idle",
-            "resident memory of an idle server",
-            "B",
-            "VmRSS after 2 s",
-            resting,
-            25e6 * 1.048_576,
-        ),
-        alone(
-            "loaded",
-            "anonymous memory under load, highest",
-            "B",
-            "RssAnon, every 100 ms",
-            anonymous,
-            200e6 * 1.048_576,
-        ),
-    ])
-}
-
-fn start(bench: &Bench) -> Result<Vec<Row>> {
-    let mut figures = Vec::new();
-    for _ in 0..bench.effort.runs.max(3) {
-        let data = fresh(&bench.dir.join("flumen"))?;
-        let begun = now();
-        let server = Server::flumen(bench, &data)?;
-        server.bench(
-            bench,
-            "produce --record-size 256 --batch 1 --sessions 1 --in-flight 1 --records 1",
-        )?;
-        figures.push(begun.elapsed().as_secs_f64());
-    }
-    let what = "start on an empty directory to the first ack (a second process and a stream created included)";
-    Ok(vec![alone(
-        "start",
-        what,
-        "s",
-        "flumen serve; flumen bench produce --records 1",
-        figures,
-        0.150,
-    )])
-}
-
-fn restart(bench: &Bench) -> Result<Vec<Row>> {
-    let data = fresh(&bench.dir.join("restart"))?;
-    let fill = format!(
-        "produce --stream again --durability disk {BULK} --records {}",
-        bench.effort.large_bytes / 1024
-    );
-    let mut server = Server::flumen(bench, &data)?;
-    let written = number(&server.bench(bench, &fill)?, "records")?;
-    let mut figures = Vec::new();
-    for _ in 0..bench.effort.runs {
-        // Killed while a load is running, so that there is a tail to recover.
-        std::thread::scope(|scope| {
-            let load = format!("produce --stream again {BULK} --duration 2s");
-            let running = scope.spawn({
-                let server = &server;
-                move || server.bench(bench, &load).is_ok()
-            });
-            std::thread::sleep(std::time::Duration::from_secs(1));
-            let _ = output(Command::new("kill").args(["-9", &server.child.id().to_string()]));
-            running.join().is_ok()
-        });
-        let begun = now();
-        server = Server::flumen(bench, &data)?;
-        server.bench(
-            bench,
-            "produce --stream again --record-size 256 --batch 1 --records 1",
-        )?;
-        figures.push(begun.elapsed().as_secs_f64());
-    }
-    let read = number(&server.bench(bench, "consume --stream again")?, "records")?;
-    ensure!(
-        read >= written,
-        "only {read} of {written} acknowledged records came back"
-    );
-    drop(server);
-    std::fs::remove_dir_all(&data).ok();
-    let what = "`kill -9` under load with 5 GiB of log: to readable and the next ack";
-    Ok(vec![alone(
-        "restart",
-        what,
-        "s",
-        "flumen serve; flumen bench produce --records 1",
-        figures,
-        2.0,
-    )])
 }
