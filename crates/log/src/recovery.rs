@@ -1,8 +1,12 @@
 //! What opening a log found, and hands to whoever knows what shards mean.
 
 mod inventory;
+mod loss;
 mod restore;
+mod runs;
 mod scan;
+mod search;
+mod standings;
 mod tail;
 
 use std::collections::VecDeque;

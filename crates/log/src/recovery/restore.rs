@@ -7,43 +7,24 @@ use std::sync::Arc;
 use flumen_record::{SequenceNumber, ShardId};
 
 use super::inventory::{Candidate, Inventory};
+use super::loss::Losses;
+use super::runs::{begin, extend};
 use super::scan::{Scan, ScannedRound};
-use super::{Quarantined, Recovery, Replay, ShardRecovery};
+use super::standings::Standings;
+use super::{Recovery, Replay, ShardRecovery};
 use crate::control::Control;
 use crate::footer::{FooterBuilder, FooterRow, FooterSummary, Trailer};
 use crate::footer_cache::{read_all_producers, read_rows};
-use crate::index::{Mark, Run, ShardCell};
+use crate::index::{Run, ShardCell};
 use crate::log::writer::{Writer, WriterShard};
 use crate::round::{FoundFrame, NewRun, mark_of};
 use crate::segment::{FooterPlace, Segment};
-use crate::shared::{DamagedRange, Shared};
+use crate::shared::Shared;
 use crate::snapshot::Snapshot;
-use crate::state::{Gap, ShardStanding, add_gap, drop_gaps_below, uncovered};
+use crate::state::{Gap, ShardStanding};
 
 /// How far a shard jumps when numbers may have been given out and lost.
 const JUMP: u64 = 1 << 32;
-
-/// What is known of a shard so far.
-#[derive(Debug)]
-struct Restored {
-    standing: ShardStanding,
-    marks: Vec<Mark>,
-    /// How many damages of unknown extent its latest run is behind.
-    damages_seen: u64,
-    /// Its latest frame is damaged.
-    hidden: bool,
-}
-
-impl Restored {
-    fn new(standing: ShardStanding, damages_seen: u64) -> Self {
-        Self {
-            standing,
-            marks: Vec::new(),
-            damages_seen,
-            hidden: false,
-        }
-    }
-}
 
 /// A segment without a footer, while its rounds come in.
 #[derive(Debug)]
@@ -53,30 +34,16 @@ struct Open {
     damaged: bool,
 }
 
-/// Sequence numbers between two runs of a shard.
-#[derive(Debug)]
-struct Hole {
-    shard: ShardId,
-    from: SequenceNumber,
-    to: SequenceNumber,
-    /// The damage found last before it.
-    damage: Option<usize>,
-    segment: String,
-}
-
 /// See the module.
 pub(super) struct Restorer<'r> {
     shared: Arc<Shared>,
     replay: &'r mut dyn Replay,
-    shards: BTreeMap<ShardId, Restored>,
+    standings: Standings,
+    losses: Losses,
     /// By index in the inventory.
     open: BTreeMap<usize, Open>,
     trailers: BTreeMap<usize, Trailer>,
     current: (usize, String),
-    /// Damages that may have hidden runs of any shard.
-    damages: u64,
-    quarantined: Vec<Quarantined>,
-    holes: Vec<Hole>,
     jumped: BTreeMap<ShardId, SequenceNumber>,
     /// Rounds up to this one are in the snapshot.
     covered: u64,
@@ -90,17 +57,12 @@ impl<'r> Restorer<'r> {
         replay: &'r mut dyn Replay,
         snapshot: Option<&Snapshot>,
     ) -> Self {
-        let mut shards = BTreeMap::new();
-        let mut covered_ends = BTreeMap::new();
-        for shard in snapshot
+        let covered_ends = snapshot
             .map(|snapshot| snapshot.shards.as_slice())
             .unwrap_or_default()
-        {
-            covered_ends.insert(shard.standing.shard, shard.standing.end);
-            let mut restored = Restored::new(shard.standing.clone(), 0);
-            restored.marks.extend_from_slice(&shard.marks);
-            shards.insert(shard.standing.shard, restored);
-        }
+            .iter()
+            .map(|shard| (shard.standing.shard, shard.standing.end))
+            .collect();
         for (shard, state) in snapshot
             .map(|snapshot| snapshot.states.as_slice())
             .unwrap_or_default()
@@ -110,37 +72,25 @@ impl<'r> Restorer<'r> {
         Self {
             shared: Arc::clone(shared),
             replay,
-            shards,
+            standings: Standings::new(snapshot),
+            losses: Losses::default(),
             covered: snapshot.map_or(0, |snapshot| snapshot.chain.round),
             covered_ends,
             open: BTreeMap::new(),
             trailers: BTreeMap::new(),
             current: (0, String::new()),
-            damages: 0,
-            quarantined: Vec::new(),
-            holes: Vec::new(),
             jumped: BTreeMap::new(),
         }
     }
 
     /// The state at the head of a segment whose predecessors are gone: it names all shards.
     pub(super) fn state(&mut self, table: &[ShardStanding]) {
-        let named: std::collections::BTreeSet<ShardId> =
-            table.iter().map(|standing| standing.shard).collect();
-        self.shards.retain(|shard, _| named.contains(shard));
-        for standing in table {
-            let damages = self.damages;
-            self.shards
-                .entry(standing.shard)
-                .or_insert_with(|| Restored::new(ShardStanding::new(standing.shard), damages))
-                .standing
-                .merge(standing);
-        }
+        self.standings.take_over(table);
     }
 
     /// Damage of unknown extent: any shard may have lost what follows its latest run.
     pub(super) fn damage(&mut self, segment: &str, reason: String) {
-        self.damages += 1;
+        self.standings.damage();
         self.note(segment, reason);
     }
 
@@ -149,11 +99,7 @@ impl<'r> Restorer<'r> {
         if let Some(open) = self.open.get_mut(&self.current.0) {
             open.damaged = true;
         }
-        self.quarantined.push(Quarantined {
-            segment: segment.to_owned(),
-            shards: Vec::new(),
-            reason,
-        });
+        self.losses.damage(segment, reason);
     }
 
     /// A segment that stands by its footer, and is in the snapshot.
@@ -185,7 +131,7 @@ impl<'r> Restorer<'r> {
             .filter(|control| !forgets(control))
             .copied()
             .collect();
-        self.controls(&others);
+        self.standings.controls(&others);
         for row in &footer.rows {
             self.row(id, row);
         }
@@ -196,101 +142,32 @@ impl<'r> Restorer<'r> {
         }
         // A shard that was forgotten never comes back.
         let forgets: Vec<Control> = footer.controls.iter().filter(forgets).copied().collect();
-        self.controls(&forgets);
+        self.standings.controls(&forgets);
         self.trailers.insert(index, *trailer);
         Ok(())
     }
 
     fn row(&mut self, segment: u64, row: &FooterRow) {
-        if self
-            .covered_ends
-            .get(&row.shard)
-            .is_some_and(|end| row.end <= *end)
-        {
-            return;
+        let covered_end = self.covered_ends.get(&row.shard);
+        if covered_end.is_none_or(|end| row.end > *end) {
+            self.note_hole(row.shard, row.base);
+            self.standings.stand_by_row(segment, row);
         }
-        self.hole(row.shard, row.base);
-        let restored = self.shard(row.shard, row.base);
-        let known = restored.standing.last_segment == segment;
-        restored.standing.end = restored.standing.end.max(row.end);
-        restored.standing.last_arrival = restored.standing.last_arrival.max(row.last_arrival);
-        restored.standing.epoch = restored.standing.epoch.max(row.epoch);
-        restored.standing.last_segment = segment;
-        if known {
-            return;
-        }
-        restored.standing.stored_bytes += row.bytes;
-        restored.marks.push(Mark {
-            base: row.base,
-            arrival: row.arrival,
-            segment,
-            previous: row.previous,
-        });
     }
 
-    fn shard(&mut self, shard: ShardId, base: SequenceNumber) -> &mut Restored {
-        let damages = self.damages;
-        let restored = self.shards.entry(shard).or_insert_with(|| {
-            let mut standing = ShardStanding::new(shard);
-            standing.horizon = base;
-            standing.end = base;
-            Restored::new(standing, damages)
-        });
-        restored.damages_seen = damages;
-        restored.hidden = false;
-        restored
-    }
-
-    /// Records are missing before `base` unless a jump or the horizon explains it. The horizon is
-    /// known in the end only.
-    fn hole(&mut self, shard: ShardId, base: SequenceNumber) {
-        let Some(restored) = self.shards.get(&shard) else {
-            return;
-        };
-        let standing = &restored.standing;
-        let from = standing.end.max(standing.horizon);
-        if let Some(from) = uncovered(&standing.gaps, from, base) {
-            self.holes.push(Hole {
-                shard,
-                from,
-                to: base,
-                damage: self.quarantined.len().checked_sub(1),
-                segment: self.current.1.clone(),
-            });
+    /// Notes it when records are missing before `base`.
+    fn note_hole(&mut self, shard: ShardId, base: SequenceNumber) {
+        if let Some(from) = self.standings.missing_before(shard, base) {
+            self.losses.hole(shard, from, base, &self.current.1);
         }
     }
 
     /// Reports the holes that nothing explains.
     fn report_holes(&mut self) {
-        for hole in std::mem::take(&mut self.holes) {
-            let Some(cell) = self.shared.index.get(hole.shard) else {
-                continue;
-            };
-            let horizon = cell.lock().horizon;
-            if hole.to > horizon {
-                self.lost(&hole, hole.from.max(horizon));
-            }
-        }
-    }
-
-    fn lost(&mut self, hole: &Hole, from: SequenceNumber) {
-        let damage = hole.damage.unwrap_or_else(|| {
-            self.quarantined.push(Quarantined {
-                segment: hole.segment.clone(),
-                shards: Vec::new(),
-                reason: "records before this segment are missing".to_owned(),
-            });
-            self.quarantined.len() - 1
-        });
-        if let Some(damage) = self.quarantined.get_mut(damage) {
-            damage.shards.push((hole.shard, from, hole.to));
-            self.shared.damaged().push(DamagedRange {
-                shard: hole.shard,
-                from,
-                to: hole.to,
-                segment: damage.segment.clone(),
-            });
-        }
+        let index = &self.shared.index;
+        let horizon = |shard| index.get(shard).map(|cell| cell.lock().horizon);
+        let lost = self.losses.settle(horizon);
+        self.shared.damaged().extend(lost);
     }
 
     /// A segment whose rounds come next.
@@ -324,13 +201,13 @@ impl<'r> Restorer<'r> {
         }
         let covered = header.round <= self.covered;
         if !covered {
-            self.controls(&round.found.control);
+            self.standings.controls(&round.found.control);
         }
         let mut damaged = round.content.damaged.iter().peekable();
         let mut run: Option<NewRun> = None;
         for (index, frame) in round.content.frames.iter().enumerate() {
             while let Some(spot) = damaged.next_if(|spot| spot.before <= index) {
-                self.hide(spot.shard);
+                self.standings.hide(spot.shard);
             }
             if !run.as_mut().is_some_and(|run| extend(run, frame)) {
                 if let Some(done) = run.replace(begin(frame)) {
@@ -343,64 +220,21 @@ impl<'r> Restorer<'r> {
             self.run(round.segment, segment, &done, covered);
         }
         for spot in damaged {
-            self.hide(spot.shard);
-        }
-    }
-
-    fn hide(&mut self, shard: Option<ShardId>) {
-        match shard.map(|shard| self.shards.get_mut(&shard)) {
-            Some(Some(restored)) => restored.hidden = true,
-            Some(None) => {}
-            None => self.damages += 1,
+            self.standings.hide(spot.shard);
         }
     }
 
     fn run(&mut self, index: usize, segment: u64, run: &NewRun, covered: bool) {
         let previous = if covered {
-            self.previous_of(run.shard, segment)
+            self.standings.previous_of(run.shard, segment)
         } else {
-            self.stand(run, segment)
+            self.note_hole(run.shard, run.base);
+            self.standings.stand_by_run(segment, run)
         };
         if let Some(open) = self.open.get_mut(&index) {
             open.builder
                 .push_run(run.shard, Run::new(segment, run), run.epoch, previous);
         }
-    }
-
-    /// Moves a shard on to the end of `run`. Returns the segment that held it before this one.
-    fn stand(&mut self, run: &NewRun, segment: u64) -> u64 {
-        self.hole(run.shard, run.base);
-        let restored = self.shard(run.shard, run.base);
-        let previous = restored.standing.last_segment;
-        if previous != segment {
-            restored.marks.push(Mark {
-                base: run.base,
-                arrival: run.arrival,
-                segment,
-                previous,
-            });
-        }
-        let standing = &mut restored.standing;
-        standing.end = standing.end.max(run.end);
-        standing.last_arrival = standing.last_arrival.max(run.last_arrival);
-        standing.epoch = standing.epoch.max(run.epoch);
-        standing.stored_bytes += u64::from(run.bytes);
-        standing.last_segment = segment;
-        previous
-    }
-
-    /// The segment before `segment` that holds a shard, for one that is in the snapshot: by its
-    /// marks, or just the one before, from which readers search on.
-    fn previous_of(&self, shard: ShardId, segment: u64) -> u64 {
-        let marks = self
-            .shards
-            .get(&shard)
-            .map(|restored| restored.marks.as_slice());
-        marks
-            .unwrap_or_default()
-            .iter()
-            .find(|mark| mark.segment == segment)
-            .map_or(segment - 1, |mark| mark.previous)
     }
 
     fn batch(&mut self, index: usize, frame: &FoundFrame, covered: bool) {
@@ -413,45 +247,9 @@ impl<'r> Restorer<'r> {
         }
     }
 
-    fn controls(&mut self, controls: &[Control]) {
-        for control in controls {
-            match *control {
-                Control::Trim { shard, before } => {
-                    let standing = &mut self.shard_of(shard, before).standing;
-                    standing.horizon = standing.horizon.max(before);
-                    standing.end = standing.end.max(before);
-                    drop_gaps_below(&mut standing.gaps, before);
-                }
-                Control::Forget { shard } => {
-                    self.shards.remove(&shard);
-                }
-                Control::Jump {
-                    shard,
-                    from,
-                    to,
-                    lost,
-                } => {
-                    let standing = &mut self.shard_of(shard, from).standing;
-                    add_gap(&mut standing.gaps, Gap { from, to, lost });
-                    standing.end = standing.end.max(to);
-                }
-            }
-        }
-    }
-
-    fn shard_of(&mut self, shard: ShardId, at: SequenceNumber) -> &mut Restored {
-        let damages = self.damages;
-        self.shards.entry(shard).or_insert_with(|| {
-            let mut standing = ShardStanding::new(shard);
-            standing.horizon = at;
-            standing.end = at;
-            Restored::new(standing, damages)
-        })
-    }
-
     /// Hands shards and segments over to the writer and the readers.
     pub(super) fn install(&mut self, writer: &mut Writer, inventory: &Inventory, scan: &Scan) {
-        for (shard, restored) in &mut self.shards {
+        for (shard, restored) in self.standings.iter_mut() {
             let cell = ShardCell::new(&restored.standing);
             {
                 let mut state = cell.lock();
@@ -514,14 +312,11 @@ impl<'r> Restorer<'r> {
             .map(|(shard, known)| (*shard, Arc::clone(&known.cell)))
             .collect();
         for (shard, cell) in shards {
-            let hidden = self.shards.get(&shard).is_some_and(|restored| {
-                let written_since = cell.lock().end > restored.standing.end;
-                (restored.hidden || restored.damages_seen < self.damages) && !written_since
-            });
+            let mut state = cell.lock();
+            let hidden = self.standings.is_hidden(shard, state.end);
             if !hidden && !unclean_memory {
                 continue;
             }
-            let mut state = cell.lock();
             let (from, to) = (state.end, state.end.plus(JUMP));
             state.add_gap(Gap {
                 from,
@@ -531,14 +326,7 @@ impl<'r> Restorer<'r> {
             state.end = to;
             drop(state);
             if hidden {
-                let hole = Hole {
-                    shard,
-                    from,
-                    to,
-                    damage: self.quarantined.len().checked_sub(1),
-                    segment: self.current.1.clone(),
-                };
-                self.lost(&hole, from);
+                self.losses.hole(shard, from, to, &self.current.1);
             }
             self.jumped.insert(shard, to);
             if let Some(known) = writer.shards.get_mut(&shard) {
@@ -551,6 +339,7 @@ impl<'r> Restorer<'r> {
                 lost: hidden,
             });
         }
+        self.report_holes();
     }
 
     pub(super) fn report(self, writer: &Writer, scan: &Scan, tail_rounds: u64) -> Recovery {
@@ -578,35 +367,8 @@ impl<'r> Restorer<'r> {
             scanned_bytes: scan.scanned_bytes,
             tail_rounds_rewritten: tail_rounds,
             discarded_bytes: scan.discarded_bytes,
-            quarantined: self.quarantined,
+            quarantined: self.losses.into_quarantined(),
             catalog_named: writer.catalog,
         }
     }
-}
-
-fn begin(frame: &FoundFrame) -> NewRun {
-    NewRun {
-        shard: frame.header.shard,
-        epoch: frame.header.epoch,
-        base: frame.header.base,
-        end: frame.end(),
-        arrival: frame.header.arrival,
-        last_arrival: frame.header.arrival,
-        position: frame.position,
-        bytes: frame.header.frame_bytes,
-        producers: 1,
-    }
-}
-
-/// Adds a frame to a run that it continues.
-fn extend(run: &mut NewRun, frame: &FoundFrame) -> bool {
-    let next_to = run.position + u64::from(run.bytes) == frame.position;
-    if run.shard != frame.header.shard || run.end != frame.header.base || !next_to {
-        return false;
-    }
-    run.end = frame.end();
-    run.last_arrival = run.last_arrival.max(frame.header.arrival);
-    run.epoch = run.epoch.max(frame.header.epoch);
-    run.bytes += frame.header.frame_bytes;
-    true
 }

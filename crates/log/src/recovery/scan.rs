@@ -6,6 +6,7 @@ use std::io;
 
 use super::inventory::{Candidate, Inventory};
 use super::restore::Restorer;
+use super::search::search;
 use crate::error::OpenError;
 use crate::round::{
     CLOSED, COPIED, FoundFrames, FoundHeader, RoundOwner, Window, read_frames, read_header,
@@ -475,40 +476,4 @@ impl<'a> Walk<'a, '_> {
         self.emit_all();
         self.scan
     }
-}
-
-/// What a search for round headers found.
-#[derive(Debug, Default)]
-struct Later {
-    /// The highest round that one of them names durable.
-    vouched: u64,
-    /// Place and number of the first.
-    first: Option<(u64, u64)>,
-    /// Where the last one's round ends.
-    end: u64,
-}
-
-/// Looks at every sector from `position` on for a valid header of round `from` or a later one.
-fn search(
-    window: &mut Window<'_>,
-    owner: RoundOwner,
-    position: u64,
-    from: u64,
-) -> io::Result<Later> {
-    let mut later = Later::default();
-    let mut at = position;
-    while at < window.end() {
-        let Some(found) = read_header(window, owner, at)? else {
-            at += SECTOR_BYTES;
-            continue;
-        };
-        let header = &found.header;
-        if header.round >= from {
-            later.vouched = later.vouched.max(header.last_durable);
-            later.first.get_or_insert((at, header.round));
-            later.end = later.end.max(at + header.padded_bytes());
-        }
-        at += SECTOR_BYTES;
-    }
-    Ok(later)
 }
