@@ -31,7 +31,9 @@ pub use error::{OpenError, ReadError, SyncError, WriteError};
 pub use housekeeper::{Housekeeper, HousekeepingReport};
 pub use log::{Log, LogStats, NewFrame, RoundNumber, SyncDone, SyncJob};
 pub use reader::{FoundFrames, LogReader, ShardBounds};
-pub use recovery::{BatchMark, Quarantined, Recovery, Replay, ShardRecovery};
+pub use recovery::{
+    BatchMark, LogInspection, Quarantined, Recovery, Replay, ShardRecovery, inspect,
+};
 pub use snapshot::SnapshotJob;
 pub use storage::{DirEntry, Preparation, SegmentFile, Space, Storage};
 pub use storage::{

@@ -1,5 +1,6 @@
 //! What opening a log found, and hands to whoever knows what shards mean.
 
+mod inspect;
 mod inventory;
 mod loss;
 mod restore;
@@ -24,6 +25,7 @@ use crate::round::RoundEncoder;
 use crate::shared::{Shared, count};
 use crate::snapshot::{SNAPSHOT_NAME, Snapshot, SnapshotFault};
 use crate::storage::Storage;
+pub use inspect::{LogInspection, inspect};
 use inventory::Inventory;
 use restore::Restorer;
 use scan::Scan;
@@ -124,7 +126,7 @@ pub(crate) fn recover(
     };
     shared.storage.create_dir(&shared.dir).map_err(at)?;
     shared.refresh_space();
-    let inventory = Inventory::take(&shared)?;
+    let inventory = Inventory::take(&shared, true)?;
     let snapshot = read_snapshot(&shared)?;
     let mut restorer = Restorer::new(&shared, replay, snapshot.as_ref());
     let scan = Scan::run(&inventory, &mut restorer, snapshot.as_ref())?;

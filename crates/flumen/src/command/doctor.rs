@@ -41,6 +41,7 @@ pub(crate) fn run(context: &mut Context, args: &Args) -> Result<()> {
             "rounds": found.rounds,
             "records": found.records,
             "file_bytes": found.bytes,
+            "tail_rounds": found.tail_rounds,
             "findings": found.findings.len(),
         }))?;
     } else {
@@ -53,6 +54,12 @@ pub(crate) fn run(context: &mut Context, args: &Args) -> Result<()> {
             1 => output.paint(Paint::Bad, "1 finding"),
             more => output.paint(Paint::Bad, &format!("{more} findings")),
         };
+        if found.tail_rounds > 0 {
+            output.line(&format!(
+                "not closed in order: the next start makes the last {} rounds durable again",
+                count(found.tail_rounds)
+            ))?;
+        }
         output.line(&format!(
             "{}: {verdict}; {} logs, {} segments ({}), {} rounds, {} records",
             data_dir.display(),

@@ -346,6 +346,13 @@ const CASES: &[Case] = &[
             // The broker of `serve`'s case has ended by now.
             let out = run(stage.path(), "doctor --data-dir other", b"").good();
             assert!(out.contains("no damage"), "{out}");
+            // The demo's was filled; its readings are counted.
+            let words = "--output json doctor --data-dir kept/data";
+            let out = run(stage.path(), words, b"").good();
+            let found: Value = serde_json::from_str(out.trim()).expect("JSON");
+            assert_eq!(found["findings"], 0);
+            assert_eq!(found["records"], 152_965);
+            assert!(found["rounds"].as_u64() > Some(30), "{found}");
         },
         refused: |stage| {
             run(stage.path(), "doctor --data-dir data", b"").refused(1, "in use");

@@ -37,6 +37,8 @@ struct Copy<'a> {
     controls: Vec<Control>,
     frames: Vec<NewFrame>,
     gathered: usize,
+    /// Number of the last round written to the copy.
+    last_put: Option<u64>,
 }
 
 impl Housekeeper {
@@ -133,6 +135,7 @@ impl Housekeeper {
             controls: Vec::new(),
             frames: Vec::new(),
             gathered: 0,
+            last_put: None,
         };
         copy.rounds(summary, |row| self.live_from(row))?;
         copy.finish(summary, state)
@@ -203,6 +206,8 @@ impl Copy<'_> {
             }
         }
         match last {
+            // Everything up to the last source round was put already.
+            Some(header) if self.last_put == Some(header.round) => Ok(()),
             Some(header) => self.put_round(&header),
             None => Err(damaged("its rounds")),
         }
@@ -282,6 +287,7 @@ impl Copy<'_> {
         self.controls.clear();
         self.frames.clear();
         self.gathered = 0;
+        self.last_put = Some(source.round);
         Ok(())
     }
 

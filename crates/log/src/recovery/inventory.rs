@@ -56,7 +56,8 @@ pub(super) struct Inventory {
 }
 
 impl Inventory {
-    pub(super) fn take(shared: &Shared) -> Result<Self, OpenError> {
+    /// Opens all of them, `writable` or only to be looked at.
+    pub(super) fn take(shared: &Shared, writable: bool) -> Result<Self, OpenError> {
         let mut found: BTreeMap<u64, Candidate> = BTreeMap::new();
         let mut leftovers = Vec::new();
         let mut highest_id = 0;
@@ -75,7 +76,7 @@ impl Inventory {
             let path = shared.path(&entry.name);
             let file = shared
                 .storage
-                .open(&path, true)
+                .open(&path, writable)
                 .map_err(|source| OpenError::Io {
                     path: path.clone(),
                     source,
