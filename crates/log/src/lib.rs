@@ -9,6 +9,8 @@ mod config;
 mod control;
 mod directory;
 mod error;
+#[cfg(test)]
+mod fixtures;
 mod footer;
 mod footer_cache;
 mod housekeeper;
