@@ -11,7 +11,7 @@ use crate::error::WriteError;
 use crate::footer::{FooterSummary, footer_bytes};
 use crate::round::NewRun;
 use crate::segment::{FooterPlace, Segment, SegmentName};
-use crate::segment_header::{HEAD_BYTES, SECOND_COPY, SECTOR_BYTES, SegmentHeader};
+use crate::segment_header::{COPIES, HEAD, HEAD_BYTES, SECTOR, SegmentHeader};
 use crate::shared::{Shared, count};
 use crate::state::{ShardStanding, encode_table};
 use crate::storage::Preparation;
@@ -188,13 +188,13 @@ impl Active {
 /// Header, its second copy, and the state table, ready to be written at the start of the file.
 pub(crate) fn head_bytes(header: &SegmentHeader, state: &[u8]) -> Vec<u8> {
     let sector = header.encode();
-    let mut bytes = Vec::with_capacity(HEAD_BYTES as usize + state.len());
-    bytes.extend_from_slice(&sector);
-    bytes.resize(SECOND_COPY as usize, 0);
-    bytes.extend_from_slice(&sector);
-    bytes.resize(HEAD_BYTES as usize, 0);
-    bytes.extend_from_slice(state);
-    bytes.resize(bytes.len().next_multiple_of(SECTOR_BYTES as usize), 0);
+    let mut bytes = vec![0; (HEAD + state.len()).next_multiple_of(SECTOR)];
+    for (at, part) in [(0, &sector[..]), (COPIES - SECTOR, &sector), (HEAD, state)] {
+        bytes
+            .get_mut(at..at + part.len())
+            .expect("BUG: the head is as long as its parts")
+            .copy_from_slice(part);
+    }
     bytes
 }
 
