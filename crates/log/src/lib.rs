@@ -26,6 +26,8 @@ mod shared;
 mod snapshot;
 mod state;
 mod storage;
+#[cfg(test)]
+mod testing;
 mod work;
 
 pub use config::{LogConfig, LogKey, list_logs};
