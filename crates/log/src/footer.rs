@@ -76,13 +76,6 @@ impl Footer {
             .get(from..from + row.run_count as usize)
             .unwrap_or_default()
     }
-
-    pub(crate) fn producers_of(&self, row: &FooterRow) -> &[BatchMark] {
-        let from = row.producers_at as usize;
-        self.producers
-            .get(from..from + row.producer_count as usize)
-            .unwrap_or_default()
-    }
 }
 
 /// Looks a shard up in rows that ascend by shard.
@@ -128,11 +121,6 @@ impl FooterBuilder {
 
     pub(crate) fn push_controls(&mut self, controls: &[Control]) {
         self.controls.extend_from_slice(controls);
-    }
-
-    /// Whether nothing was gathered.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.shards.is_empty() && self.controls.is_empty()
     }
 
     pub(crate) fn finish(self, summary: FooterSummary) -> Arc<Footer> {

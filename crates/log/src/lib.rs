@@ -9,6 +9,8 @@ mod config;
 mod control;
 mod directory;
 mod error;
+#[cfg(test)]
+mod fixtures;
 mod footer;
 mod footer_cache;
 mod housekeeper;
@@ -24,6 +26,8 @@ mod shared;
 mod snapshot;
 mod state;
 mod storage;
+#[cfg(test)]
+mod testing;
 mod work;
 
 pub use config::{LogConfig, LogKey, list_logs};

@@ -1,8 +1,11 @@
 //! Reading a log from any thread.
 
+mod cold;
 mod cut;
 mod fetch;
 mod search;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::Arc;
@@ -13,6 +16,7 @@ use flumen_record::{SequenceNumber, ShardId, Timestamp};
 use crate::error::ReadError;
 use crate::index::{Run, ShardCell, ShardState};
 use crate::log::LogStats;
+use crate::segment::Segment;
 use crate::shared::Shared;
 
 /// Runs looked at for one reply.
@@ -54,8 +58,19 @@ pub struct LogReader {
 struct Plan {
     /// Consecutive runs; the first may begin below the asked number.
     runs: Vec<Run>,
+    /// What they are in, held from the look-up on: a copy that takes the place of one of them has
+    /// its bytes elsewhere.
+    segments: Vec<Arc<Segment>>,
     /// Where to go on when there are none.
     next: SequenceNumber,
+}
+
+impl Plan {
+    fn segment(&self, run: &Run) -> Option<&Arc<Segment>> {
+        self.segments
+            .iter()
+            .find(|segment| segment.id() == run.segment)
+    }
 }
 
 /// Where the runs of an answer are.
@@ -172,6 +187,7 @@ impl LogReader {
         if from >= state.end {
             return Ok(Lookup::Recent(Plan {
                 runs: Vec::new(),
+                segments: Vec::new(),
                 next: from,
             }));
         }
@@ -179,7 +195,18 @@ impl LogReader {
             return Ok(Lookup::Cold);
         };
         let runs = take_runs(state.recent.range(place..), budget);
-        self.plan(shard, &state, from, runs).map(Lookup::Recent)
+        let segments = self.segments_of(&runs);
+        self.plan(shard, &state, from, runs, segments)
+            .map(Lookup::Recent)
+    }
+
+    /// The segments of runs in memory. While the shard is locked they are what the runs are about:
+    /// a segment leaves memory before it is copied.
+    fn segments_of(&self, runs: &[Run]) -> Vec<Arc<Segment>> {
+        let same = |one: &Run, other: &Run| one.segment == other.segment;
+        runs.chunk_by(same)
+            .filter_map(|runs| self.shared.segment(runs.first()?.segment))
+            .collect()
     }
 
     /// Steps over recorded jumps in front of the first run, and over nothing else.
@@ -189,10 +216,15 @@ impl LogReader {
         state: &ShardState,
         from: SequenceNumber,
         runs: Vec<Run>,
+        segments: Vec<Arc<Segment>>,
     ) -> Result<Plan, ReadError> {
         let next = runs.first().map_or(state.end, |run| run.base);
         let Some(lost_from) = state.lost_between(from, next) else {
-            return Ok(Plan { runs, next });
+            return Ok(Plan {
+                runs,
+                segments,
+                next,
+            });
         };
         let damaged = self.shared.damaged();
         let known = damaged

@@ -15,7 +15,7 @@ use crate::log::NewFrame;
 use crate::segment_header::{SECTOR_BYTES, SegmentHeader};
 
 pub(crate) use encoder::{NewRun, RoundEncoder};
-pub(crate) use walk::{FrameWalk, mark_of};
+pub(crate) use walk::{FRAME_FRONT, FrameWalk, PlacedFrame, mark_of};
 pub(crate) use window::Window;
 
 /// Size of a round's header, control marks not counted.

@@ -13,7 +13,14 @@ pub(crate) const SECOND_COPY: u64 = 4096;
 /// Where the state table begins, and after it the first round.
 pub(crate) const HEAD_BYTES: u64 = 8192;
 
-const SECTOR: usize = 512;
+/// The same as lengths in memory.
+pub(crate) const SECTOR: usize = 512;
+pub(crate) const HEAD: usize = 8192;
+const _: () = assert!(SECTOR as u64 == SECTOR_BYTES && HEAD as u64 == HEAD_BYTES);
+/// Where the second copy ends.
+pub(crate) const COPIES: usize = HEAD / 2 + SECTOR;
+const _: () = assert!(COPIES as u64 == SECOND_COPY + SECTOR_BYTES);
+
 const CHECKSUM_AT: usize = SECTOR - 4;
 const MAGIC: u64 = u64::from_le_bytes(*b"flumenSG");
 const SPARE_MAGIC: u64 = u64::from_le_bytes(*b"flumenSP");

@@ -18,7 +18,7 @@ use crate::round::{
     read_header,
 };
 use crate::segment::{FooterPlace, Segment, SegmentName};
-use crate::segment_header::{HEAD_BYTES, SECOND_COPY, SECTOR_BYTES, SegmentHeader};
+use crate::segment_header::{COPIES, HEAD, HEAD_BYTES, SECTOR_BYTES, SegmentHeader};
 use crate::shared::count;
 use crate::storage::Preparation;
 
@@ -305,7 +305,7 @@ impl Copy<'_> {
         });
         let head = head_bytes(&segment.header, state);
         let (headers, rest) = head
-            .split_at_checked(HEAD_BYTES as usize)
+            .split_at_checked(HEAD)
             .expect("BUG: a head is longer than its headers");
         if !rest.is_empty() {
             segment.file.write_at(&[IoSlice::new(rest)], HEAD_BYTES)?;
@@ -313,7 +313,7 @@ impl Copy<'_> {
         let place = super::seal::put_footer(&segment, &footer)?
             .ok_or_else(|| io::Error::other("BUG: a copy was made too small for its footer"))?;
         let headers = headers
-            .get(..(SECOND_COPY + SECTOR_BYTES) as usize)
+            .get(..COPIES)
             .expect("BUG: a head holds both headers");
         segment.file.write_durable_at(&[IoSlice::new(headers)], 0)?;
         segment.file.publish(position);

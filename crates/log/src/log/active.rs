@@ -11,7 +11,7 @@ use crate::error::WriteError;
 use crate::footer::{FooterSummary, footer_bytes};
 use crate::round::NewRun;
 use crate::segment::{FooterPlace, Segment, SegmentName};
-use crate::segment_header::{HEAD_BYTES, SECOND_COPY, SECTOR_BYTES, SegmentHeader};
+use crate::segment_header::{COPIES, HEAD, HEAD_BYTES, SECTOR, SegmentHeader};
 use crate::shared::{Shared, count};
 use crate::state::{ShardStanding, encode_table};
 use crate::storage::Preparation;
@@ -19,6 +19,10 @@ use crate::work::{PreparedFile, Sealing, Touched};
 
 /// Segment files are a multiple of this.
 const FILE_ALIGN: u64 = 4096;
+
+/// One part in so many of a segment is for rounds without frames. What frees space, trims and
+/// forgotten shards, travels in them, and must find room when no new segment can be made.
+const INTERNAL_SHARE: u64 = 64;
 
 /// The segment being appended to.
 #[derive(Debug)]
@@ -126,6 +130,12 @@ impl Active {
 
     /// Whether a round of `bytes` with so many frames and controls still fits before the footer.
     pub(crate) fn has_room(&self, bytes: u64, frames: usize, controls: usize) -> bool {
+        let file_bytes = self.segment.file.bytes();
+        let kept = if frames == 0 {
+            0
+        } else {
+            file_bytes / INTERNAL_SHARE
+        };
         let frames = frames as u64;
         let footer = footer_bytes(
             self.touched.len() as u64 + frames,
@@ -137,7 +147,8 @@ impl Active {
             .saturating_add(bytes)
             .saturating_add(footer)
             .saturating_add(FILE_ALIGN)
-            <= self.segment.file.bytes()
+            .saturating_add(kept)
+            <= file_bytes
     }
 
     /// Whether a round was written into it.
@@ -188,13 +199,13 @@ impl Active {
 /// Header, its second copy, and the state table, ready to be written at the start of the file.
 pub(crate) fn head_bytes(header: &SegmentHeader, state: &[u8]) -> Vec<u8> {
     let sector = header.encode();
-    let mut bytes = Vec::with_capacity(HEAD_BYTES as usize + state.len());
-    bytes.extend_from_slice(&sector);
-    bytes.resize(SECOND_COPY as usize, 0);
-    bytes.extend_from_slice(&sector);
-    bytes.resize(HEAD_BYTES as usize, 0);
-    bytes.extend_from_slice(state);
-    bytes.resize(bytes.len().next_multiple_of(SECTOR_BYTES as usize), 0);
+    let mut bytes = vec![0; (HEAD + state.len()).next_multiple_of(SECTOR)];
+    for (at, part) in [(0, &sector[..]), (COPIES - SECTOR, &sector), (HEAD, state)] {
+        bytes
+            .get_mut(at..at + part.len())
+            .expect("BUG: the head is as long as its parts")
+            .copy_from_slice(part);
+    }
     bytes
 }
 
@@ -212,12 +223,10 @@ pub(crate) fn segment_bytes_for(
         .map(|cell| 56 + 24 * cell.lock().gaps.len() as u64)
         .sum();
     let frames = frames as u64;
-    (HEAD_BYTES
-        + state
-        + bytes
-        + footer_bytes(frames, controls as u64, frames, frames)
-        + 3 * FILE_ALIGN)
-        .next_multiple_of(FILE_ALIGN)
+    let footer = footer_bytes(frames, controls as u64, frames, frames);
+    let used = HEAD_BYTES + state + bytes + footer + 3 * FILE_ALIGN;
+    let kept = used.div_ceil(INTERNAL_SHARE - 1);
+    (used + kept).next_multiple_of(FILE_ALIGN)
 }
 
 /// The next segment's file: a prepared one, or one made on the spot.

@@ -9,7 +9,7 @@ use super::NewFrame;
 use super::active::{Active, ChainEnd};
 use crate::control::Control;
 use crate::round::{NewRun, RoundEncoder};
-use crate::segment_header::{HEAD_BYTES, SECTOR_BYTES};
+use crate::segment_header::{COPIES, HEAD, HEAD_BYTES};
 
 /// A round that is written again.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl FreshSegment {
         let state = active
             .head
             .as_deref()
-            .and_then(|head| head.get(HEAD_BYTES as usize..))
+            .and_then(|head| head.get(HEAD..))
             .unwrap_or_default();
         if !state.is_empty() {
             active
@@ -104,8 +104,7 @@ impl FreshSegment {
     pub(crate) fn finish(mut self) -> io::Result<(Active, ChainEnd)> {
         self.active.segment.file.sync()?;
         if let Some(head) = self.active.head.take() {
-            let headers = HEAD_BYTES as usize / 2 + SECTOR_BYTES as usize;
-            let headers = head.get(..headers).expect("BUG: a head holds both headers");
+            let headers = head.get(..COPIES).expect("BUG: a head holds both headers");
             self.active
                 .segment
                 .file

@@ -19,6 +19,12 @@ struct Found {
     row: FooterRow,
 }
 
+/// A run with the segment it was found in, held: a copy has its bytes elsewhere.
+struct PlacedRun {
+    run: Run,
+    segment: Option<Arc<Segment>>,
+}
+
 fn io_error(segment: &Segment, source: io::Error) -> ReadError {
     ReadError::Io {
         segment: segment.file_name(),
@@ -88,28 +94,34 @@ impl LogReader {
         let cell = self.cell(shard)?;
         let start = cell.lock().cold_start(from);
         let (found, next) = self.walk_back(shard, start, |row| row.base > from)?;
-        let mut runs = match &found {
-            Some(found) if found.row.end > from => self.runs_from(found, from, budget)?,
-            _ => Vec::new(),
-        };
+        let mut runs = Vec::new();
+        let mut segments = Vec::new();
+        if let Some(found) = found
+            && found.row.end > from
+        {
+            runs = self.runs_from(&found, from, budget)?;
+            segments = vec![found.segment];
+        }
         if runs.is_empty() && next != 0 {
             let Some(found) = self.row(next, shard)? else {
                 return Ok(None);
             };
             runs = self.runs_from(&found, from, budget)?;
+            segments = vec![found.segment];
         }
         let state = cell.lock();
         if runs.is_empty() {
             let Some(first) = state.recent.front() else {
                 // Nothing is left above: a jump, or what is hidden.
-                return self.plan(shard, &state, from, runs).map(Some);
+                return self.plan(shard, &state, from, runs, segments).map(Some);
             };
             if first.end <= from {
                 return Ok(None);
             }
             runs = take_runs(state.recent.iter(), budget);
+            segments = self.segments_of(&runs);
         }
-        self.plan(shard, &state, from, runs).map(Some)
+        self.plan(shard, &state, from, runs, segments).map(Some)
     }
 
     fn runs_from(
@@ -135,7 +147,7 @@ impl LogReader {
                 let recent_from = state.recent.front().map(|run| run.arrival);
                 let cold = state.before_recent != 0 && recent_from.is_none_or(|first| first >= at);
                 let place = state.recent.partition_point(|run| run.last_arrival < at);
-                let run = state.recent.get(place).copied();
+                let run = state.recent.get(place).map(|run| self.place(run));
                 let start = cold.then(|| state.cold_start_at(at));
                 (start, run, state.end, state.horizon)
             };
@@ -149,7 +161,7 @@ impl LogReader {
             let Some(run) = run else {
                 return Ok(end.max(horizon));
             };
-            if let Some(found) = self.frame_at_time(&run, at)? {
+            if let Some(found) = frame_at_time(&run, at)? {
                 return Ok(found.clamp(horizon, end));
             }
         }
@@ -163,40 +175,27 @@ impl LogReader {
         shard: ShardId,
         start: ColdStart,
         at: Timestamp,
-    ) -> Result<Option<Option<Run>>, ReadError> {
+    ) -> Result<Option<Option<PlacedRun>>, ReadError> {
         let (found, next) = self.walk_back(shard, start, |row| row.arrival >= at)?;
         for found in [found, self.row(next, shard)?].into_iter().flatten() {
             let runs = self.runs(&found)?;
             let place = runs.partition_point(|run| run.last_arrival < at);
             if let Some(run) = runs.get(place) {
-                return Ok(Some(Some(*run)));
+                return Ok(Some(Some(PlacedRun {
+                    run: *run,
+                    segment: Some(found.segment),
+                })));
             }
         }
         Ok(Some(None))
     }
 
-    /// The first batch of `run` that arrived at or after `at`. `Ok(None)`: its segment is gone.
-    fn frame_at_time(&self, run: &Run, at: Timestamp) -> Result<Option<SequenceNumber>, ReadError> {
-        if run.arrival >= at {
-            return Ok(Some(run.base));
+    /// A run in memory, with what it is in: the shard is locked, so that it is no copy.
+    fn place(&self, run: &Run) -> PlacedRun {
+        PlacedRun {
+            run: *run,
+            segment: self.shared.segment(run.segment),
         }
-        let Some(bytes) = self.run_bytes(run)? else {
-            return Ok(None);
-        };
-        let frame = FrameWalk::new(&bytes).find(|frame| frame.header.arrival >= at);
-        Ok(Some(frame.map_or(run.end, |frame| frame.header.base)))
-    }
-
-    fn run_bytes(&self, run: &Run) -> Result<Option<Bytes>, ReadError> {
-        let Some(segment) = self.shared.segment(run.segment) else {
-            return Ok(None);
-        };
-        let mut buffer = vec![0; run.bytes as usize];
-        segment
-            .file
-            .read_at(&mut buffer, u64::from(run.position))
-            .map_err(|source| io_error(&segment, source))?;
-        Ok(Some(buffer.into()))
     }
 
     pub(super) fn search_bytes_from_end(
@@ -212,7 +211,7 @@ impl LogReader {
             let mut inside = None;
             for run in state.recent.iter().rev() {
                 if u64::from(run.bytes) > left {
-                    inside = Some(*run);
+                    inside = Some(self.place(run));
                     break;
                 }
                 left -= u64::from(run.bytes);
@@ -221,10 +220,7 @@ impl LogReader {
             (left, boundary, state.before_recent, state.horizon, inside)
         };
         if let Some(run) = inside {
-            return Ok(self
-                .boundary_in(&run, left)?
-                .unwrap_or(boundary)
-                .max(horizon));
+            return Ok(boundary_in(&run, left)?.unwrap_or(boundary).max(horizon));
         }
         let mut id = before;
         while id != 0 && boundary > horizon {
@@ -240,10 +236,11 @@ impl LogReader {
             }
             for run in self.runs(&found)?.iter().rev() {
                 if u64::from(run.bytes) > left {
-                    return Ok(self
-                        .boundary_in(run, left)?
-                        .unwrap_or(boundary)
-                        .max(horizon));
+                    let run = PlacedRun {
+                        run: *run,
+                        segment: Some(found.segment),
+                    };
+                    return Ok(boundary_in(&run, left)?.unwrap_or(boundary).max(horizon));
                 }
                 left -= u64::from(run.bytes);
                 boundary = run.base;
@@ -251,16 +248,45 @@ impl LogReader {
         }
         Ok(boundary.max(horizon))
     }
+}
 
-    /// The first batch of `run` from which on at most `left` bytes of it remain.
-    fn boundary_in(&self, run: &Run, left: u64) -> Result<Option<SequenceNumber>, ReadError> {
-        let Some(bytes) = self.run_bytes(run)? else {
+impl PlacedRun {
+    /// `Ok(None)`: its segment is gone.
+    fn bytes(&self) -> Result<Option<Bytes>, ReadError> {
+        let Some(segment) = &self.segment else {
             return Ok(None);
         };
-        let total = bytes.len() as u64;
-        let frame = FrameWalk::new(&bytes)
-            .find(|frame| total - frame.range.start as u64 <= left)
-            .map(|frame| frame.header.base);
-        Ok(Some(frame.unwrap_or(run.end)))
+        let mut buffer = vec![0; self.run.bytes as usize];
+        segment
+            .file
+            .read_at(&mut buffer, u64::from(self.run.position))
+            .map_err(|source| io_error(segment, source))?;
+        Ok(Some(buffer.into()))
     }
+}
+
+/// The first batch of a run that arrived at or after `at`. `Ok(None)`: its segment is gone.
+fn frame_at_time(placed: &PlacedRun, at: Timestamp) -> Result<Option<SequenceNumber>, ReadError> {
+    if placed.run.arrival >= at {
+        return Ok(Some(placed.run.base));
+    }
+    let Some(bytes) = placed.bytes()? else {
+        return Ok(None);
+    };
+    let frame = FrameWalk::new(&bytes).find(|frame| frame.header.arrival >= at);
+    let found = frame.map_or(placed.run.end, |frame| frame.header.base);
+    Ok(Some(found))
+}
+
+/// The first batch of a run from which on at most `left` bytes of it remain. `Ok(None)`: its
+/// segment is gone.
+fn boundary_in(placed: &PlacedRun, left: u64) -> Result<Option<SequenceNumber>, ReadError> {
+    let Some(bytes) = placed.bytes()? else {
+        return Ok(None);
+    };
+    let total = bytes.len() as u64;
+    let frame = FrameWalk::new(&bytes)
+        .find(|frame| total - frame.range.start as u64 <= left)
+        .map(|frame| frame.header.base);
+    Ok(Some(frame.unwrap_or(placed.run.end)))
 }

@@ -7,7 +7,9 @@ use crate::error::OpenError;
 use crate::footer::{TRAILER_BYTES, Trailer};
 use crate::round::{RoundOwner, Window, read_header};
 use crate::segment::SegmentName;
-use crate::segment_header::{HEAD_BYTES, HeaderSector, SECOND_COPY, SECTOR_BYTES, SegmentHeader};
+use crate::segment_header::{
+    HEAD_BYTES, HeaderSector, SECOND_COPY, SECTOR, SECTOR_BYTES, SegmentHeader,
+};
 use crate::shared::Shared;
 use crate::storage::SegmentFile;
 
@@ -155,7 +157,7 @@ fn examine(
     let mut header = None;
     let mut spare = true;
     for position in [0, SECOND_COPY] {
-        let mut sector = [0; SECTOR_BYTES as usize];
+        let mut sector = [0; SECTOR];
         file.read_at(&mut sector, position).map_err(io)?;
         match HeaderSector::decode(&sector) {
             HeaderSector::Segment(found) => {
@@ -186,7 +188,7 @@ fn examine(
     if header.file_bytes != file.bytes() {
         return Err(foreign("a segment that was cut or extended"));
     }
-    let mut sector = [0; TRAILER_BYTES as usize];
+    let mut sector = [0; SECTOR];
     file.read_at(&mut sector, file.bytes() - TRAILER_BYTES)
         .map_err(io)?;
     let trailer = Trailer::decode(&sector, &header);

@@ -209,10 +209,10 @@ impl<'r> Restorer<'r> {
             while let Some(spot) = damaged.next_if(|spot| spot.before <= index) {
                 self.standings.hide(spot.shard);
             }
-            if !run.as_mut().is_some_and(|run| extend(run, frame)) {
-                if let Some(done) = run.replace(begin(frame)) {
-                    self.run(round.segment, segment, &done, covered);
-                }
+            if !run.as_mut().is_some_and(|run| extend(run, frame))
+                && let Some(done) = run.replace(begin(frame))
+            {
+                self.run(round.segment, segment, &done, covered);
             }
             self.batch(round.segment, frame, covered);
         }

@@ -129,6 +129,7 @@ impl RoundEncoder {
         self.sums
             .extend_from_slice(header.get(4..8).unwrap_or_default());
         self.scratch.extend_from_slice(&header);
+        #[expect(clippy::cast_possible_truncation, reason = "it is 40")]
         let bytes = batch.encoded_bytes + FRAME_HEADER_BYTES as u32;
         let end = frame.base.plus(u64::from(batch.count));
         match self.runs.last_mut() {

@@ -2,9 +2,12 @@
 
 use std::ops::Range;
 
-use flumen_record::{BatchHeader, FRAME_HEADER_BYTES, FrameHeader, SequenceNumber};
+use flumen_record::{Batch, BatchHeader, FRAME_HEADER_BYTES, FrameHeader, SequenceNumber};
 
 use crate::recovery::BatchMark;
+
+/// What tells where a frame ends and what is in it: its header and its batch's.
+pub(crate) const FRAME_FRONT: usize = FRAME_HEADER_BYTES + Batch::HEADER_BYTES;
 
 /// One frame's place within a run.
 #[derive(Debug, Clone)]
@@ -15,6 +18,21 @@ pub(crate) struct PlacedFrame {
 }
 
 impl PlacedFrame {
+    /// The frame at `at` of a run of `run_bytes`, given at least [`FRAME_FRONT`] bytes of it.
+    pub(crate) fn read(front: &[u8], at: usize, run_bytes: usize) -> Option<Self> {
+        let header = FrameHeader::decode(front).ok()?;
+        let end = at.checked_add(header.frame_bytes as usize)?;
+        if end > run_bytes {
+            return None;
+        }
+        let batch = BatchHeader::decode(front.get(FRAME_HEADER_BYTES..)?).ok()?;
+        Some(Self {
+            range: at..end,
+            header,
+            batch,
+        })
+    }
+
     /// First sequence number after it.
     pub(crate) fn end(&self) -> SequenceNumber {
         self.header.base.plus(u64::from(self.batch.count))
@@ -56,19 +74,8 @@ impl Iterator for FrameWalk<'_> {
     type Item = PlacedFrame;
 
     fn next(&mut self) -> Option<PlacedFrame> {
-        let rest = self.run.get(self.at..)?;
-        let header = FrameHeader::decode(rest).ok()?;
-        let length = header.frame_bytes as usize;
-        if length > rest.len() {
-            return None;
-        }
-        let batch = BatchHeader::decode(rest.get(FRAME_HEADER_BYTES..)?).ok()?;
-        let range = self.at..self.at + length;
-        self.at = range.end;
-        Some(PlacedFrame {
-            range,
-            header,
-            batch,
-        })
+        let frame = PlacedFrame::read(self.run.get(self.at..)?, self.at, self.run.len())?;
+        self.at = frame.range.end;
+        Some(frame)
     }
 }

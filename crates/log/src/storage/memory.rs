@@ -87,6 +87,11 @@ impl MemoryStorage {
         self.lock().script.dead
     }
 
+    /// Bytes of segments that were read or populated so far; slices cost nothing.
+    pub fn read_bytes(&self) -> u64 {
+        self.lock().script.read_bytes
+    }
+
     /// Operations so far; reads are not counted.
     pub fn operations(&self) -> u64 {
         self.lock().script.operations

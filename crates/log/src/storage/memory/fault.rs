@@ -92,6 +92,8 @@ pub(super) enum Fate {
 pub(super) struct Script {
     pub(super) operations: u64,
     pub(super) counts: BTreeMap<OperationKind, u64>,
+    /// Bytes of segments read or populated.
+    pub(super) read_bytes: u64,
     pub(super) faults: Vec<Fault>,
     pub(super) crash_at: Option<u64>,
     pub(super) dead: bool,
@@ -114,7 +116,9 @@ impl Script {
             return Err(Self::cut_error());
         }
         *self.counts.entry(kind).or_default() += 1;
-        if kind != OperationKind::Read {
+        if kind == OperationKind::Read {
+            self.read_bytes += range.end - range.start;
+        } else {
             self.operations += 1;
             if let Some(trace) = &mut self.trace {
                 trace.push(Operation {

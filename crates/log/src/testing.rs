@@ -1,0 +1,93 @@
+//! A log under test, from inside: small segments over memory, frames, the time.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flumen_record::{
+    BatchBuilder, Compression, Durability, HashKey, ProducerId, ProducerSequence, Record,
+    RecordLimits, SequenceNumber, ShardEpoch, ShardId, Timestamp,
+};
+
+use crate::config::{LogConfig, LogKey};
+use crate::housekeeper::Housekeeper;
+use crate::log::{Log, NewFrame};
+use crate::recovery::{BatchMark, Replay};
+use crate::storage::{MemoryStorage, Storage};
+
+pub(crate) const KEY: LogKey = LogKey {
+    durability: Durability::Disk,
+    class_hours: 24,
+    lane: 0,
+};
+
+/// Segments so small that tests roll, and no window that keeps runs in memory.
+pub(crate) fn config() -> LogConfig {
+    LogConfig {
+        segment_bytes_min: 128 << 10,
+        segment_bytes_max: 256 << 10,
+        free_space_floor_bytes: Some(0),
+        hot_window_bytes: 0,
+        ..LogConfig::default()
+    }
+}
+
+struct Deaf;
+
+impl Replay for Deaf {
+    fn state(&mut self, _: ShardId, _: Bytes) {}
+    fn batch(&mut self, _: ShardId, _: &BatchMark, _: bool) {}
+}
+
+pub(crate) fn open(storage: &MemoryStorage, config: &LogConfig) -> Log {
+    let storage: Arc<dyn Storage> = Arc::new(storage.clone());
+    let (log, _) = Log::open(storage, KEY, config.clone(), at(0), &mut Deaf).unwrap();
+    log
+}
+
+/// A point in time, in milliseconds of the test.
+pub(crate) fn at(millis: u64) -> Timestamp {
+    Timestamp::from_micros(1_700_000_000_000_000 + millis * 1000)
+}
+
+pub(crate) fn shard(value: u64) -> ShardId {
+    ShardId::from_value(value)
+}
+
+pub(crate) fn number(value: u64) -> SequenceNumber {
+    SequenceNumber::new(value)
+}
+
+/// A batch of one record of `data_bytes`.
+pub(crate) fn frame(shard_value: u64, base: u64, data_bytes: usize) -> NewFrame {
+    let mut builder = BatchBuilder::new(RecordLimits::default());
+    let record = Record {
+        partition_key: Bytes::from_static(b"key"),
+        explicit_hash_key: None,
+        data: vec![b'x'; data_bytes].into(),
+        client_timestamp: None,
+        headers: Vec::new(),
+    };
+    builder.push(&record, HashKey::of(b"key")).unwrap();
+    NewFrame {
+        shard: shard(shard_value),
+        epoch: ShardEpoch::new(1),
+        base: number(base),
+        arrival: at(base),
+        batch: builder.finish(
+            ProducerId::new(9),
+            ProducerSequence::new(base),
+            Compression::None,
+        ),
+    }
+}
+
+/// Steps until nothing is left to do, two seconds apart.
+pub(crate) fn keep_house(keeper: &mut Housekeeper, millis: &mut u64) {
+    let mut idle = 0;
+    while idle < 3 {
+        *millis += 2000;
+        let report = keeper.step(at(*millis)).unwrap();
+        let busy = report.more || report.sealed + report.freed + report.copied > 0;
+        idle = if busy { 0 } else { idle + 1 };
+    }
+}
