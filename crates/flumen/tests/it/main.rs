@@ -17,4 +17,8 @@ mod process;
 #[cfg(test)]
 mod round_trip;
 #[cfg(test)]
+mod rpcs;
+#[cfg(test)]
 mod verbs;
+#[cfg(test)]
+mod wire;
