@@ -20,6 +20,10 @@ use crate::work::{PreparedFile, Sealing, Touched};
 /// Segment files are a multiple of this.
 const FILE_ALIGN: u64 = 4096;
 
+/// One part in so many of a segment is for rounds without frames. What frees space, trims and
+/// forgotten shards, travels in them, and must find room when no new segment can be made.
+const INTERNAL_SHARE: u64 = 64;
+
 /// The segment being appended to.
 #[derive(Debug)]
 pub(crate) struct Active {
@@ -126,6 +130,12 @@ impl Active {
 
     /// Whether a round of `bytes` with so many frames and controls still fits before the footer.
     pub(crate) fn has_room(&self, bytes: u64, frames: usize, controls: usize) -> bool {
+        let file_bytes = self.segment.file.bytes();
+        let kept = if frames == 0 {
+            0
+        } else {
+            file_bytes / INTERNAL_SHARE
+        };
         let frames = frames as u64;
         let footer = footer_bytes(
             self.touched.len() as u64 + frames,
@@ -137,7 +147,8 @@ impl Active {
             .saturating_add(bytes)
             .saturating_add(footer)
             .saturating_add(FILE_ALIGN)
-            <= self.segment.file.bytes()
+            .saturating_add(kept)
+            <= file_bytes
     }
 
     /// Whether a round was written into it.
@@ -212,12 +223,10 @@ pub(crate) fn segment_bytes_for(
         .map(|cell| 56 + 24 * cell.lock().gaps.len() as u64)
         .sum();
     let frames = frames as u64;
-    (HEAD_BYTES
-        + state
-        + bytes
-        + footer_bytes(frames, controls as u64, frames, frames)
-        + 3 * FILE_ALIGN)
-        .next_multiple_of(FILE_ALIGN)
+    let footer = footer_bytes(frames, controls as u64, frames, frames);
+    let used = HEAD_BYTES + state + bytes + footer + 3 * FILE_ALIGN;
+    let kept = used.div_ceil(INTERNAL_SHARE - 1);
+    (used + kept).next_multiple_of(FILE_ALIGN)
 }
 
 /// The next segment's file: a prepared one, or one made on the spot.

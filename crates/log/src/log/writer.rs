@@ -362,15 +362,21 @@ impl Writer {
         controls: usize,
         now: Timestamp,
     ) -> Result<(), WriteError> {
+        let mut fits = false;
         if let Some(active) = &self.active {
-            let fits = active.has_room(bytes, frames, controls)
+            fits = active.has_room(bytes, frames, controls)
                 && active.runs() < u64::from(self.shared.config.segment_runs_max);
             if fits && !self.should_roll_early(active, now) {
                 return Ok(());
             }
         }
         let needed = active::segment_bytes_for(&self.shared, bytes, frames, controls);
-        let prepared = active::next_file(&self.shared, needed, self.next_bytes, frames == 0)?;
+        let prepared = match active::next_file(&self.shared, needed, self.next_bytes, frames == 0) {
+            Ok(prepared) => prepared,
+            // Rolling can wait for a disk that is not full; what frees space cannot.
+            Err(WriteError::Full { .. }) if fits => return Ok(()),
+            Err(refused) => return Err(refused),
+        };
         let next = Active::new(&self.shared, prepared, self.chain, 0, now);
         if let Some(full) = self.active.replace(next) {
             self.retire(full, now);

@@ -205,3 +205,37 @@ fn a_log_that_ends_below_its_snapshot_is_damage() {
     assert!(from > number(10) && from < number(50), "{from}");
     assert!(lost.to_string().contains("data loss"), "{lost}");
 }
+
+/// A trim was refused for want of a new segment to travel in, once because the active one was
+/// filled to its last sector, once because it was to be rolled; so on a disk without any space
+/// nothing could ever be freed.
+#[test]
+fn what_frees_space_finds_room_on_a_disk_without_any() {
+    for data_bytes in [100, 700, 3000] {
+        let (twin, storage) = memory();
+        let config = LogConfig {
+            free_space_floor_bytes: Some(64 << 10),
+            ..cold_config()
+        };
+        let (mut log, ..) = open(&storage, DISK, &config, at(0));
+        let mut keeper = log.housekeeper();
+        twin.set_total_bytes(600 << 10);
+        let mut millis = 1000;
+        let mut base = 0;
+        let mut write = |log: &mut Log, base: u64| {
+            let frames = [frame(1, base, 1, data_bytes, at(base))];
+            log.commit(&frames, 0, at(base)).unwrap()
+        };
+        while write(&mut log, base).is_ok() {
+            base += 1;
+        }
+        // Another process takes the reserve as well, and the log wants to roll.
+        twin.set_total_bytes(0);
+        keep_house(&mut keeper, &mut millis);
+        assert!(log.accepts(0).is_err());
+        log.trim(shard(1), number(base));
+        log.commit(&[], 0, at(millis)).unwrap().unwrap();
+        let (freed, _) = keep_house(&mut keeper, &mut millis);
+        assert!(freed > 0, "records of {data_bytes} bytes");
+    }
+}
