@@ -7,6 +7,10 @@ mod bad_start;
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
+mod disk;
+#[cfg(test)]
+mod full_disk;
+#[cfg(test)]
 mod journal;
 #[cfg(test)]
 mod kill;
