@@ -42,6 +42,20 @@ impl Disk {
         run("perl", &["-e", CUT, text(&self.mounted)]).expect("the shutdown ioctl");
     }
 
+    /// The disk does not answer writes any more, until it is thawed.
+    pub(crate) fn freeze(&self) {
+        run("fsfreeze", &["-f", text(&self.mounted)]).expect("fsfreeze -f");
+    }
+
+    pub(crate) fn thaw(&self) {
+        run("fsfreeze", &["-u", text(&self.mounted)]).expect("fsfreeze -u");
+    }
+
+    /// Nothing can be written to it any more.
+    pub(crate) fn make_read_only(&self) {
+        run("mount", &["-o", "remount,ro", text(&self.mounted)]).expect("remount");
+    }
+
     pub(crate) fn unmount(&self) {
         run("umount", &[text(&self.mounted)]).expect("unmount");
     }
@@ -49,7 +63,8 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // A test that failed may have left it unmounted.
+        // A test that failed may have left it frozen, or unmounted.
+        let _ = run("fsfreeze", &["-u", text(&self.mounted)]);
         let _ = run("umount", &["-l", text(&self.mounted)]);
     }
 }

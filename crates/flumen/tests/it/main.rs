@@ -3,6 +3,8 @@
 //! `cfg(test)` on each module tells the lints that all of it is test code.
 
 #[cfg(test)]
+mod bad_input;
+#[cfg(test)]
 mod bad_start;
 #[cfg(test)]
 mod cli;
@@ -14,6 +16,8 @@ mod full_disk;
 mod journal;
 #[cfg(test)]
 mod kill;
+#[cfg(test)]
+mod lost_ack;
 #[cfg(test)]
 mod power_cut;
 #[cfg(test)]

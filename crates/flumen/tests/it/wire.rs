@@ -80,6 +80,11 @@ impl Wire {
         limited.expect("an answer within a minute")
     }
 
+    /// Lets something go on beside the test.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(task);
+    }
+
     /// Waits for a call that succeeds.
     #[track_caller]
     pub(crate) fn good<T>(
