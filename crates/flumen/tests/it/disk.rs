@@ -69,6 +69,32 @@ impl Drop for Disk {
     }
 }
 
+/// A memory file system, unmounted when dropped.
+#[derive(Debug)]
+pub(crate) struct Ram {
+    pub(crate) mounted: PathBuf,
+}
+
+impl Ram {
+    /// Of `bytes`, in `folder`. `None`, with the reason printed, where it cannot be made.
+    pub(crate) fn new(folder: &Path, bytes: u64) -> Option<Self> {
+        let ram = Self {
+            mounted: folder.join("ram"),
+        };
+        std::fs::create_dir(&ram.mounted).unwrap();
+        let size = format!("size={bytes}");
+        let words = ["-t", "tmpfs", "-o", &size, "tmpfs", text(&ram.mounted)];
+        run("mount", &words).map_or_else(skipped, |()| Some(ram))
+    }
+}
+
+impl Drop for Ram {
+    fn drop(&mut self) {
+        // A file system in it may still be mounted after a failure.
+        let _ = run("umount", &["-l", text(&self.mounted)]);
+    }
+}
+
 fn skipped<T>(why: String) -> Option<T> {
     println!("skipped: it needs root and loop devices: {why}");
     None

@@ -11,6 +11,8 @@ mod cli;
 #[cfg(test)]
 mod disk;
 #[cfg(test)]
+mod failing_disk;
+#[cfg(test)]
 mod full_disk;
 #[cfg(test)]
 mod journal;
