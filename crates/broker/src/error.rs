@@ -147,7 +147,7 @@ pub enum Error {
     },
     /// Below the free-space floor.
     #[error(
-        "storage full: {free_bytes} bytes free, appends are refused below {floor_bytes}; free space or shorten retention"
+        "storage full: {free_bytes} bytes free, of which {floor_bytes} are kept in reserve; free space, shorten retention or delete streams"
     )]
     StorageFull {
         /// Bytes free.

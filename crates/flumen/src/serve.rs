@@ -1,5 +1,6 @@
 //! A node from its settings to its end: bind, recover, serve, drain.
 
+use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -10,7 +11,6 @@ use flumen_broker::{Broker, Clock};
 use flumen_console::Node;
 use flumen_grpc::GrpcServer;
 use flumen_log::DiskStorage;
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -122,12 +122,12 @@ impl Ending {
         let (closed, stdin) = mpsc::channel(1);
         if until_stdin_closes {
             let closed = closed.clone();
-            tokio::spawn(async move {
-                let mut ignored = [0; 64];
-                let mut stdin = tokio::io::stdin();
-                while matches!(stdin.read(&mut ignored).await, Ok(read) if read > 0) {}
+            // Not a task of the runtime: its end, in a panic too, would wait for this read.
+            std::thread::spawn(move || {
+                // However it ends, whoever held the other side is gone.
+                drop(io::copy(&mut io::stdin(), &mut io::sink()));
                 // Nobody waits any more: then it is ending already.
-                let _ = closed.send(()).await;
+                drop(closed.blocking_send(()));
             });
         }
         Ok(Self {

@@ -70,7 +70,7 @@ impl Router {
                 let response = attendants.answer(Request::from_parts(parts, body)).await;
                 response.map(|body| GrpcBody::new(Guarded::new(body, None, Some(ends))))
             }
-            _ => refused(unknown(path)),
+            _ => refused(no_path(path.to_owned())),
         }
     }
 
@@ -87,14 +87,15 @@ impl Router {
                     Err(facts) => refused(facts),
                 }
             }
-            "Put" => unary(one(requests, async |put| producer::put(broker, put).await).await),
-            "OpenProducer" => unary(
-                one(requests, async |open| {
-                    producer::open_producer(broker, open).await
-                })
-                .await,
-            ),
-            _ => refused(unknown(method)),
+            "Put" => {
+                let put = async |put| producer::put(broker, put).await;
+                unary(one(requests, "flumen.v1.PutRequest", put).await)
+            }
+            "OpenProducer" => {
+                let open = async |open| producer::open_producer(broker, open).await;
+                unary(one(requests, "flumen.v1.OpenProducerRequest", open).await)
+            }
+            _ => refused(no_method(producer_server::SERVICE_NAME, method)),
         }
     }
 
@@ -103,67 +104,67 @@ impl Router {
         match method {
             "Read" => {
                 let read = async |read| consumer::read(broker, drain, read).await;
-                match one(requests, read).await {
+                match one(requests, "flumen.v1.ReadRequest", read).await {
                     Ok(pieces) => replies(Only(Some(pieces))),
                     Err(facts) => refused(facts),
                 }
             }
             "Subscribe" => {
                 let subscribe = async |request| consumer::subscribe(broker, drain, request).await;
-                match one(requests, subscribe).await {
+                match one(requests, "flumen.v1.SubscribeRequest", subscribe).await {
                     Ok(subscription) => replies(subscription),
                     Err(facts) => refused(facts),
                 }
             }
-            _ => refused(unknown(method)),
+            _ => refused(no_method(consumer_server::SERVICE_NAME, method)),
         }
     }
 
     async fn admin(&self, method: &str, requests: Messages<Incoming>) -> Response<GrpcBody> {
         let broker = &self.broker;
         match method {
-            "CreateStream" => unary(
-                one(requests, async |new| {
-                    admin::create_stream(broker, new).await
-                })
-                .await,
-            ),
+            "CreateStream" => {
+                let create = async |new| admin::create_stream(broker, new).await;
+                unary(one(requests, "flumen.v1.CreateStreamRequest", create).await)
+            }
             "DescribeStream" => {
-                unary(one(requests, async |name| admin::describe_stream(broker, &name)).await)
+                let describe = async |name| admin::describe_stream(broker, &name);
+                unary(one(requests, "flumen.v1.DescribeStreamRequest", describe).await)
             }
             "ListStreams" => {
-                unary(one(requests, async |page| admin::list_streams(broker, &page)).await)
+                let list = async |page| admin::list_streams(broker, &page);
+                unary(one(requests, "flumen.v1.ListStreamsRequest", list).await)
             }
-            "UpdateStream" => unary(
-                one(requests, async |new| {
-                    admin::update_stream(broker, new).await
-                })
-                .await,
-            ),
-            "DeleteStream" => unary(
-                one(requests, async |name| {
-                    admin::delete_stream(broker, name).await
-                })
-                .await,
-            ),
-            _ => refused(unknown(method)),
+            "UpdateStream" => {
+                let update = async |new| admin::update_stream(broker, new).await;
+                unary(one(requests, "flumen.v1.UpdateStreamRequest", update).await)
+            }
+            "DeleteStream" => {
+                let delete = async |name| admin::delete_stream(broker, name).await;
+                unary(one(requests, "flumen.v1.DeleteStreamRequest", delete).await)
+            }
+            _ => refused(no_method(admin_server::SERVICE_NAME, method)),
         }
     }
 }
 
-/// Reads the only message of a request and gives it to `call`.
+/// Reads the only message of a request, an `expected`, and gives it to `call`.
 async fn one<M, T>(
     requests: Messages<Incoming>,
+    expected: &'static str,
     call: impl AsyncFnOnce(M) -> Result<T, Facts>,
 ) -> Result<T, Facts>
 where
     M: Message + Default,
 {
-    call(requests.only(std::any::type_name::<M>()).await?).await
+    call(requests.only(expected).await?).await
 }
 
-fn unknown(path: &str) -> Facts {
-    let path = path.to_owned();
+fn no_method(service: &str, method: &str) -> Facts {
+    no_path(format!("/{service}/{method}"))
+}
+
+fn no_path(path: String) -> Facts {
     CallError::UnknownMethod { path }.into()
 }
 

@@ -134,3 +134,6 @@ impl From<Facts> for v1::Refusal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

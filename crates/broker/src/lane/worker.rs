@@ -56,6 +56,8 @@ pub(super) struct Worker {
     snapshot: Option<(RoundNumber, flumen_log::SnapshotJob)>,
     /// Something was written since the log was last seen idle with nothing due.
     restless: bool,
+    /// Bytes of the round that the full disk refused last, until one like it would be taken.
+    refused_bytes: Option<u64>,
     shutdown: Option<oneshot::Sender<Result<(), Error>>>,
     stopped: bool,
 }
@@ -86,6 +88,7 @@ impl Worker {
             barriers: Vec::new(),
             snapshot: None,
             restless: true,
+            refused_bytes: None,
             shutdown: None,
             stopped: false,
             lane,
@@ -180,7 +183,7 @@ impl Worker {
                 .saturating_sub(self.last_sync);
             return Some(self.context.memory_sync_interval.saturating_sub(since));
         }
-        self.restless.then_some(LOOK_AGAIN)
+        (self.restless || self.refused_bytes.is_some()).then_some(LOOK_AGAIN)
     }
 
     /// Writes one round of what waits, and answers it.
@@ -201,22 +204,28 @@ impl Worker {
     }
 
     /// Whether a round would be taken now; asked before numbers are given out.
-    fn accepts(&self, bytes: u64) -> Result<(), Error> {
+    fn accepts(&mut self, bytes: u64) -> Result<(), Error> {
         if self.lane.is_poisoned() {
             return Err(Error::Poisoned);
         }
         let accepted = self.log().accepts(bytes).map_err(Error::from);
+        self.note_full(accepted.as_ref().err(), bytes);
+        accepted
+    }
+
+    /// Says once that the disk is full for a round of `bytes`, and once that it is not any more.
+    fn note_full(&mut self, refusal: Option<&Error>, bytes: u64) {
+        self.refused_bytes = refusal.map(|_| bytes);
         let mut full = lock(&self.lane.full);
-        if full.is_some() != accepted.is_err() {
-            match &accepted {
-                Ok(()) => tracing::info!(lane = %self.lane.label(), "appends resume"),
-                Err(error) => {
+        if full.is_some() != refusal.is_some() {
+            match refusal {
+                None => tracing::info!(lane = %self.lane.label(), "appends resume"),
+                Some(error) => {
                     tracing::warn!(lane = %self.lane.label(), %error, "appends are refused")
                 }
             }
-            *full = accepted.as_ref().err().cloned();
+            *full = refusal.cloned();
         }
-        accepted
     }
 
     fn write(&mut self, now: Timestamp) -> RoundOutcome {
@@ -280,6 +289,10 @@ impl Worker {
             return;
         }
         self.sync_when_due();
+        if let Some(bytes) = self.refused_bytes {
+            // Nobody may come to ask again, and health speaks of it.
+            let _ = self.accepts(bytes);
+        }
         if !self.restless {
             return;
         }
@@ -298,12 +311,16 @@ impl Worker {
         self.restless = self.log().idle_round_due(later) || self.log().snapshot_due(later);
     }
 
+    /// Not asked whether the disk is full: trims and deletes travel in it, and they free space.
     fn idle_round(&mut self, now: Timestamp) {
-        if self.accepts(0).is_err() {
-            return;
-        }
-        if let RoundOutcome::Refused(error) = self.write(now) {
-            tracing::warn!(lane = %self.lane.label(), %error, "an empty round was not written");
+        match self.write(now) {
+            RoundOutcome::Refused(error @ Error::StorageFull { .. }) => {
+                self.note_full(Some(&error), self.refused_bytes.unwrap_or(0));
+            }
+            RoundOutcome::Refused(error) => {
+                tracing::warn!(lane = %self.lane.label(), %error, "an empty round was not written");
+            }
+            RoundOutcome::Durable | RoundOutcome::Unknown => {}
         }
     }
 

@@ -334,7 +334,7 @@ fn report(key: LogKey, recovery: &Recovery) {
         .filter(|shard| shard.jumped.is_some())
         .count();
     tracing::info!(
-        log = ?key,
+        log = key.dir_name(),
         clean = recovery.clean,
         shards = recovery.shards.len(),
         sealed_segments = recovery.sealed_segments,

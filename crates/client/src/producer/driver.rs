@@ -352,7 +352,7 @@ impl Driver {
                 },
             };
             if answer == Answer::Stored {
-                line.backoff.reset();
+                line.stored();
                 self.backoff.reset();
             }
             if let Some((sealed, fate)) = line.queue.answered(number, answer, now) {

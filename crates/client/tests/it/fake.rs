@@ -31,6 +31,8 @@ use tonic_types::{ErrorDetails, StatusExt};
 pub(crate) enum Deed {
     Accept,
     Refuse(Code, &'static str),
+    /// Refuses it, and asks for this delay before a retry.
+    RefuseFor(Code, &'static str, Duration),
     /// Stores it, and ends the session before its ack.
     StoreAndCut,
 }
@@ -277,6 +279,13 @@ impl World {
         };
         match deed {
             Deed::Refuse(code, reason) => return (refusal(request, code, reason), false),
+            Deed::RefuseFor(code, reason, delay) => {
+                let mut ack = refusal(request, code, reason);
+                if let Some(refusal) = &mut ack.refusal {
+                    refusal.retry_after_us = delay.as_micros() as u64;
+                }
+                return (ack, false);
+            }
             Deed::Accept | Deed::StoreAndCut => {}
         }
         let cut = matches!(deed, Deed::StoreAndCut);

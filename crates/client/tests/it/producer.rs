@@ -162,6 +162,35 @@ async fn refusals_that_pass_keep_the_order() {
     }
 }
 
+/// A full disk was reported as "producer sequence 7 came where 0 was next": the refusals that follow
+/// from the first one in a pipeline hid it.
+#[tokio::test]
+async fn the_refusal_that_others_follow_from_is_the_one_to_tell() {
+    let fake = Fake::new(1);
+    let server = Server::start(&fake);
+    fake.decide(|_, _, header| match header.sequence.value() {
+        0 => Deed::RefuseFor(
+            Code::ResourceExhausted,
+            "STORAGE_FULL",
+            Duration::from_secs(60),
+        ),
+        _ => Deed::Accept,
+    });
+    let config = ProducerConfig {
+        batch_records: 1,
+        // Shorter than the delay: what came last is from the first pass.
+        retry_for: Duration::from_secs(1),
+        ..small_batches()
+    };
+    let producer = open(&server, config).await;
+    producer.send_all((0..20).map(numbered)).await.unwrap();
+    let failure = producer.flush().await.unwrap_err();
+    assert!(
+        matches!(&failure, SendError::NotStored { last, .. } if last.reason() == "STORAGE_FULL"),
+        "{failure}"
+    );
+}
+
 #[tokio::test]
 async fn a_batch_refused_for_good_fails_alone() {
     let fake = Fake::new(1);

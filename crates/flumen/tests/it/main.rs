@@ -3,13 +3,23 @@
 //! `cfg(test)` on each module tells the lints that all of it is test code.
 
 #[cfg(test)]
+mod bad_input;
+#[cfg(test)]
 mod bad_start;
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
+mod disk;
+#[cfg(test)]
+mod failing_disk;
+#[cfg(test)]
+mod full_disk;
+#[cfg(test)]
 mod journal;
 #[cfg(test)]
 mod kill;
+#[cfg(test)]
+mod lost_ack;
 #[cfg(test)]
 mod power_cut;
 #[cfg(test)]
@@ -17,4 +27,8 @@ mod process;
 #[cfg(test)]
 mod round_trip;
 #[cfg(test)]
+mod rpcs;
+#[cfg(test)]
 mod verbs;
+#[cfg(test)]
+mod wire;

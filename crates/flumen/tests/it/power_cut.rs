@@ -3,93 +3,20 @@
 //!
 //! `FLUMEN_TEST_POWER_CUTS=5000 cargo test --release -p flumen --test it power_cut -- --nocapture`
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use flumen_api::v1::Durability;
 use tokio::sync::watch;
 
+use crate::disk::Disk;
 use crate::journal::{Journal, Random};
 use crate::kill::{seed, setting};
 use crate::process::BrokerProcess;
 
-/// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH` (fs/ext4/ext4.h): what was not synced is gone.
-const CUT: &str =
-    "open(my $d, '<', $ARGV[0]) or die $!; ioctl($d, 0x8004587d, pack('I', 2)) or die $!;";
-
-/// A small ext4 file system of its own, unmounted when dropped.
-struct Disk {
-    image: PathBuf,
-    mounted: PathBuf,
-}
-
-impl Disk {
-    /// `None`, with the reason printed, where file systems cannot be made.
-    fn new(folder: &Path) -> Option<Self> {
-        let disk = Self {
-            image: folder.join("disk.img"),
-            mounted: folder.join("disk"),
-        };
-        std::fs::create_dir(&disk.mounted).unwrap();
-        let image = std::fs::File::create(&disk.image).unwrap();
-        image.set_len(512 << 20).unwrap();
-        let made = run("mkfs.ext4", &["-q", "-F", disk.image.to_str().unwrap()]);
-        match made.and_then(|()| disk.mount()) {
-            Ok(()) => Some(disk),
-            Err(why) => {
-                println!("skipped: power cuts need root and loop devices: {why}");
-                None
-            }
-        }
-    }
-
-    fn mount(&self) -> Result<(), String> {
-        run(
-            "mount",
-            &[
-                "-o",
-                "loop",
-                self.image.to_str().unwrap(),
-                self.mounted.to_str().unwrap(),
-            ],
-        )
-    }
-
-    fn cut_power(&self) {
-        run("perl", &["-e", CUT, self.mounted.to_str().unwrap()]).expect("the shutdown ioctl");
-    }
-
-    fn unmount(&self) {
-        run("umount", &[self.mounted.to_str().unwrap()]).expect("unmount");
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // A test that failed may have left it unmounted.
-        let _ = run("umount", &["-l", self.mounted.to_str().unwrap_or_default()]);
-    }
-}
-
-fn run(program: &str, words: &[&str]) -> Result<(), String> {
-    let output = Command::new(program)
-        .args(words)
-        .output()
-        .map_err(|error| format!("{program}: {error}"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(format!(
-        "{program}: {}",
-        String::from_utf8_lossy(&output.stderr).trim()
-    ))
-}
-
 /// Cuts the power `cuts` times under load on streams of one level; the first loss that is found, if any.
 async fn cut_under_load(level: Durability, cuts: u64, seed: u64) -> Option<Result<usize, String>> {
     let folder = tempfile::tempdir().unwrap();
-    let disk = Disk::new(folder.path())?;
+    let disk = Disk::new(folder.path(), 512 << 20)?;
     let data = disk.mounted.join("data");
     let mut random = Random::new(seed);
     let mut broker = BrokerProcess::start(&data);

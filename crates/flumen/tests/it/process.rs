@@ -1,6 +1,7 @@
 //! A broker process that a test starts, kills and starts again.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -27,10 +28,10 @@ impl Drop for BrokerProcess {
 impl BrokerProcess {
     /// Starts it on `data`, on a free port, and does not wait.
     pub(crate) fn spawn(data: &Path) -> Self {
-        Self::spawn_at(data, "127.0.0.1:0")
+        Self::spawn_at(data, "127.0.0.1:0", &[])
     }
 
-    fn spawn_at(data: &Path, grpc: &str) -> Self {
+    fn spawn_at(data: &Path, grpc: &str, settings: &[&str]) -> Self {
         let config = data.with_extension("toml");
         std::fs::write(&config, CONFIG).expect("a config file");
         let child = Command::new(env!("CARGO_BIN_EXE_flumen"))
@@ -40,6 +41,7 @@ impl BrokerProcess {
             .arg("--config")
             .arg(&config)
             .args(["--listen-grpc", grpc, "--listen-console", "127.0.0.1:0"])
+            .args(settings.iter().flat_map(|setting| ["--set", setting]))
             // A test that is killed leaves no broker behind.
             .arg("--until-stdin-closes")
             .stdin(Stdio::piped())
@@ -61,9 +63,16 @@ impl BrokerProcess {
         process
     }
 
+    /// Starts it with these settings (`key=value`) and waits until it is ready.
+    pub(crate) fn start_with(data: &Path, settings: &[&str]) -> Self {
+        let mut process = Self::spawn_at(data, "127.0.0.1:0", settings);
+        process.wait_ready();
+        process
+    }
+
     /// Starts it where another one was, and waits until it is ready.
     pub(crate) fn start_again(data: &Path, endpoint: &str) -> Self {
-        let mut process = Self::spawn_at(data, endpoint.trim_start_matches("http://"));
+        let mut process = Self::spawn_at(data, endpoint.trim_start_matches("http://"), &[]);
         process.wait_ready();
         process
     }
@@ -86,6 +95,19 @@ impl BrokerProcess {
             "the broker ended before it was ready: {:?}",
             self.child.wait()
         );
+    }
+
+    /// What the console answers to this path: head and body.
+    pub(crate) fn get(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(&self.console).expect("a console");
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        )
+        .expect("a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer
     }
 
     /// SIGKILL, and waits until it is gone.

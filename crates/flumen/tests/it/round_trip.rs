@@ -1,8 +1,6 @@
 //! Records in by `produce`, out by `consume`, through restarts of the broker.
 
 use std::fmt::Write as _;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -165,23 +163,12 @@ fn a_follower_ends_when_it_is_asked_to() {
 fn the_console_says_what_the_node_does() {
     let dir = tempfile::tempdir().unwrap();
     let broker = BrokerProcess::start(&dir.path().join("data"));
-    let get = |path: &str| {
-        let mut stream = TcpStream::connect(&broker.console).unwrap();
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
-        )
-        .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    };
-    assert!(get("/healthz").starts_with("HTTP/1.1 200"));
-    assert!(get("/readyz").starts_with("HTTP/1.1 200"));
+    assert!(broker.get("/healthz").starts_with("HTTP/1.1 200"));
+    assert!(broker.get("/readyz").starts_with("HTTP/1.1 200"));
     let at = format!("--endpoint {}", broker.endpoint);
     run(dir.path(), &format!("{at} stream create counted"), b"").good();
     run(dir.path(), &format!("{at} produce counted"), b"one\ntwo\n").good();
-    let metrics = get("/metrics");
+    let metrics = broker.get("/metrics");
     for name in [
         "flumen_ready 1",
         "flumen_process_resident_bytes ",

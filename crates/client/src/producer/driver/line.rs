@@ -5,8 +5,8 @@ use tokio::time::{Duration, Instant};
 
 use super::super::shard_queue::{ShardQueue, Step};
 use super::{Driver, Sealed};
-use crate::Error;
 use crate::retry::{Backoff, RetryPolicy, random_seed};
+use crate::{Error, reason};
 
 #[derive(Debug)]
 pub(super) struct Line {
@@ -51,7 +51,17 @@ impl Line {
     /// The broker refused a batch.
     pub(super) fn refused(&mut self, error: &Error) {
         self.retry_after = self.retry_after.max(error.retry_after());
-        self.last_error = Some(error.clone());
+        // These only follow from an earlier refusal, and that is the one to tell.
+        let follows = [reason::OUT_OF_SEQUENCE, reason::SESSION_ENDED].contains(&error.reason());
+        if !follows || self.last_error.is_none() {
+            self.last_error = Some(error.clone());
+        }
+    }
+
+    /// The broker stored a batch: earlier trouble is over.
+    pub(super) fn stored(&mut self) {
+        self.backoff.reset();
+        self.last_error = None;
     }
 
     /// Whether the next pump should look here.

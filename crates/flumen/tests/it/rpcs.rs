@@ -1,0 +1,720 @@
+//! Every RPC over real sockets: one success and one refusal each. An RPC without a case fails.
+
+use bytes::Bytes;
+use flumen_api::v1;
+use flumen_api::v1::start_position::{Newest, Oldest, Position};
+use flumen_record::Frames;
+use prost::Message as _;
+use tonic::Code::{
+    AlreadyExists, DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound,
+    ResourceExhausted, Unavailable, Unimplemented,
+};
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+
+use crate::process::BrokerProcess;
+use crate::wire::{Refused, Wire, batch, message};
+
+/// A broker with a stream of two shards, three records in the first.
+struct Stage {
+    broker: BrokerProcess,
+    wire: Wire,
+    _dir: tempfile::TempDir,
+}
+
+impl Stage {
+    fn set() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let broker = BrokerProcess::start(&dir.path().join("data"));
+        let wire = Wire::to(&broker.endpoint);
+        let stage = Self {
+            broker,
+            wire,
+            _dir: dir,
+        };
+        stage.create("there", 2);
+        let (acks, ended) = stage.wire.append(
+            "there",
+            vec![(0, batch(0, 0, 0, &[b"a", b"b", b"c"]).bytes().clone())],
+        );
+        assert!(ended.is_ok() && acks[0].refusal.is_none(), "{acks:?}");
+        stage
+    }
+
+    fn create(&self, stream: &str, shards: u32) -> v1::Stream {
+        let request = v1::CreateStreamRequest {
+            stream: stream.to_owned(),
+            shards,
+            ..Default::default()
+        };
+        let created = self.wire.good(self.wire.admin().create_stream(request));
+        created.stream.expect("a stream")
+    }
+}
+
+fn position(position: Position) -> Option<v1::StartPosition> {
+    Some(v1::StartPosition {
+        position: Some(position),
+    })
+}
+
+fn record(key: &str, data: &'static [u8]) -> v1::PutRecord {
+    v1::PutRecord {
+        partition_key: key.to_owned(),
+        data: data.into(),
+        ..Default::default()
+    }
+}
+
+/// The data of all records in a reply.
+fn data(reply: &v1::ReadResponse) -> Vec<Bytes> {
+    let frames = Frames::new(reply.frames.clone());
+    let batches = frames.map(|frame| frame.expect("a frame").batch);
+    let records = batches.flat_map(|batch| batch.records());
+    records
+        .map(|record| record.expect("a record").data)
+        .collect()
+}
+
+/// Reflection, of one of the two packages that have it: they differ in nothing else.
+macro_rules! reflection {
+    ($version:ident) => {
+        pub(super) mod $version {
+            use tonic_reflection::pb::$version::ServerReflectionRequest;
+            use tonic_reflection::pb::$version::server_reflection_client::ServerReflectionClient;
+            use tonic_reflection::pb::$version::server_reflection_request::MessageRequest;
+            use tonic_reflection::pb::$version::server_reflection_response::MessageResponse;
+
+            use crate::wire::{Refused, Wire};
+
+            fn ask(wire: &Wire, question: MessageRequest) -> Result<MessageResponse, Refused> {
+                let request = ServerReflectionRequest {
+                    host: String::new(),
+                    message_request: Some(question),
+                };
+                let mut client = ServerReflectionClient::new(wire.channel());
+                let questions = tokio_stream::iter([request]);
+                let mut answers = wire.good(client.server_reflection_info(questions));
+                let answer = wire.wait(answers.message());
+                let answer = answer.map_err(|status| Refused::from(&status))?;
+                Ok(answer
+                    .and_then(|it| it.message_response)
+                    .expect("an answer"))
+            }
+
+            /// The services that the server says it has, and the files of this symbol.
+            pub(in super::super) fn good(wire: &Wire, symbol: &str) -> (Vec<String>, Vec<Vec<u8>>) {
+                let services = match ask(wire, MessageRequest::ListServices(String::new())) {
+                    Ok(MessageResponse::ListServicesResponse(list)) => list.service,
+                    other => panic!("{other:?}"),
+                };
+                let question = MessageRequest::FileContainingSymbol(symbol.to_owned());
+                let files = match ask(wire, question) {
+                    Ok(MessageResponse::FileDescriptorResponse(files)) => files,
+                    other => panic!("{other:?}"),
+                };
+                let names = services.into_iter().map(|service| service.name);
+                (names.collect(), files.file_descriptor_proto)
+            }
+
+            pub(in super::super) fn refused(wire: &Wire, symbol: &str) -> Refused {
+                let question = MessageRequest::FileContainingSymbol(symbol.to_owned());
+                ask(wire, question).expect_err("a refusal")
+            }
+        }
+    };
+}
+
+mod reflection {
+    reflection!(v1);
+    reflection!(v1alpha);
+}
+
+/// Reflection names every service that is there, and describes what it is asked about.
+fn describes_itself((services, files): (Vec<String>, Vec<Vec<u8>>)) {
+    for (rpc, _) in CASES.iter().filter_map(|case| case.rpc.split_once('/')) {
+        // It does not describe itself.
+        if !rpc.starts_with("grpc.reflection") {
+            assert!(
+                services.iter().any(|name| name == rpc),
+                "{rpc}: {services:?}"
+            );
+        }
+    }
+    let file = prost_types::FileDescriptorProto::decode(&*files[0]).expect("a file");
+    assert_eq!(file.service[0].name(), "Producer");
+}
+
+fn health_of(service: &str) -> HealthCheckRequest {
+    HealthCheckRequest {
+        service: service.to_owned(),
+    }
+}
+
+fn status_of(response: HealthCheckResponse) -> ServingStatus {
+    response.status()
+}
+
+struct Case {
+    rpc: &'static str,
+    good: fn(&Stage),
+    refused: fn(&Stage),
+}
+
+const CASES: &[Case] = &[
+    Case {
+        rpc: "flumen.v1.Admin/CreateStream",
+        good: |stage| {
+            let made = stage.create("made", 3);
+            assert_eq!((&*made.name, made.shards.len()), ("made", 3));
+            assert_eq!(made.durability(), v1::Durability::Disk);
+            assert_eq!(made.retention_us, 168 * 3_600_000_000);
+        },
+        refused: |stage| {
+            let create = |request| {
+                stage
+                    .wire
+                    .refused(stage.wire.admin().create_stream(request))
+            };
+            let named = |stream: &str| v1::CreateStreamRequest {
+                stream: stream.to_owned(),
+                ..Default::default()
+            };
+            create(named("there")).says(AlreadyExists, "STREAM_EXISTS", &[("stream", "there")]);
+            create(named("")).says(InvalidArgument, "FIELD_MISSING", &[("field", "stream")]);
+            let named_so = [("field", "stream"), ("value", "a/b")];
+            create(named("a/b")).says(InvalidArgument, "STREAM_NAME_INVALID", &named_so);
+            let level = v1::CreateStreamRequest {
+                durability: 9,
+                ..named("new")
+            };
+            let level_so = [("field", "durability"), ("value", "9")];
+            create(level).says(InvalidArgument, "DURABILITY_INVALID", &level_so);
+            let wide = v1::CreateStreamRequest {
+                shards: 10_001,
+                ..named("new")
+            };
+            let bounds = [("value", "10001"), ("min", "1"), ("max", "10000")];
+            create(wide).says(InvalidArgument, "OUT_OF_BOUNDS", &bounds);
+        },
+    },
+    Case {
+        rpc: "flumen.v1.Admin/DescribeStream",
+        good: |stage| {
+            let stream = "there".to_owned();
+            let request = v1::DescribeStreamRequest { stream };
+            let described = stage.wire.good(stage.wire.admin().describe_stream(request));
+            let shards = described.stream.expect("a stream").shards;
+            let ends: Vec<_> = shards.iter().map(|shard| shard.durable_end).collect();
+            assert_eq!(ends[0], 3, "{shards:?}");
+        },
+        refused: |stage| {
+            let stream = "missing".to_owned();
+            let request = v1::DescribeStreamRequest { stream };
+            let refused = stage
+                .wire
+                .refused(stage.wire.admin().describe_stream(request));
+            refused.says(NotFound, "STREAM_NOT_FOUND", &[("stream", "missing")]);
+        },
+    },
+    Case {
+        rpc: "flumen.v1.Admin/ListStreams",
+        good: |stage| {
+            stage.create("zz-last", 1);
+            let page = |after: &str, limit| {
+                let after = after.to_owned();
+                let request = v1::ListStreamsRequest { after, limit };
+                stage.wire.good(stage.wire.admin().list_streams(request))
+            };
+            let first = page("", 1);
+            assert!(first.more && first.streams.len() == 1, "{first:?}");
+            let rest = page(&first.streams[0].name, 0);
+            assert!(!rest.more);
+            assert_eq!(rest.streams.last().expect("a stream").name, "zz-last");
+        },
+        refused: |stage| {
+            let list = |after: &str, limit| {
+                let after = after.to_owned();
+                let request = v1::ListStreamsRequest { after, limit };
+                stage.wire.refused(stage.wire.admin().list_streams(request))
+            };
+            let bounds = [("setting", "limit"), ("value", "1001"), ("max", "1000")];
+            list("", 1_001).says(InvalidArgument, "OUT_OF_BOUNDS", &bounds);
+            list("?", 0).says(
+                InvalidArgument,
+                "STREAM_NAME_INVALID",
+                &[("field", "after")],
+            );
+        },
+    },
+    Case {
+        rpc: "flumen.v1.Admin/UpdateStream",
+        good: |stage| {
+            let request = v1::UpdateStreamRequest {
+                stream: "there".to_owned(),
+                retention_bytes: Some(1 << 30),
+                ..Default::default()
+            };
+            let updated = stage.wire.good(stage.wire.admin().update_stream(request));
+            let updated = updated.stream.expect("a stream");
+            assert_eq!(
+                (updated.retention_bytes, updated.shards.len()),
+                (1 << 30, 2)
+            );
+        },
+        refused: |stage| {
+            let update = |request| {
+                stage
+                    .wire
+                    .refused(stage.wire.admin().update_stream(request))
+            };
+            let missing = v1::UpdateStreamRequest {
+                stream: "missing".to_owned(),
+                retention_us: Some(7_200_000_000),
+                ..Default::default()
+            };
+            update(missing).says(NotFound, "STREAM_NOT_FOUND", &[("stream", "missing")]);
+            let large = v1::UpdateStreamRequest {
+                stream: "there".to_owned(),
+                max_record_bytes: Some(11 << 20),
+                ..Default::default()
+            };
+            let bounds = [("value", "11534336"), ("max", "10485760")];
+            update(large).says(InvalidArgument, "OUT_OF_BOUNDS", &bounds);
+        },
+    },
+    Case {
+        rpc: "flumen.v1.Admin/DeleteStream",
+        good: |stage| {
+            stage.create("short", 1);
+            let stream = "short".to_owned();
+            let request = v1::DeleteStreamRequest { stream };
+            stage.wire.good(stage.wire.admin().delete_stream(request));
+        },
+        refused: |stage| {
+            let stream = "short".to_owned();
+            let request = v1::DeleteStreamRequest { stream };
+            let refused = stage
+                .wire
+                .refused(stage.wire.admin().delete_stream(request));
+            refused.says(NotFound, "STREAM_NOT_FOUND", &[("stream", "short")]);
+        },
+    },
+    Case {
+        rpc: "flumen.v1.Consumer/Read",
+        good: |stage| {
+            let request = v1::ReadRequest {
+                stream: "there".to_owned(),
+                start: position(Position::AtSequenceNumber(1)),
+                ..Default::default()
+            };
+            let reply = stage.wire.good(stage.wire.consumer().read(request));
+            assert_eq!((reply.start, reply.next, reply.durable_end), (1, 3, 3));
+            assert_eq!(data(&reply), ["a", "b", "c"]);
+        },
+        refused: |stage| {
+            let read = |shard, start| {
+                let request = v1::ReadRequest {
+                    stream: "there".to_owned(),
+                    shard,
+                    start,
+                    ..Default::default()
+                };
+                stage.wire.refused(stage.wire.consumer().read(request))
+            };
+            read(0, None).says(InvalidArgument, "FIELD_MISSING", &[("field", "start")]);
+            let oldest = || position(Position::TrimHorizon(Oldest {}));
+            let nowhere = [("stream", "there"), ("shard", "7")];
+            read(7, oldest()).says(NotFound, "SHARD_NOT_FOUND", &nowhere);
+            let beyond = read(0, position(Position::AtSequenceNumber(9)));
+            beyond.says(
+                InvalidArgument,
+                "BEYOND_END",
+                &[("asked", "9"), ("end", "3")],
+            );
+        },
+    },
+    Case {
+        rpc: "flumen.v1.Consumer/Subscribe",
+        good: |stage| {
+            let request = v1::SubscribeRequest {
+                stream: "there".to_owned(),
+                start: position(Position::TrimHorizon(Oldest {})),
+                ..Default::default()
+            };
+            let mut replies = stage.wire.good(stage.wire.consumer().subscribe(request));
+            let found = stage.wire.wait(async {
+                let mut found = Vec::new();
+                while found.len() < 3 {
+                    let reply = replies.message().await.expect("a reply").expect("a reply");
+                    found.extend(data(&reply));
+                }
+                found
+            });
+            assert_eq!(found, ["a", "b", "c"]);
+        },
+        refused: |stage| {
+            let subscribe = |stream: &str, shards| {
+                let request = v1::SubscribeRequest {
+                    stream: stream.to_owned(),
+                    shards,
+                    start: position(Position::Latest(Newest {})),
+                    ..Default::default()
+                };
+                stage.wire.refused(stage.wire.consumer().subscribe(request))
+            };
+            let missing = subscribe("missing", vec![]);
+            missing.says(NotFound, "STREAM_NOT_FOUND", &[("stream", "missing")]);
+            let start = |shard, start| vec![v1::ShardStart { shard, start }];
+            let no_start = subscribe("there", start(1, None));
+            let field = [("field", "shards.start")];
+            no_start.says(InvalidArgument, "FIELD_MISSING", &field);
+            let nowhere = subscribe("there", start(7, position(Position::Latest(Newest {}))));
+            nowhere.says(NotFound, "SHARD_NOT_FOUND", &[("shard", "7")]);
+        },
+    },
+    Case {
+        rpc: "flumen.v1.Producer/OpenProducer",
+        good: |stage| {
+            let open = || {
+                let mut producer = stage.wire.producer();
+                let request = v1::OpenProducerRequest {};
+                stage.wire.good(producer.open_producer(request)).producer_id
+            };
+            let (first, second) = (open(), open());
+            assert!(0 < first && first < second, "{first}, {second}");
+        },
+        refused: |stage| {
+            let path = "/flumen.v1.Producer/OpenProducer";
+            let status = stage.wire.raw(path, &[], Bytes::new());
+            Refused::from(&status).says(InvalidArgument, "MESSAGE_MISSING", &[]);
+        },
+    },
+    Case {
+        rpc: "flumen.v1.Producer/Put",
+        good: |stage| {
+            let request = v1::PutRequest {
+                stream: "made".to_owned(),
+                records: vec![record("k", b"one"), record("k", b"two")],
+            };
+            let put = stage.wire.good(stage.wire.producer().put(request));
+            let numbers: Vec<_> = put.results.iter().map(|put| put.sequence_number).collect();
+            assert_eq!(
+                (numbers, put.durability()),
+                (vec![0, 1], v1::Durability::Disk)
+            );
+            assert_eq!(put.results[0].shard, put.results[1].shard);
+        },
+        refused: |stage| {
+            let put = |stream: &str, records| {
+                let stream = stream.to_owned();
+                let mut producer = stage.wire.producer();
+                let put = producer.put(v1::PutRequest { stream, records });
+                stage.wire.wait(put)
+            };
+            let missing = put("missing", vec![record("k", b"x")]).expect_err("no stream");
+            let named = [("stream", "missing")];
+            Refused::from(&missing).says(NotFound, "STREAM_NOT_FOUND", &named);
+            // Single records are refused in their places, and the others are stored.
+            let hash_key = v1::PutRecord {
+                explicit_hash_key: Bytes::from_static(b"abc"),
+                ..record("k", b"x")
+            };
+            let large: &[u8] = Box::leak(vec![0; 2 << 20].into_boxed_slice());
+            let records = vec![
+                hash_key,
+                record("", b"x"),
+                record("k", large),
+                record("k", b"x"),
+            ];
+            let results = put("there", records).expect("a reply").into_inner().results;
+            let (limit, bytes) = ((1 << 20).to_string(), ((2 << 20) + 1).to_string());
+            let too_large = [("bytes", &*bytes), ("limit", &*limit)];
+            let refused = |place: usize| Refused::of_put(&results[place]);
+            refused(0).says(InvalidArgument, "HASH_KEY_INVALID", &[("bytes", "3")]);
+            refused(1).says(
+                InvalidArgument,
+                "RECORD_INVALID",
+                &[("key_characters", "0")],
+            );
+            refused(2).says(InvalidArgument, "RECORD_TOO_LARGE", &too_large);
+            assert!(results[3].refusal.is_none(), "{results:?}");
+        },
+    },
+    Case {
+        rpc: "flumen.v1.Producer/Append",
+        good: |stage| {
+            let open = v1::OpenProducerRequest {};
+            let id = stage.wire.good(stage.wire.producer().open_producer(open));
+            let id = id.producer_id;
+            let bytes = |sequence| batch(id, sequence, 0, &[b"x", b"y"]).bytes().clone();
+            let batches = vec![(0, bytes(0)), (0, bytes(1)), (0, bytes(0))];
+            let (acks, ended) = stage.wire.append("made", batches);
+            assert!(ended.is_ok(), "{ended:?}");
+            let bases: Vec<_> = acks.iter().map(|ack| (ack.base, ack.duplicate)).collect();
+            let base = acks[0].base;
+            assert_eq!(bases, [(base, false), (base + 2, false), (base, true)]);
+        },
+        refused: |stage| {
+            let good = batch(0, 0, 0, &[b"x"]).bytes().clone();
+            let (_, missing) = stage.wire.append("missing", vec![(0, good.clone())]);
+            let missing = Refused::from(&missing.expect_err("no stream"));
+            missing.says(NotFound, "STREAM_NOT_FOUND", &[("stream", "missing")]);
+            let (acks, ended) = stage
+                .wire
+                .append("there", vec![(1, good.clone()), (0, good)]);
+            assert!(ended.is_ok(), "{ended:?}");
+            let first = [
+                ("shard", "1"),
+                ("span_start", "00000000000000000000000000000000"),
+            ];
+            Refused::of_ack(&acks[0]).says(FailedPrecondition, "WRONG_SHARD", &first);
+            Refused::of_ack(&acks[1]).says(FailedPrecondition, "SESSION_ENDED", &[]);
+        },
+    },
+    Case {
+        rpc: "grpc.health.v1.Health/Check",
+        good: |stage| {
+            for service in [
+                "",
+                "flumen.v1.Admin",
+                "flumen.v1.Producer",
+                "flumen.v1.Consumer",
+            ] {
+                let mut client = HealthClient::new(stage.wire.channel());
+                let health = stage.wire.good(client.check(health_of(service)));
+                assert_eq!(health.status(), ServingStatus::Serving, "{service:?}");
+            }
+        },
+        // The standard service has the standard's refusals.
+        refused: |stage| {
+            let mut client = HealthClient::new(stage.wire.channel());
+            let unknown = stage.wire.refused(client.check(health_of("nobody")));
+            assert_eq!(unknown.code, NotFound);
+        },
+    },
+    Case {
+        rpc: "grpc.health.v1.Health/Watch",
+        good: |stage| {
+            let mut client = HealthClient::new(stage.wire.channel());
+            let mut watch = stage.wire.good(client.watch(health_of("")));
+            let health = stage.wire.wait(watch.message()).expect("a reply");
+            assert_eq!(health.map(status_of), Some(ServingStatus::Serving));
+        },
+        refused: |stage| {
+            let mut client = HealthClient::new(stage.wire.channel());
+            let unknown = stage.wire.refused(client.watch(health_of("nobody")));
+            assert_eq!(unknown.code, NotFound);
+        },
+    },
+    Case {
+        rpc: "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        good: |stage| {
+            describes_itself(reflection::v1::good(&stage.wire, "flumen.v1.Producer"));
+        },
+        refused: |stage| {
+            let refused = reflection::v1::refused(&stage.wire, "flumen.v1.Nothing");
+            assert_eq!(refused.code, NotFound);
+        },
+    },
+    Case {
+        rpc: "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        good: |stage| {
+            describes_itself(reflection::v1alpha::good(&stage.wire, "flumen.v1.Producer"));
+        },
+        refused: |stage| {
+            let refused = reflection::v1alpha::refused(&stage.wire, "flumen.v1.Nothing");
+            assert_eq!(refused.code, NotFound);
+        },
+    },
+];
+
+/// `package.Service/Method` of every RPC that a descriptor set has, in its order.
+fn rpcs(descriptors: &[u8]) -> Vec<String> {
+    let set = prost_types::FileDescriptorSet::decode(descriptors).expect("descriptors");
+    let mut found = Vec::new();
+    for file in &set.file {
+        for service in &file.service {
+            let methods = service.method.iter();
+            let name = |method: &str| format!("{}.{}/{method}", file.package(), service.name());
+            found.extend(methods.map(|method| name(method.name())));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_rpc_has_a_case() {
+    let served = [
+        flumen_api::FILE_DESCRIPTOR_SET,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    let found: Vec<_> = served.into_iter().flat_map(rpcs).collect();
+    let cases: Vec<_> = CASES.iter().map(|case| case.rpc).collect();
+    assert_eq!(found, cases);
+}
+
+#[test]
+fn every_rpc_succeeds_and_refuses() {
+    let stage = Stage::set();
+    for case in CASES {
+        println!("{}", case.rpc);
+        (case.good)(&stage);
+        (case.refused)(&stage);
+    }
+}
+
+/// What is not a call of ours, byte by byte: each has its code and its reason, and the next call
+/// works.
+#[test]
+fn what_is_no_call_is_refused_for_a_reason() {
+    let stage = Stage::set();
+    let put = "/flumen.v1.Producer/Put";
+    let check = |path: &str, headers: &[_], body: Bytes, code, reason: &str, metadata: &[_]| {
+        let status = stage.wire.raw(path, headers, body);
+        Refused::from(&status).says(code, reason, metadata);
+    };
+    let nothing = Bytes::new();
+    let twice = Bytes::from([message(b""), message(b"")].concat());
+    let cut = message(b"four").slice(..7);
+    let compressed = Bytes::from_static(b"\x01\0\0\0\x01x");
+    let huge = Bytes::from_static(b"\0\xff\xff\xff\xff");
+    let limits = [("bytes", "4294967295"), ("limit", "17825792")];
+    check(
+        put,
+        &[],
+        nothing.clone(),
+        InvalidArgument,
+        "MESSAGE_MISSING",
+        &[],
+    );
+    check(put, &[], twice, InvalidArgument, "MESSAGE_EXTRA", &[]);
+    let expected = [("expected", "flumen.v1.PutRequest")];
+    check(
+        put,
+        &[],
+        message(b"\xff"),
+        InvalidArgument,
+        "MESSAGE_MALFORMED",
+        &expected,
+    );
+    check(
+        put,
+        &[],
+        cut,
+        InvalidArgument,
+        "MESSAGE_CUT",
+        &[("needed", "4"), ("found", "2")],
+    );
+    check(
+        put,
+        &[],
+        huge,
+        ResourceExhausted,
+        "MESSAGE_TOO_LARGE",
+        &limits,
+    );
+    check(
+        put,
+        &[],
+        compressed,
+        Unimplemented,
+        "MESSAGE_COMPRESSED",
+        &[],
+    );
+    for path in ["/flumen.v1.Producer/Take", "/flumen.v9.Producer/Put", "/"] {
+        let named = [("path", path)];
+        check(
+            path,
+            &[],
+            message(b""),
+            Unimplemented,
+            "METHOD_UNKNOWN",
+            &named,
+        );
+    }
+    let read = v1::ReadRequest {
+        stream: "there".to_owned(),
+        start: position(Position::Latest(Newest {})),
+        max_wait_us: 30_000_000,
+        ..Default::default()
+    };
+    let (read, soon) = (message(&read.encode_to_vec()), [("grpc-timeout", "50m")]);
+    let path = "/flumen.v1.Consumer/Read";
+    check(
+        path,
+        &soon,
+        read,
+        DeadlineExceeded,
+        "DEADLINE_EXCEEDED",
+        &[],
+    );
+    let first = v1::AppendRequest {
+        stream: "there".to_owned(),
+        ..Default::default()
+    };
+    let second = v1::AppendRequest {
+        stream: "elsewhere".to_owned(),
+        ..Default::default()
+    };
+    let both = [first, second].map(|append| message(&append.encode_to_vec()));
+    let streams = [("stream", "there"), ("asked", "elsewhere")];
+    let (path, both) = ("/flumen.v1.Producer/Append", Bytes::from(both.concat()));
+    check(path, &[], both, InvalidArgument, "OTHER_STREAM", &streams);
+    // What is not gRPC at all has no gRPC status.
+    let web = stage
+        .wire
+        .raw(put, &[("content-type", "text/html")], nothing);
+    assert_eq!(web.message(), "415 Unsupported Media Type");
+    stage.create("after-all", 1);
+}
+
+/// Sessions of a node that ends are told so, with a delay after which to come again; health says it
+/// first.
+#[test]
+fn a_node_that_drains_says_so_to_everyone() {
+    let mut stage = Stage::set();
+    let wire = &stage.wire;
+    let mut health = HealthClient::new(wire.channel());
+    let mut watch = wire.good(health.watch(health_of("flumen.v1.Producer")));
+    let now = wire.wait(watch.message()).expect("a reply");
+    assert_eq!(now.map(status_of), Some(ServingStatus::Serving));
+    let latest = || position(Position::Latest(Newest {}));
+    let request = v1::SubscribeRequest {
+        stream: "there".to_owned(),
+        start: latest(),
+        ..Default::default()
+    };
+    let mut subscription = wire.good(wire.consumer().subscribe(request));
+    // The first reply of each shard says where it stands.
+    let (messages, queue) = tokio::sync::mpsc::channel(1);
+    let open = v1::AppendRequest {
+        stream: "there".to_owned(),
+        ..Default::default()
+    };
+    wire.wait(messages.send(open)).expect("room");
+    let queue = tokio_stream::wrappers::ReceiverStream::new(queue);
+    let mut producer = wire.producer();
+    let mut session = wire.good(producer.append(queue));
+    let opened = wire.wait(session.message()).expect("a reply");
+    assert!(opened.is_some_and(|first| first.acks.is_empty()));
+    // Nothing is put into these sessions: only the end of the node can end them.
+    assert_eq!(stage.broker.terminate(), Some(0));
+    let told = wire.wait(watch.message()).expect("a reply");
+    assert_eq!(told.map(status_of), Some(ServingStatus::NotServing));
+    let ended = wire.wait(session.message()).expect_err("it ends");
+    Refused::from(&ended).says(Unavailable, "DRAINING", &[]);
+    let ended = wire.wait(async {
+        loop {
+            match subscription.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("it ended without a word"),
+                Err(status) => break status,
+            }
+        }
+    });
+    Refused::from(&ended).says(Unavailable, "DRAINING", &[]);
+}
