@@ -127,7 +127,7 @@ impl Ending {
                 // However it ends, whoever held the other side is gone.
                 drop(io::copy(&mut io::stdin(), &mut io::sink()));
                 // Nobody waits any more: then it is ending already.
-                drop(closed.blocking_send(()));
+                let _ = closed.blocking_send(());
             });
         }
         Ok(Self {

@@ -1,3 +1,5 @@
+//! Cold reads: what they hold, and what they cost.
+
 use crate::storage::MemoryStorage;
 use crate::testing::{at, config, frame, keep_house, number, open, shard};
 
