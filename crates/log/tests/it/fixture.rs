@@ -61,7 +61,7 @@ pub(crate) fn frame(
     for index in 0..count {
         let seed = base + u64::from(index) + shard_number * 1000;
         let data: Vec<u8> = (0..data_bytes)
-            .map(|byte| (seed as u8).wrapping_add(byte as u8))
+            .map(|byte| seed.wrapping_add(byte as u64).to_le_bytes()[0])
             .collect();
         let record = Record {
             partition_key: Bytes::from_static(b"key"),

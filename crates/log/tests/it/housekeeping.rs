@@ -222,7 +222,7 @@ fn what_frees_space_finds_room_on_a_disk_without_any() {
         twin.set_total_bytes(600 << 10);
         let mut millis = 1000;
         let mut base = 0;
-        let mut write = |log: &mut Log, base: u64| {
+        let write = |log: &mut Log, base: u64| {
             let frames = [frame(1, base, 1, data_bytes, at(base))];
             log.commit(&frames, 0, at(base)).unwrap()
         };

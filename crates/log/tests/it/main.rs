@@ -1,6 +1,10 @@
 //! The log through its public face.
 
+#[cfg(test)]
 mod basics;
+#[cfg(test)]
 mod fixture;
+#[cfg(test)]
 mod housekeeping;
+#[cfg(test)]
 mod inspection;
