@@ -189,18 +189,14 @@ async fn ride_out_restarts(durability: Durability, kill: bool) {
     let mut sessions = 0;
     for task in tasks {
         let stats = task.await.unwrap();
-        assert_eq!(
-            (stats.records_failed, stats.records_waiting()),
-            (0, 0),
-            "{stats:?}"
-        );
+        let left = (stats.records_failed, stats.records_waiting());
+        assert_eq!(left, (0, 0), "{stats:?}");
         sessions += stats.sessions_opened;
     }
     assert!(sessions > 3, "nothing was interrupted");
-    let followed = reader.await.unwrap();
+    let mut followed = reader.await.unwrap();
     assert_dense_and_counting(&followed, KEYS, PER_KEY);
     let mut again = read_all(&client, &stream).await;
-    let mut followed = followed;
     again.sort_by_key(|record| (record.shard, record.sequence_number));
     followed.sort_by_key(|record| (record.shard, record.sequence_number));
     assert!(again == followed, "what was followed is what is stored");

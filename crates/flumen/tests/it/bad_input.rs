@@ -71,7 +71,11 @@ fn sealed(mut batch: Vec<u8>) -> Bytes {
     Bytes::from(batch)
 }
 
+/// What is sent, what it is, and how it is refused: reason and metadata.
+type Lie<'a> = (&'a str, Bytes, &'a str, Vec<(&'a str, &'a str)>);
+
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn batches_that_are_none_or_lie_are_refused_and_not_stored() {
     let stage = Stage::set();
     let good = changed(0, &[]);
@@ -81,7 +85,7 @@ fn batches_that_are_none_or_lie_are_refused_and_not_stored() {
     let excess = Bytes::from([&good[..], b"x"].concat());
     let found = format!("{:08x}", u32::from_le_bytes(good[4..8].try_into().unwrap()));
     let large = batch(0, 0, 7, &[b"small", &vec![0; (1 << 20) + 1]]);
-    let cases: Vec<(&str, Bytes, &str, Vec<(&str, &str)>)> = vec![
+    let cases: Vec<Lie<'_>> = vec![
         ("nothing", Bytes::new(), "BATCH_MALFORMED", vec![]),
         ("half a header", cut(50), "BATCH_MALFORMED", vec![]),
         ("half a body", cut(whole - 1), "BATCH_MALFORMED", vec![]),
@@ -251,10 +255,10 @@ fn a_queue_that_is_full_says_when_to_come_back() {
     wire.wait(put());
     disk.freeze();
     // Two fit; the others wait for room, and not for ever.
-    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let (tell, mut told) = tokio::sync::mpsc::channel(5);
     for _ in 0..5 {
         let (put, tell) = (put(), tell.clone());
-        wire.spawn(async move { drop(tell.send(put.await)) });
+        wire.spawn(async move { drop(tell.send(put.await).await) });
     }
     for _ in 0..3 {
         let refused = wire.wait(told.recv()).expect("an answer");

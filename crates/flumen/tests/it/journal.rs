@@ -230,7 +230,7 @@ impl Journal {
                 .into_inner();
             for shard in created.stream.unwrap_or_default().shards {
                 let start = shard.range.unwrap_or_default().start;
-                let start = u128::from_be_bytes(start.as_ref().try_into().expect("16 bytes"));
+                let start = HashKey::from_bytes(start.as_ref().try_into().expect("16 bytes"));
                 for idempotent in [true, true, false] {
                     let id = if idempotent {
                         producer
@@ -246,7 +246,7 @@ impl Journal {
                         number: pipelines.len() as u64,
                         stream: (*stream).to_owned(),
                         shard: shard.shard,
-                        hash_key: HashKey::new(start),
+                        hash_key: start,
                         producer: ProducerId::new(id),
                         acked: BTreeMap::new(),
                         sent: 0,

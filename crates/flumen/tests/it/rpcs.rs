@@ -88,6 +88,7 @@ macro_rules! reflection {
 
             use crate::wire::{Refused, Wire};
 
+            #[expect(clippy::result_large_err, reason = "a test's refusal holds everything")]
             fn ask(wire: &Wire, question: MessageRequest) -> Result<MessageResponse, Refused> {
                 let request = ServerReflectionRequest {
                     host: String::new(),
@@ -570,6 +571,7 @@ fn every_rpc_succeeds_and_refuses() {
 /// What is not a call of ours, byte by byte: each has its code and its reason, and the next call
 /// works.
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn what_is_no_call_is_refused_for_a_reason() {
     let stage = Stage::set();
     let put = "/flumen.v1.Producer/Put";

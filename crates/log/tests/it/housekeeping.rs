@@ -185,8 +185,7 @@ fn a_log_that_ends_below_its_snapshot_is_damage() {
         .list(&DISK.dir_name())
         .unwrap()
         .into_iter()
-        .filter(|file| file.name.ends_with(".seg"))
-        .next_back()
+        .rfind(|file| file.name.ends_with(".seg"))
         .unwrap();
     storage
         .remove(&format!("{}/{}", DISK.dir_name(), last.name))
