@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH` (fs/ext4/ext4.h): what was not synced is gone.
-const CUT: &str =
-    "open(my $d, '<', $ARGV[0]) or die $!; ioctl($d, 0x8004587d, pack('I', 2)) or die $!;";
+/// In a variable: perl does not hand a constant to an ioctl.
+const CUT: &str = "open(my $disk, '<', $ARGV[0]) or die $!; my $flags = pack('I', 2); \
+                   ioctl($disk, 0x8004587d, $flags) or die $!;";
 
 /// An ext4 file system on a loop device, unmounted when dropped.
 #[derive(Debug)]
