@@ -202,7 +202,9 @@ impl ShardState {
         drop_gaps_below(&mut self.gaps, before);
     }
 
-    pub(crate) fn add_gap(&mut self, gap: Gap) {
+    /// Goes on behind `gap`.
+    pub(crate) fn jump(&mut self, gap: Gap) {
+        self.end = self.end.max(gap.to);
         add_gap(&mut self.gaps, gap);
     }
 

@@ -185,7 +185,7 @@ impl Log {
     /// Writes one round: `frames` grouped by shard, in sequence order within a shard. It may be
     /// empty. Trims queued with [`Log::trim`] travel in it. `catalog` is the last durable catalog
     /// record. In a `memory` log its frames are readable on return; in a `disk` log after
-    /// [`Log::sync`]. A failed write goes once into a fresh segment before it is an error.
+    /// [`Log::sync`]. The first round after opening is durable at once. A failed write goes once into a fresh segment before it is an error.
     pub fn write(
         &mut self,
         frames: &[NewFrame],
@@ -200,9 +200,12 @@ impl Log {
         if !writer.unsettled.is_empty() && (!is_memory || backlog) {
             writer.sync_all(now).map_err(|_| WriteError::Poisoned)?;
         }
-        match writer.put_round(frames, now, 0, false) {
+        let is_first = writer.is_at_start();
+        match writer.put_round(frames, now, 0, is_first) {
             Ok(round) => {
-                if is_memory {
+                if is_first {
+                    writer.settle(round.0);
+                } else if is_memory {
                     writer.publish_last();
                 }
                 Ok(round)

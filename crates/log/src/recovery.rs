@@ -12,6 +12,7 @@ mod tail;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use flumen_record::{ProducerId, ProducerSequence, SequenceNumber, ShardEpoch, ShardId, Timestamp};
@@ -131,10 +132,12 @@ pub(crate) fn recover(
     let mut restorer = Restorer::new(&shared, replay, snapshot.as_ref());
     let scan = Scan::run(&inventory, &mut restorer, snapshot.as_ref())?;
     let mut writer = new_writer(&shared, &inventory, &scan);
+    restorer.take_back_tail(&scan);
     restorer.install(&mut writer, &inventory, &scan);
     let tail_rounds = tail::rewrite(&mut writer, &mut restorer, &scan, now)?;
     tail::sort_leftovers(&writer, &inventory, &scan);
     restorer.jump(&mut writer, scan.clean);
+    writer.opened_after = writer.chain.round;
     let recovery = restorer.report(&writer, &scan, tail_rounds);
     count(
         &shared.counters.quarantined,
@@ -178,6 +181,7 @@ fn new_writer(shared: &Arc<Shared>, inventory: &Inventory, scan: &Scan) -> Write
         work.last_used = work.next_segment;
         work.next_bytes = shared.config.segment_bytes_min;
     }
+    shared.vouched_round.store(scan.vouched, Ordering::Release);
     let chain = ChainEnd {
         round: scan.last_round,
         checksum: scan.last_checksum,
@@ -199,6 +203,7 @@ fn new_writer(shared: &Arc<Shared>, inventory: &Inventory, scan: &Scan) -> Write
         next_bytes: shared.config.segment_bytes_min,
         last_written: Timestamp::ZERO,
         last_loaded_round: 0,
+        opened_after: scan.last_round,
         catalog: scan.catalog,
     }
 }

@@ -63,6 +63,8 @@ pub(crate) struct Shared {
     /// Bytes of the log this process has written: how far back the hot window reaches.
     pub(crate) written: AtomicU64,
     pub(crate) durable_round: AtomicU64,
+    /// The last round that a durable round names durable: what the next open knows for sure.
+    pub(crate) vouched_round: AtomicU64,
     pub(crate) poisoned: AtomicBool,
     /// The writer should roll, so that the active segment can be reclaimed.
     pub(crate) roll: AtomicBool,
@@ -87,6 +89,7 @@ impl Shared {
             counters: Counters::default(),
             written: AtomicU64::new(0),
             durable_round: AtomicU64::new(0),
+            vouched_round: AtomicU64::new(0),
             poisoned: AtomicBool::new(false),
             roll: AtomicBool::new(false),
             free_bytes: AtomicU64::new(u64::MAX),

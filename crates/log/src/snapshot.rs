@@ -35,8 +35,10 @@ pub(crate) struct Snapshot {
     pub(crate) log: u64,
     /// Everything up to this round is in it, and was durable when it was written.
     pub(crate) chain: ChainEnd,
-    /// The segment that round is in, and where it ends there.
+    /// The newest segment: that round is in it or in an older one. A later one holds rounds up to
+    /// that one only if they were written again since.
     pub(crate) segment: u64,
+    /// Where the next round would have gone in the active segment; 0 without one.
     pub(crate) position: u64,
     pub(crate) catalog: u64,
     pub(crate) taken: Timestamp,
@@ -72,13 +74,12 @@ impl SnapshotJob {
                 marks: Arc::clone(&state.marks),
             }
         });
+        let active = writer.active.as_ref().map(|active| active.segment.id());
+        let newest = active.max(shared.last_segment_id());
         let snapshot = Snapshot {
             log: shared.key.id(),
             chain: writer.chain,
-            segment: writer
-                .active
-                .as_ref()
-                .map_or(0, |active| active.segment.id()),
+            segment: newest.unwrap_or(0),
             position: writer.active.as_ref().map_or(0, |active| active.position),
             catalog: writer.catalog,
             taken: now,

@@ -147,14 +147,17 @@ impl Housekeeper {
         }
     }
 
-    /// A segment can go once a later one has taken over what it says of shards, and is not the
-    /// only witness that the one before it failed.
+    /// A segment can go once a later one has taken over what it says of shards, the disk says that
+    /// all of it was durable, and it is not the only witness that the one before it failed.
     fn may_free(&self, segment: &Segment) -> bool {
         let segments = self.shared.all_segments();
         let place = segments.partition_point(|other| other.id() < segment.id());
-        let later = segments
-            .get(place + 1)
-            .is_some_and(|later| later.header.continues_after < self.shared.durable_round());
+        let vouched = self.shared.vouched_round.load(Ordering::Acquire);
+        let later = segments.get(place + 1).is_some_and(|later| {
+            let header = &later.header;
+            header.continues_after < self.shared.durable_round()
+                && header.continues_after <= header.last_durable.max(vouched)
+        });
         let before = place.checked_sub(1).and_then(|before| segments.get(before));
         let witness = segment.header.flags & PREDECESSOR_FAILED != 0
             && before.is_some_and(|before| before.is_failed());

@@ -145,7 +145,8 @@ impl Resident {
     }
 }
 
-/// Writes footer and trailer and syncs. `Ok(None)`: there is no room.
+/// Writes the footer, and once it is durable the trailer: a trailer that verifies has the whole
+/// footer before it. `Ok(None)`: there is no room.
 pub(super) fn put_footer(segment: &Segment, footer: &Footer) -> io::Result<Option<FooterPlace>> {
     let footer_at = footer.summary.data_end.next_multiple_of(FOOTER_ALIGN);
     let (bytes, mut trailer) = footer.encode(&segment.header, footer_at);
@@ -158,11 +159,11 @@ pub(super) fn put_footer(segment: &Segment, footer: &Footer) -> io::Result<Optio
     let punch = hole.end.saturating_sub(hole.start) >= HOLE_MIN;
     trailer.has_hole = punch;
     segment.file.write_at(&[IoSlice::new(&bytes)], footer_at)?;
-    segment.file.write_at(
-        &[IoSlice::new(&trailer.encode(segment.header.salt))],
-        trailer_at,
-    )?;
     segment.file.sync()?;
+    let sector = trailer.encode(segment.header.salt);
+    segment
+        .file
+        .write_durable_at(&[IoSlice::new(&sector)], trailer_at)?;
     if punch {
         // Space that stays taken is no reason to distrust the segment.
         if let Err(error) = segment.file.punch_hole(hole) {

@@ -200,6 +200,7 @@ impl Writer {
                 position: put.position,
                 bytes: put.bytes,
                 checksum: put.checksum,
+                vouches: self.chain.durable,
                 runs: put.runs,
                 controls: old.controls,
                 published,

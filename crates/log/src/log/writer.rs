@@ -40,6 +40,8 @@ pub(crate) struct WrittenRound {
     pub(crate) bytes: u64,
     /// Its header's checksum.
     pub(crate) checksum: u32,
+    /// The last durable round, by its header.
+    pub(crate) vouches: u64,
     pub(crate) runs: Vec<NewRun>,
     pub(crate) controls: Vec<Control>,
     /// Whether its runs are readable already.
@@ -78,9 +80,18 @@ pub(crate) struct Writer {
     /// The last round that carried something.
     pub(crate) last_loaded_round: u64,
     pub(crate) catalog: u64,
+    /// The last round when the log was opened.
+    pub(crate) opened_after: u64,
 }
 
 impl Writer {
+    /// Whether this process has written no round yet. Its first one is durable before anything of
+    /// it is acknowledged, in a `memory` log too: it says that the last close is not the last word,
+    /// and it carries the jumps, so that no number is given out twice.
+    pub(crate) fn is_at_start(&self) -> bool {
+        self.chain.round == self.opened_after
+    }
+
     /// Notes where shards jump in front of `frames` and finds their cells.
     pub(crate) fn prepare_shards(&mut self, frames: &[NewFrame]) {
         let mut last: Option<ShardId> = None;
@@ -255,6 +266,7 @@ impl Writer {
             position,
             bytes,
             checksum: self.chain.checksum,
+            vouches: self.chain.durable,
             runs,
             controls,
             published: false,
@@ -285,9 +297,10 @@ impl Writer {
                 to,
                 lost,
             } = *control
-                && let Some(known) = self.shards.get(&shard)
+                && let Some(known) = self.shards.get_mut(&shard)
             {
-                known.cell.lock().add_gap(Gap { from, to, lost });
+                known.end = known.end.max(to);
+                known.cell.lock().jump(Gap { from, to, lost });
             }
         }
         let segment = written.segment.id();
@@ -319,6 +332,9 @@ impl Writer {
             self.publish(&mut written);
             self.unsynced_bytes -= written.bytes;
             self.durable_checksum = written.checksum;
+            self.shared
+                .vouched_round
+                .fetch_max(written.vouches, Ordering::AcqRel);
             reclaim |= self.settle_controls(&written.controls);
         }
         self.chain.durable = self.chain.durable.max(round);

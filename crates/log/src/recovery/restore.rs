@@ -10,7 +10,7 @@ use super::inventory::{Candidate, Inventory};
 use super::loss::Losses;
 use super::runs::{begin, extend};
 use super::scan::{Scan, ScannedRound};
-use super::standings::Standings;
+use super::standings::{MovedRun, Standings};
 use super::{Recovery, Replay, ShardRecovery};
 use crate::control::Control;
 use crate::footer::{FooterBuilder, FooterRow, FooterSummary, Trailer};
@@ -47,6 +47,9 @@ pub(super) struct Restorer<'r> {
     jumped: BTreeMap<ShardId, SequenceNumber>,
     /// Rounds up to this one are in the snapshot.
     covered: u64,
+    /// The newest segment the snapshot knows. Its rounds that stand in a later one were written
+    /// again after it was captured.
+    covered_segment: u64,
     /// Where shards ended in the snapshot.
     covered_ends: BTreeMap<ShardId, SequenceNumber>,
 }
@@ -75,6 +78,7 @@ impl<'r> Restorer<'r> {
             standings: Standings::new(snapshot),
             losses: Losses::default(),
             covered: snapshot.map_or(0, |snapshot| snapshot.chain.round),
+            covered_segment: snapshot.map_or(0, |snapshot| snapshot.segment),
             covered_ends,
             open: BTreeMap::new(),
             trailers: BTreeMap::new(),
@@ -148,6 +152,14 @@ impl<'r> Restorer<'r> {
     }
 
     fn row(&mut self, segment: u64, row: &FooterRow) {
+        if self.is_covered(row.shard, row.base) && segment > self.covered_segment {
+            let moved = MovedRun {
+                shard: row.shard,
+                base: row.base,
+                arrival: row.arrival,
+            };
+            self.standings.move_run(segment, &moved);
+        }
         let covered_end = self.covered_ends.get(&row.shard);
         if covered_end.is_none_or(|end| row.end > *end) {
             self.note_hole(row.shard, row.base);
@@ -225,7 +237,14 @@ impl<'r> Restorer<'r> {
     }
 
     fn run(&mut self, index: usize, segment: u64, run: &NewRun, covered: bool) {
-        let previous = if covered {
+        let previous = if covered && segment > self.covered_segment {
+            let moved = MovedRun {
+                shard: run.shard,
+                base: run.base,
+                arrival: run.arrival,
+            };
+            self.standings.move_run(segment, &moved)
+        } else if covered {
             self.standings.previous_of(run.shard, segment)
         } else {
             self.note_hole(run.shard, run.base);
@@ -244,6 +263,20 @@ impl<'r> Restorer<'r> {
         }
         if !covered {
             self.replay.batch(frame.header.shard, &mark, false);
+        }
+    }
+
+    /// Rounds of the tail that are in the snapshot are about to stand elsewhere: their shards stand
+    /// where they did before them.
+    pub(super) fn take_back_tail(&mut self, scan: &Scan) {
+        let covered = scan
+            .tail
+            .iter()
+            .filter(|round| round.round() <= self.covered);
+        for round in covered.rev() {
+            for frame in round.content.frames.iter().rev() {
+                self.standings.take_back(&frame.header);
+            }
         }
     }
 
@@ -292,13 +325,15 @@ impl<'r> Restorer<'r> {
         }
     }
 
-    /// Hands on a batch of the tail.
-    pub(super) fn tail_batch(&mut self, frame: &FoundFrame) {
-        self.replay.batch(
-            frame.header.shard,
-            &mark_of(&frame.header, frame.batch.header()),
-            false,
-        );
+    /// Hands on the batches of a round of the tail.
+    pub(super) fn tail_round(&mut self, round: &ScannedRound) {
+        if round.round() <= self.covered {
+            return;
+        }
+        for frame in &round.content.frames {
+            let mark = mark_of(&frame.header, frame.batch.header());
+            self.replay.batch(frame.header.shard, &mark, false);
+        }
     }
 
     /// Makes those shards jump for which numbers may have been given out and lost. A jump is
@@ -318,12 +353,11 @@ impl<'r> Restorer<'r> {
                 continue;
             }
             let (from, to) = (state.end, state.end.plus(JUMP));
-            state.add_gap(Gap {
+            state.jump(Gap {
                 from,
                 to,
                 lost: hidden,
             });
-            state.end = to;
             drop(state);
             if hidden {
                 self.losses.hole(shard, from, to, &self.current.1);

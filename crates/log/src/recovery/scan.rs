@@ -48,6 +48,8 @@ pub(super) struct Scan {
     /// The last round that stays where it is.
     pub(super) last_round: u64,
     pub(super) last_checksum: u32,
+    /// The last round that something on disk names durable.
+    pub(super) vouched: u64,
     pub(super) epoch: u32,
     pub(super) catalog: u64,
     pub(super) clean: bool,
@@ -181,8 +183,9 @@ impl<'a> Walk<'a, '_> {
                 && self.expected == candidate.first_round()
         });
         if !follows {
-            if !self.enter(candidate)? {
-                self.end(index, HEAD_BYTES);
+            if !self.enter(index)? {
+                self.scan.segments_end = index;
+                self.torn = true;
                 return Ok(SegmentEnd::Tail);
             }
             self.expected = candidate.first_round();
@@ -191,7 +194,8 @@ impl<'a> Walk<'a, '_> {
         if let Some(trailer) = sealed(candidate) {
             let trailer = *trailer;
             self.emit_all();
-            let covered = trailer.summary.last_round <= self.covered;
+            let covered = trailer.summary.last_round <= self.covered
+                && candidate.name.segment <= self.scan.snapshot_segment;
             if covered {
                 self.restorer.covered(index, &trailer);
             }
@@ -232,9 +236,17 @@ impl<'a> Walk<'a, '_> {
         self.expected = self.vouched + 1;
     }
 
-    /// Takes over the state at the head of a segment whose predecessor is gone. `false`: it is not
-    /// there, and neither is anything vouched behind it.
-    fn enter(&mut self, candidate: &Candidate) -> Result<bool, OpenError> {
+    /// Takes over the state at the head of a segment whose predecessor is gone. `false`: not all of
+    /// what it continues was durable, so that neither is anything in it, or in those after it.
+    fn enter(&mut self, index: usize) -> Result<bool, OpenError> {
+        let candidate = self.candidate(index);
+        let continues_after = candidate.header.continues_after;
+        if continues_after > self.vouched {
+            self.ask_later(index).map_err(io_at(candidate))?;
+        }
+        if continues_after > self.vouched {
+            return Ok(false);
+        }
         self.emit_all();
         let length = candidate.header.state_bytes as usize;
         let mut table = None;
@@ -250,7 +262,7 @@ impl<'a> Walk<'a, '_> {
         }
         match table {
             // The snapshot is newer.
-            Some(_) if candidate.header.continues_after < self.covered => {}
+            Some(_) if continues_after < self.covered => {}
             Some(table) => self.restorer.state(&table),
             None if self.vouched < candidate.first_round() => return Ok(false),
             None => {
@@ -370,7 +382,7 @@ impl<'a> Walk<'a, '_> {
             .map_or(0, |round| round.found.header.last_durable);
         self.vouched = self.vouched.max(later.vouched).max(last_durable);
         if self.expected > self.vouched {
-            self.ask_later(index)?;
+            self.ask_later(index + 1)?;
         }
         if self.expected > self.vouched {
             let torn_end = round
@@ -410,12 +422,12 @@ impl<'a> Walk<'a, '_> {
         Ok(None)
     }
 
-    /// Asks the segments after `index` what they vouch for.
+    /// Asks the segments from `index` on what they vouch for.
     fn ask_later(&mut self, index: usize) -> io::Result<()> {
         if std::mem::replace(&mut self.asked_later, true) {
             return Ok(());
         }
-        for later in self.inventory.segments.iter().skip(index + 1) {
+        for later in self.inventory.segments.iter().skip(index) {
             if sealed(later).is_none() {
                 let mut window = Window::new(&*later.file, later.file.bytes());
                 let owner = RoundOwner::of(&later.header);
@@ -474,6 +486,7 @@ impl<'a> Walk<'a, '_> {
             }
         }
         self.emit_all();
+        self.scan.vouched = vouched;
         self.scan
     }
 }

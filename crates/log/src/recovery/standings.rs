@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flumen_record::{SequenceNumber, ShardId};
+use flumen_record::{FrameHeader, SequenceNumber, ShardId, Timestamp};
 
 use crate::control::Control;
 use crate::footer::FooterRow;
@@ -39,6 +39,23 @@ impl Restored {
         standing.end = at;
         Self::new(standing, damages_seen)
     }
+
+    /// Drops the marks from `base` on. Returns the segment that holds what is before it.
+    fn drop_marks_from(&mut self, base: SequenceNumber) -> u64 {
+        let mut previous = self.standing.last_segment;
+        while let Some(mark) = self.marks.pop_if(|mark| mark.base >= base) {
+            previous = mark.previous;
+        }
+        previous
+    }
+}
+
+/// The first run of a shard that stands elsewhere now.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct MovedRun {
+    pub(super) shard: ShardId,
+    pub(super) base: SequenceNumber,
+    pub(super) arrival: Timestamp,
 }
 
 /// See the module.
@@ -153,6 +170,38 @@ impl Standings {
         standing.stored_bytes += u64::from(run.bytes);
         standing.last_segment = segment;
         previous
+    }
+
+    /// A run that the snapshot knows stands in `segment`, where the snapshot does not know it: it was
+    /// written again since. Returns the segment that held its shard before it.
+    pub(super) fn move_run(&mut self, segment: u64, run: &MovedRun) -> u64 {
+        let Some(restored) = self.shards.get_mut(&run.shard) else {
+            return 0;
+        };
+        if restored.standing.last_segment == segment {
+            return 0;
+        }
+        let previous = restored.drop_marks_from(run.base);
+        restored.marks.push(Mark {
+            base: run.base,
+            arrival: run.arrival,
+            segment,
+            previous,
+        });
+        restored.standing.last_segment = segment;
+        previous
+    }
+
+    /// Moves a shard back to before its last frame, which is about to stand elsewhere.
+    pub(super) fn take_back(&mut self, frame: &FrameHeader) {
+        let Some(restored) = self.shards.get_mut(&frame.shard) else {
+            return;
+        };
+        restored.standing.last_segment = restored.drop_marks_from(frame.base);
+        let standing = &mut restored.standing;
+        standing.end = standing.end.min(frame.base);
+        let bytes = u64::from(frame.frame_bytes);
+        standing.stored_bytes = standing.stored_bytes.saturating_sub(bytes);
     }
 
     /// The segment before `segment` that holds a shard, for one that is in the snapshot: by its

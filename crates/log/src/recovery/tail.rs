@@ -64,9 +64,7 @@ pub(super) fn rewrite(
     writer.settle(chain.round);
     for round in &scan.tail {
         forget(writer, &round.found.control);
-        for frame in &round.content.frames {
-            restorer.tail_batch(frame);
-        }
+        restorer.tail_round(round);
         writer.catalog = writer.catalog.max(round.found.header.catalog);
     }
     Ok(count)

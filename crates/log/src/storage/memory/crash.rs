@@ -25,6 +25,8 @@ pub enum Grain {
     Sector,
 }
 
+const BLANK: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
+
 /// What may or may not have reached the platters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnsyncedKind {
@@ -164,7 +166,7 @@ impl MemoryStorage {
             for (index, page) in inode.live.iter().enumerate() {
                 // Zeroes and holes read the same; most of a segment is one or the other.
                 if let Some(page) = page
-                    && page.iter().any(|&byte| byte != 0)
+                    && **page != BLANK
                 {
                     add(&index.to_le_bytes());
                     add(&**page);
@@ -272,7 +274,6 @@ fn tear(
     path: &str,
     keeper: &mut Keeper<'_>,
 ) -> Page {
-    const BLANK: [u8; PAGE_BYTES as usize] = [0; PAGE_BYTES as usize];
     let mut torn = durable.as_deref().copied().unwrap_or(BLANK);
     for (number, sector) in torn.chunks_exact_mut(SECTOR_BYTES as usize).enumerate() {
         let start = number * SECTOR_BYTES as usize;

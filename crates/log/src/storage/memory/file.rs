@@ -77,10 +77,10 @@ impl MemoryFile {
 
     /// Writes, and says where the write ends.
     fn write(&self, buffers: &[IoSlice<'_>], position: u64) -> io::Result<Range<u64>> {
-        let contents: Vec<u8> = buffers
-            .iter()
-            .flat_map(|buffer| buffer.iter().copied())
-            .collect();
+        let mut contents = Vec::with_capacity(buffers.iter().map(|buffer| buffer.len()).sum());
+        for buffer in buffers {
+            contents.extend_from_slice(buffer);
+        }
         self.check_writable(position, contents.len() as u64)?;
         let range = position..position + contents.len() as u64;
         let mut disk = self.storage.lock();
