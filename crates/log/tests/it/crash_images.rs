@@ -104,7 +104,7 @@ fn put(machine: &mut Machine, is_memory: bool, parts: &[crate::machine::Part]) -
         return machine.commit(parts);
     }
     machine.write(parts)?;
-    if machine.ledger.rounds_begun() % 2 == 0 {
+    if machine.ledger.rounds_begun().is_multiple_of(2) {
         machine.sync()?;
     }
     Ok(())
@@ -129,7 +129,11 @@ fn images(twin: &MemoryStorage, grain: Grain, seed: u64) -> (Vec<MemoryStorage>,
     }
     let all = chosen.iter().all(|chosen| *chosen);
     let mut found = Vec::new();
-    let rest = if seed % 2 == 0 { usize::MAX } else { 0 };
+    let rest = if seed.is_multiple_of(2) {
+        usize::MAX
+    } else {
+        0
+    };
     for combination in 0..combinations {
         let mut left = combination;
         found.push(twin.crash(grain, |index, unit| {
@@ -254,7 +258,7 @@ fn run(key: LogKey, without_sync: bool) -> Result<Extent, Broken> {
                     continue;
                 }
                 extent.images += 1;
-                if (number + after as usize) % stride == 0 {
+                if (number + after as usize).is_multiple_of(stride) {
                     extent.recovery_images += check_recovery(&machine, &image).map_err(broken)?;
                 }
                 let thorough = extent.images % HOUSE_STRIDE == 0;

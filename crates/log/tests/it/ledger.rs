@@ -366,7 +366,7 @@ impl Opened<'_> {
                 batches: read_batches(self.reader, id, found.trim_horizon.value())?,
             };
             // A shard whose first round never came is named, and empty.
-            let named_only = standing.batches.is_empty() && standing.end % JUMP == 0;
+            let named_only = standing.batches.is_empty() && standing.end.is_multiple_of(JUMP);
             if !(named_only && standing.horizon == 0) {
                 all.insert(id, standing);
             }

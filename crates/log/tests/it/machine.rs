@@ -261,7 +261,7 @@ impl Machine {
     }
 
     pub(crate) fn forget(&mut self, id: u64) {
-        if self.reader().bounds(shard(id)).is_some() {
+        if self.is_known(id) {
             self.log().forget(shard(id));
             self.ledger.forget(id);
             self.next.remove(&id);

@@ -1,4 +1,8 @@
 //! The log through its public face.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "the numbers of a test are small"
+)]
 
 #[cfg(test)]
 mod basics;
