@@ -66,8 +66,9 @@ pub(crate) struct Pipeline {
     hash_key: HashKey,
     /// `NONE` for at-least-once: what is not acknowledged is never sent again.
     producer: ProducerId,
-    /// Where each acknowledged batch lies, by its number.
-    acked: BTreeMap<u64, u64>,
+    /// Where each acknowledged batch lies, by its number; `None` where the broker no longer knows
+    /// (a sealed segment remembers each producer's last batch only).
+    acked: BTreeMap<u64, Option<u64>>,
     /// First number never sent.
     sent: u64,
 }
@@ -168,13 +169,16 @@ impl Pipeline {
             for ack in response.acks {
                 match ack.refusal {
                     None => {
-                        let before = self.acked.insert(ack.request, ack.base);
-                        if before.is_some_and(|base| base != ack.base) {
+                        let before = self.acked.insert(ack.request, Some(ack.base));
+                        if before.flatten().is_some_and(|base| base != ack.base) {
                             return Err(format!(
                                 "batch {} acknowledged at two places",
                                 ack.request
                             ));
                         }
+                    }
+                    Some(refusal) if refusal.reason == "ALREADY_APPENDED" => {
+                        self.acked.entry(ack.request).or_insert(None);
                     }
                     // The node is going down: what it refused it did not do, or says it cannot know.
                     Some(refusal) if refusal.code == i32::from(tonic::Code::Unavailable) => {
@@ -435,7 +439,7 @@ impl Journal {
             let lost = sender.acked.range(*expected..number).next();
             if let Some((lost, at)) = lost {
                 return Err(format!(
-                    "pipeline {pipeline}: acknowledged batch {lost} is not at {at}"
+                    "pipeline {pipeline}: acknowledged batch {lost} is not at {at:?}"
                 ));
             }
         }
@@ -443,7 +447,7 @@ impl Journal {
         if sender
             .acked
             .get(&number)
-            .is_some_and(|acked| *acked != base)
+            .is_some_and(|acked| acked.is_some_and(|at| at != base))
         {
             return Err(format!(
                 "pipeline {pipeline}: batch {number} is at {base}, acknowledged elsewhere"
@@ -468,7 +472,7 @@ impl Journal {
                 .unwrap_or_default();
             if let Some((lost, at)) = sender.acked.range(seen..).next() {
                 return Err(format!(
-                    "pipeline {}: acknowledged batch {lost} at {at} is lost",
+                    "pipeline {}: acknowledged batch {lost} at {at:?} is lost",
                     sender.number
                 ));
             }
