@@ -89,8 +89,10 @@ fn below_the_floor_a_log_at_rest_comes_to_rest() {
     let (mut log, ..) = open(&storage, DISK, &config(), at(0));
     let mut keeper = log.housekeeper();
     fill(&mut log, &mut keeper, 0..20);
-    let other = [frame(2, 0, 1, 500_000, at(30))];
-    log.commit(&other, 0, at(30)).unwrap().unwrap();
+    for base in 0..3 {
+        let other = [frame(2, base, 1, 100_000, at(30))];
+        log.commit(&other, 0, at(30)).unwrap().unwrap();
+    }
     leave(&twin, 2 << 20);
     log.forget(shard(1));
     idle(&mut log, &mut keeper, 10..30);
@@ -99,8 +101,10 @@ fn below_the_floor_a_log_at_rest_comes_to_rest() {
     log.trim(shard(2), number(1));
     idle(&mut log, &mut keeper, 30..60);
     leave(&twin, 2 << 20);
+    log.trim(shard(2), number(2));
+    idle(&mut log, &mut keeper, 60..70);
     let (rounds, files) = (log.stats().rounds, segment_files(&storage));
-    idle(&mut log, &mut keeper, 60..160);
+    idle(&mut log, &mut keeper, 70..170);
     assert_eq!(segment_files(&storage), files);
     assert!(log.stats().rounds <= rounds + 1, "rounds go on");
     assert!(log.stats().segments <= 2);
