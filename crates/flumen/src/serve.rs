@@ -11,6 +11,7 @@ use flumen_broker::{Broker, Clock};
 use flumen_console::Node;
 use flumen_grpc::GrpcServer;
 use flumen_log::DiskStorage;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -25,6 +26,7 @@ const LAST_THREADS: Duration = Duration::from_secs(2);
 /// Runs a node until it is asked to end. Prints one line per listener, then "ready".
 pub(crate) fn run(output: &mut Output, config: Config, until_stdin_closes: bool) -> Result<()> {
     telemetry::start(config.log_format, &config.log)?;
+    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(worker_threads(&config))
         .thread_name("flumen-edge")
@@ -34,6 +36,26 @@ pub(crate) fn run(output: &mut Output, config: Config, until_stdin_closes: bool)
     let ended = runtime.block_on(serve(output, config, until_stdin_closes));
     runtime.shutdown_timeout(LAST_THREADS);
     ended
+}
+
+/// Every segment and every connection is an open file, and the usual limit of 1,024 is left over
+/// from programs that used `select`: the process takes what it may have.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        tracing::info!(files = limit.current, "open files");
+        return;
+    }
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => tracing::info!(files = raised.current, was = limit.current, "open files"),
+        Err(error) => {
+            tracing::warn!(%error, files = limit.current, "the limit of open files was not raised");
+        }
+    }
 }
 
 fn worker_threads(config: &Config) -> usize {
@@ -153,5 +175,19 @@ impl Ending {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_soft_limit_of_open_files_becomes_the_hard_one() {
+        let limit = getrlimit(Resource::Nofile);
+        let current = limit.maximum.map_or(Some(10_000), |most| Some(most - 1));
+        setrlimit(Resource::Nofile, Rlimit { current, ..limit }).unwrap();
+        raise_file_limit();
+        assert_eq!(getrlimit(Resource::Nofile).current, limit.maximum);
     }
 }

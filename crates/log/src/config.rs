@@ -22,10 +22,14 @@ pub struct LogConfig {
     pub retention_class_hours: u32,
     /// Below this much free space new appends are refused. `None`: clamp(2 % of the file system, 256 MiB, 5 GiB).
     pub free_space_floor_bytes: Option<u64>,
-    /// What was written this recently is served as slices of the map.
+    /// Of what was written last so much is served as slices of the map …
     pub hot_window_bytes: u64,
+    /// … if it was written this recently, or half of it: the page cache forgets what is older.
+    pub hot_window_ms: u64,
     /// An idle log writes one empty round after this long, so that the last real one is vouched too.
     pub idle_vouch_ms: u64,
+    /// A larger snapshot is not written, so that the last one stays. At most 256 MiB are read.
+    pub snapshot_bytes_max: u64,
     /// A snapshot is due after this many seals …
     pub snapshot_seals: u32,
     /// … or this long after the last one, when there were appends.
@@ -45,7 +49,9 @@ impl Default for LogConfig {
             retention_class_hours: 168,
             free_space_floor_bytes: None,
             hot_window_bytes: 256 << 20,
+            hot_window_ms: 120_000,
             idle_vouch_ms: 5_000,
+            snapshot_bytes_max: 256 << 20,
             snapshot_seals: 16,
             snapshot_interval_ms: 30_000,
             memory_sync_interval_ms: 50,

@@ -58,7 +58,7 @@ pub enum OpenError {
     },
 }
 
-/// Why a round was not written. Nothing of it is in the log.
+/// Why a round was not written. Nothing of it is in the log, but for [`WriteError::Unknown`].
 #[derive(Debug, Error)]
 pub enum WriteError {
     /// Free space is below the floor; reads, trims and deletes go on.
@@ -78,6 +78,13 @@ pub enum WriteError {
     /// The log failed twice in a row; it accepts nothing until the process is restarted.
     #[error("the log is poisoned: a sync failed, and so did the retry into a fresh segment")]
     Poisoned,
+    /// The write failed, and so did the retry into a fresh segment: what is in either file nobody
+    /// knows. The log is poisoned from here on.
+    #[error("outcome unknown: the log is poisoned: {source}")]
+    Unknown {
+        /// The last error from the file system.
+        source: io::Error,
+    },
 }
 
 /// Why a round is not known to be durable.

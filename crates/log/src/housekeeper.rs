@@ -1,9 +1,12 @@
 //! The background work of a log: footers, segments made ready, space reclaimed.
 
 mod copy;
+mod hot;
 mod prepare;
 mod reclaim;
 mod seal;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::io;
@@ -44,6 +47,7 @@ pub struct Housekeeper {
     retired: Vec<Arc<Segment>>,
     sweep: reclaim::Sweep,
     pace: prepare::Pace,
+    hot: hot::HotClock,
 }
 
 /// A sealed segment whose runs are still in memory.
@@ -62,6 +66,7 @@ impl Housekeeper {
             retired: Vec::new(),
             sweep: reclaim::Sweep::default(),
             pace: prepare::Pace::default(),
+            hot: hot::HotClock::default(),
         }
     }
 
@@ -78,6 +83,7 @@ impl Housekeeper {
     }
 
     fn run_step(&mut self, now: Timestamp, report: &mut HousekeepingReport) -> io::Result<()> {
+        self.hot.tick(&self.shared, now);
         self.prepare(now, report)?;
         self.seal_next(report)?;
         self.release_memory();
@@ -91,6 +97,10 @@ impl Housekeeper {
     /// or `timeout` passed.
     pub fn wait(&self, timeout: Duration) {
         self.shared.work.wait(timeout);
+    }
+
+    fn is_below_floor(&self) -> bool {
+        self.shared.free_bytes() < self.shared.floor_bytes()
     }
 
     /// How far back the log was at the start of a segment of this process, seen from now.

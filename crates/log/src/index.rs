@@ -62,6 +62,8 @@ pub(crate) struct ShardState {
     pub(crate) last_arrival: Timestamp,
     pub(crate) epoch: ShardEpoch,
     pub(crate) stored_bytes: u64,
+    /// Stored bytes below the horizon, as long as it is not durable.
+    pub(crate) trimmed_bytes: u64,
     pub(crate) gaps: Vec<Gap>,
     /// Ascending; thinned.
     pub(crate) marks: Arc<Vec<Mark>>,
@@ -91,6 +93,7 @@ impl ShardState {
             last_arrival: standing.last_arrival,
             epoch: standing.epoch,
             stored_bytes: standing.stored_bytes,
+            trimmed_bytes: 0,
             gaps: standing.gaps.clone(),
             marks: Arc::default(),
             recent: VecDeque::new(),
@@ -194,9 +197,9 @@ impl ShardState {
         let numbers = self.end.value().saturating_sub(self.horizon.value());
         let left = self.end.value().saturating_sub(before.value());
         let share = u128::from(self.stored_bytes) * u128::from(left) / u128::from(numbers.max(1));
-        self.stored_bytes = u64::try_from(share)
-            .unwrap_or(u64::MAX)
-            .min(self.stored_bytes);
+        let stored = u64::try_from(share).unwrap_or(u64::MAX);
+        self.trimmed_bytes += self.stored_bytes.saturating_sub(stored);
+        self.stored_bytes = stored.min(self.stored_bytes);
         self.horizon = before;
         self.end = self.end.max(before);
         drop_gaps_below(&mut self.gaps, before);

@@ -19,6 +19,7 @@ use crate::housekeeper::Housekeeper;
 use crate::reader::LogReader;
 use crate::recovery::{self, Recovery, Replay};
 use crate::round::CLOSED;
+use crate::shared::elapsed;
 use crate::snapshot::SnapshotJob;
 use crate::storage::Storage;
 use failure::Unwritten;
@@ -141,7 +142,9 @@ impl Log {
         Housekeeper::new(Arc::clone(&self.writer.shared))
     }
 
-    /// Whether a round of `bytes` would be accepted now: asked before sequence numbers are given out.
+    /// Whether a round with `bytes` of frames would be accepted now: asked before sequence numbers are
+    /// given out. One without frames is not refused for want of space above the floor, see
+    /// [`Log::commit`].
     pub fn accepts(&self, bytes: u64) -> Result<(), WriteError> {
         let shared = &self.writer.shared;
         if shared.is_poisoned() {
@@ -215,7 +218,7 @@ impl Log {
                 let unwritten = Unwritten { frames, flags: 0 };
                 writer
                     .move_to_fresh(Some(unwritten), now, &cause)
-                    .map_err(|_| WriteError::Poisoned)?;
+                    .map_err(|SyncError::Poisoned { source }| WriteError::Unknown { source })?;
                 Ok(RoundNumber(writer.chain.round))
             }
         }
@@ -327,11 +330,16 @@ impl Log {
         if writer.shared.is_poisoned() {
             return false;
         }
-        let idle = now.since(writer.last_written);
+        let idle = elapsed(writer.last_written, now);
         let vouch_after = Duration::from_millis(writer.shared.config.idle_vouch_ms);
         let trims = !writer.trims.is_empty() || !writer.forgets.is_empty();
         let unvouched = writer.last_loaded_round == writer.chain.round && writer.chain.round > 0;
-        let roll = writer.shared.roll.load(Ordering::Acquire) && writer.active.is_some();
+        // Only what has runs can become free by being rolled.
+        let has_runs = writer
+            .active
+            .as_ref()
+            .is_some_and(|active| active.runs() > 0);
+        let roll = writer.shared.roll.load(Ordering::Acquire) && has_runs;
         (roll && idle >= ROLL_WAIT)
             || (unvouched && idle >= vouch_after)
             || (trims && idle >= TRIM_WAIT.min(vouch_after))
@@ -350,7 +358,7 @@ impl Log {
             .map_or(0, |active| active.segment.id());
         let seals = segment.saturating_sub(self.snapshots.segment);
         seals >= u64::from(config.snapshot_seals)
-            || now.since(self.snapshots.at) >= Duration::from_millis(config.snapshot_interval_ms)
+            || elapsed(self.snapshots.at, now) >= Duration::from_millis(config.snapshot_interval_ms)
     }
 
     /// Captures the log's part of the node snapshot between two rounds, with what the caller wants

@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use flumen_record::Timestamp;
 
 use crate::footer::{Footer, Trailer};
 use crate::segment_header::SegmentHeader;
@@ -62,6 +64,19 @@ pub(crate) struct Segment {
     data_end: AtomicU64,
     /// Its last round, once nothing is appended any more.
     last_round: AtomicU64,
+    /// What the last look for live bytes found.
+    look: Mutex<Option<Look>>,
+}
+
+/// How much of a segment was live when it was last looked at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Look {
+    pub(crate) at: Timestamp,
+    pub(crate) live: u64,
+    pub(crate) total: u64,
+    /// What had been trimmed and forgotten in the log by then.
+    pub(crate) trimmed_bytes: u64,
+    pub(crate) forgotten_shards: u64,
 }
 
 impl Segment {
@@ -85,6 +100,7 @@ impl Segment {
             footer: RwLock::new(footer),
             data_end: AtomicU64::new(0),
             last_round: AtomicU64::new(u64::MAX),
+            look: Mutex::new(None),
         }
     }
 
@@ -121,6 +137,14 @@ impl Segment {
     /// Its last round; `u64::MAX` while it is appended to.
     pub(crate) fn last_round(&self) -> u64 {
         self.last_round.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn last_look(&self) -> Option<Look> {
+        *self.look.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_look(&self, look: Look) {
+        *self.look.lock().unwrap_or_else(PoisonError::into_inner) = Some(look);
     }
 
     pub(crate) fn is_failed(&self) -> bool {

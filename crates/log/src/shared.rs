@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
-use flumen_record::{Durability, SequenceNumber, ShardId};
+use flumen_record::{Durability, SequenceNumber, ShardId, Timestamp};
 
 use crate::config::{LogConfig, LogKey};
 use crate::footer_cache::FooterCache;
@@ -33,9 +34,27 @@ pub(crate) struct Counters {
     pub(crate) quarantined: AtomicU64,
 }
 
+/// What became reclaimable since the log was opened.
+#[derive(Debug, Default)]
+pub(crate) struct Trimmed {
+    /// Stored bytes below durable horizons, about.
+    pub(crate) bytes: AtomicU64,
+    /// Shards durably forgotten.
+    pub(crate) shards: AtomicU64,
+}
+
 /// Adds to a counter.
 pub(crate) fn count(counter: &AtomicU64, by: u64) {
     counter.fetch_add(by, Ordering::Relaxed);
+}
+
+/// How long ago `since` was. A wall clock that went back makes it very long ago: what waits for a
+/// time is done too early once, not too late.
+pub(crate) fn elapsed(since: Timestamp, now: Timestamp) -> Duration {
+    if now < since {
+        return Duration::MAX;
+    }
+    now.since(since)
 }
 
 /// A range that is known to be damaged, for naming the file in errors.
@@ -70,6 +89,11 @@ pub(crate) struct Shared {
     pub(crate) roll: AtomicBool,
     pub(crate) free_bytes: AtomicU64,
     pub(crate) total_bytes: AtomicU64,
+    /// What was durably trimmed so far: says whether looking for dead segments is worth while.
+    pub(crate) trimmed: Trimmed,
+    /// Where the log ended some time ago, in [`Shared::written`]: what is older is not hot,
+    /// however little was written since.
+    pub(crate) hot_from: AtomicU64,
     /// Forgotten shards whose forgetting is not durable yet: their runs are still live.
     forgetting: Mutex<HashSet<ShardId>>,
     pub(crate) damaged: Mutex<Vec<DamagedRange>>,
@@ -94,6 +118,8 @@ impl Shared {
             roll: AtomicBool::new(false),
             free_bytes: AtomicU64::new(u64::MAX),
             total_bytes: AtomicU64::new(0),
+            trimmed: Trimmed::default(),
+            hot_from: AtomicU64::new(0),
             forgetting: Mutex::default(),
             damaged: Mutex::default(),
         }

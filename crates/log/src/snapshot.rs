@@ -13,6 +13,7 @@ use crate::log::active::ChainEnd;
 use crate::log::writer::Writer;
 use crate::shared::Shared;
 use crate::state::{ShardStanding, decode_table, encode_table};
+use crate::storage::SMALL_BYTES_MAX;
 
 /// The snapshot's file name in the log's folder.
 pub(crate) const SNAPSHOT_NAME: &str = "snapshot";
@@ -90,11 +91,18 @@ impl SnapshotJob {
     }
 
     /// Writes it, replacing the last one. Blocks. Fails with [`io::ErrorKind::WouldBlock`] when
-    /// what it contains is not durable yet.
+    /// what it contains is not durable yet, with [`io::ErrorKind::FileTooLarge`] when it is larger
+    /// than what is read.
     pub fn run(self) -> io::Result<()> {
         if self.shared.durable_round() < self.snapshot.chain.round {
             let what = "what the snapshot contains is not durable yet";
             return Err(io::Error::new(io::ErrorKind::WouldBlock, what));
+        }
+        let bytes = self.snapshot.encoded_bytes();
+        let most = self.shared.config.snapshot_bytes_max.min(SMALL_BYTES_MAX);
+        if bytes > most {
+            let what = format!("a snapshot of {bytes} bytes; at most {most} are written");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, what));
         }
         let path = self.shared.path(SNAPSHOT_NAME);
         self.shared
@@ -109,8 +117,24 @@ impl Snapshot {
         match shared.storage.read_small(&shared.path(SNAPSHOT_NAME)) {
             Ok(bytes) => Ok(Some(Self::decode(bytes))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            // None that was written whole.
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {
+                Ok(Some(Err(SnapshotFault::Damaged)))
+            }
             Err(error) => Err(error),
         }
+    }
+
+    /// Length of what [`Snapshot::encode`] makes.
+    fn encoded_bytes(&self) -> u64 {
+        const LENGTH: usize = size_of::<u32>();
+        let shards = self
+            .shards
+            .iter()
+            .map(|shard| shard.standing.encoded_bytes() + LENGTH + shard.marks.len() * MARK_BYTES);
+        let states = self.states.iter();
+        let states = states.map(|(_, state)| size_of::<u64>() + LENGTH + state.len());
+        (HEADER_BYTES + LENGTH + shards.sum::<usize>() + states.sum::<usize>()) as u64
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -294,6 +318,7 @@ mod tests {
         assert_eq!(read.shards[0].marks, snapshot().shards[0].marks);
         assert_eq!(read.states, snapshot().states);
         assert_eq!(read.encode(), snapshot().encode());
+        assert_eq!(read.encoded_bytes(), read.encode().len() as u64);
     }
 
     #[test]

@@ -48,6 +48,11 @@ impl ShardStanding {
         }
     }
 
+    /// Bytes of its row in a table.
+    pub(crate) fn encoded_bytes(&self) -> usize {
+        ROW_BYTES + self.gaps.len() * GAP_BYTES
+    }
+
     /// Takes over what `later` knows beyond this.
     pub(crate) fn merge(&mut self, later: &Self) {
         self.horizon = self.horizon.max(later.horizon);

@@ -48,6 +48,9 @@ pub struct Space {
     pub total_bytes: u64,
 }
 
+/// The largest small file: more is neither read nor to be written.
+pub(crate) const SMALL_BYTES_MAX: u64 = 256 << 20;
+
 /// The name under which a small file is written before it gets its own.
 pub(crate) fn unfinished(path: &str) -> String {
     format!("{path}.unfinished")
@@ -83,7 +86,7 @@ pub trait Storage: Send + Sync + Debug {
     fn remove(&self, path: &str) -> io::Result<()>;
     /// Makes names created, renamed and removed in `dir` durable.
     fn sync_dir(&self, dir: &str) -> io::Result<()>;
-    /// A whole small file (snapshots), at most 256 MiB.
+    /// A whole small file (snapshots), at most 256 MiB; `FileTooLarge` when it is larger.
     fn read_small(&self, path: &str) -> io::Result<Bytes>;
     /// Replaces a small file atomically and durably: written beside it, synced, renamed, directory synced.
     fn replace_small(&self, path: &str, contents: &[u8]) -> io::Result<()>;

@@ -55,6 +55,7 @@ impl From<WriteError> for Error {
                 kind: source.kind(),
             },
             WriteError::Poisoned => Self::Poisoned,
+            WriteError::Unknown { .. } => Self::OutcomeUnknown,
         }
     }
 }

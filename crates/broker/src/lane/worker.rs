@@ -255,6 +255,10 @@ impl Worker {
                 }
                 RoundOutcome::Durable
             }
+            Ok(Err(WriteError::Unknown { source })) => {
+                self.poisoned_by(&SyncError::Poisoned { source });
+                RoundOutcome::Unknown
+            }
             Ok(Err(error)) => {
                 if matches!(error, WriteError::Poisoned) {
                     self.poison();

@@ -10,7 +10,7 @@ use super::{Housekeeper, HousekeepingReport};
 use crate::log::active::create_file;
 use crate::segment::SegmentName;
 use crate::segment_header::{HeaderSector, SECOND_COPY};
-use crate::shared::count;
+use crate::shared::{count, elapsed};
 use crate::storage::{Preparation, SegmentFile};
 use crate::work::PreparedFile;
 
@@ -33,7 +33,7 @@ pub(super) struct Pace {
 
 impl Pace {
     fn look(&mut self, now: Timestamp, written: u64) -> u64 {
-        let millis = u64::try_from(now.since(self.at).as_millis()).unwrap_or(u64::MAX);
+        let millis = u64::try_from(elapsed(self.at, now).as_millis()).unwrap_or(u64::MAX);
         if millis >= 100 {
             let bytes = written.saturating_sub(self.written);
             self.rate = bytes.saturating_mul(1000) / millis;
@@ -56,6 +56,11 @@ impl Housekeeper {
             .look(now, self.shared.written.load(Ordering::Relaxed));
         let (name, bytes, first) = {
             let mut work = self.shared.work.lock();
+            if self.is_below_floor() {
+                // While appends are refused they are of no use, and somebody else's space.
+                let pool = std::mem::take(&mut work.pool);
+                work.discarded.extend(pool);
+            }
             if work.pool.len() >= work.wanted || self.shared.is_poisoned() {
                 return Ok(());
             }
@@ -127,7 +132,7 @@ impl Housekeeper {
 
     /// Whether a file of `bytes` would be welcome in the pool.
     pub(super) fn wants_file_of(&self, bytes: u64) -> bool {
-        if self.shared.free_bytes() < self.shared.floor_bytes() {
+        if self.is_below_floor() {
             return false;
         }
         let work = self.shared.work.lock();

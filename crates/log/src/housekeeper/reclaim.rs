@@ -9,14 +9,19 @@ use flumen_record::{SequenceNumber, Timestamp};
 
 use super::{Housekeeper, HousekeepingReport};
 use crate::footer::FooterRow;
-use crate::segment::{FooterPlace, Segment};
+use crate::segment::{FooterPlace, Look, Segment};
 use crate::segment_header::PREDECESSOR_FAILED;
-use crate::shared::count;
+use crate::shared::{count, elapsed};
 
 /// Segments looked at in one step.
 const SEGMENTS_PER_STEP: usize = 64;
 /// Looking at all segments again waits this long, however often something is trimmed.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// A sweep keeps the housekeeper busy for a twentieth of the time at most, if looking at a shard's
+/// row takes half a microsecond.
+const PAUSE_PER_ROW: Duration = Duration::from_micros(10);
+/// What was found in a segment is believed this long, as the bytes that were trimmed are estimates.
+const LOOK_AGAIN: Duration = Duration::from_secs(600);
 /// Segments with less data than this are not worth a copy.
 const COPY_FROM: u64 = 64 << 10;
 
@@ -26,6 +31,8 @@ pub(super) struct Sweep {
     /// The segment looked at last; `None`: no sweep is under way.
     at: Option<u64>,
     began: Timestamp,
+    /// Rows looked at in this sweep, or the last one.
+    pub(super) rows: u64,
     /// Best one to copy so far: live bytes per mille, and which.
     deadest: Option<(u64, u64)>,
 }
@@ -44,7 +51,7 @@ impl Housekeeper {
         now: Timestamp,
         report: &mut HousekeepingReport,
     ) -> io::Result<()> {
-        let below_floor = self.shared.free_bytes() < self.shared.floor_bytes();
+        let below_floor = self.is_below_floor();
         if self.sweep.at.is_none() && !self.begin_sweep(now, below_floor) {
             return Ok(());
         }
@@ -57,7 +64,11 @@ impl Housekeeper {
             .filter(|segment| segment.id() > from && segment.id() < last)
         {
             self.sweep.at = Some(segment.id());
-            if let Some(liveness) = self.liveness(segment)? {
+            if !below_floor && let Some(known) = self.known_liveness(segment, now) {
+                self.consider_copy(segment, known, below_floor);
+                continue;
+            }
+            if let Some(liveness) = self.liveness(segment, now)? {
                 if liveness.live == 0 && self.may_free(segment) {
                     drop(segments);
                     report.more = true;
@@ -83,30 +94,48 @@ impl Housekeeper {
     /// Starts a sweep when something may have become reclaimable.
     fn begin_sweep(&mut self, now: Timestamp, below_floor: bool) -> bool {
         let mut work = self.shared.work.lock();
+        let rows = u32::try_from(self.sweep.rows).unwrap_or(u32::MAX);
         let pause = if below_floor {
             SWEEP_INTERVAL / 5
         } else {
-            SWEEP_INTERVAL
+            SWEEP_INTERVAL.max(PAUSE_PER_ROW.saturating_mul(rows))
         };
-        let due = work.reclaim
-            && (self.sweep.began == Timestamp::ZERO || now.since(self.sweep.began) >= pause);
+        let due = work.reclaim && elapsed(self.sweep.began, now) >= pause;
         if !due {
             return false;
         }
         work.reclaim = false;
         // What the active segment holds can only be freed once it is not the active one any more.
-        if below_floor {
-            self.shared.roll.store(true, Ordering::Release);
-        }
+        self.shared.roll.store(below_floor, Ordering::Release);
         drop(work);
         self.sweep.at = Some(0);
         self.sweep.began = now;
+        self.sweep.rows = 0;
         self.sweep.deadest = None;
         true
     }
 
+    /// What the last look found, unless enough was trimmed since that the segment may have become
+    /// free, or worth a copy. Looking means reading every row.
+    fn known_liveness(&self, segment: &Segment, now: Timestamp) -> Option<Liveness> {
+        let look = segment.last_look()?;
+        let trimmed = &self.shared.trimmed;
+        let bytes = trimmed.bytes.load(Ordering::Relaxed) - look.trimmed_bytes;
+        let shards = trimmed.shards.load(Ordering::Relaxed) - look.forgotten_shards;
+        let to_copy = look.live.saturating_sub(look.total / 2);
+        let missing = if to_copy > 0 { to_copy } else { look.live };
+        let stale = shards > 0 || bytes >= missing / 4 || elapsed(look.at, now) >= LOOK_AGAIN;
+        (!stale).then_some(Liveness {
+            live: look.live,
+            total: look.total,
+        })
+    }
+
     /// `None` while the segment has no footer.
-    fn liveness(&self, segment: &Segment) -> io::Result<Option<Liveness>> {
+    fn liveness(&mut self, segment: &Segment, now: Timestamp) -> io::Result<Option<Liveness>> {
+        let trimmed = &self.shared.trimmed;
+        let trimmed_bytes = trimmed.bytes.load(Ordering::Relaxed);
+        let forgotten_shards = trimmed.shards.load(Ordering::Relaxed);
         let mut sum = Liveness { live: 0, total: 0 };
         let rows: Arc<[FooterRow]> = match segment.footer() {
             FooterPlace::Recent => return Ok(None),
@@ -122,6 +151,14 @@ impl Housekeeper {
             sum.total += row.bytes;
             sum.live += self.live_bytes(segment, row)?;
         }
+        self.sweep.rows += rows.len() as u64;
+        segment.set_look(Look {
+            at: now,
+            live: sum.live,
+            total: sum.total,
+            trimmed_bytes,
+            forgotten_shards,
+        });
         Ok(Some(sum))
     }
 
@@ -171,9 +208,10 @@ impl Housekeeper {
             .resident
             .iter()
             .position(|kept| kept.segment.id() == id)
+            && let Some(resident) = self.resident.remove(place)
         {
-            // What it holds is trimmed: nobody asks the index for it any more.
-            self.resident.remove(place);
+            // Shards that rest since would keep the runs for ever.
+            resident.release();
         }
         if let Some(segment) = self.shared.remove_segment(id) {
             self.shared.footers.forget(id);

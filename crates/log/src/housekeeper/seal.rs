@@ -3,17 +3,22 @@
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
+use flumen_record::ShardId;
+
 use super::{Housekeeper, HousekeepingReport, Resident};
 use crate::footer::{FOOTER_ALIGN, Footer, FooterBuilder, TRAILER_BYTES};
 use crate::index::Run;
-use crate::round::FrameWalk;
+use crate::round::{FRAME_FRONT, PlacedFrame, Window};
 use crate::segment::{FooterPlace, Segment};
 use crate::work::Sealing;
 
 /// Runs of sealed segments kept in memory, however large the hot window is.
 const RESIDENT_RUNS_MAX: usize = 1 << 20;
-/// A rest smaller than this is not given back: a hole costs more than it brings.
+/// A rest smaller than this is not given back: a hole costs more than it brings …
 const HOLE_MIN: u64 = 1 << 20;
+/// … nor one that is a smaller part of the file than this: a file with a hole is not used again,
+/// and writing a new one ahead costs more than such a rest.
+const HOLE_SHARE: u64 = 4;
 
 impl Housekeeper {
     /// Seals the oldest full segment, if all of it is durable.
@@ -64,40 +69,36 @@ impl Housekeeper {
         Ok(())
     }
 
-    /// Gathers a segment's footer from the runs in memory and the frames in the file.
+    /// Gathers a segment's footer from the runs in memory and the frames in the file. A file that
+    /// cannot be read gets no footer on disk: who its producers were stays in the rounds.
     fn footer_of(&self, sealing: &Sealing) -> Arc<Footer> {
         if let FooterPlace::Pinned(footer) = sealing.segment.footer() {
             return footer;
         }
+        let segment = &sealing.segment;
         let mut builder = FooterBuilder::default();
         builder.push_controls(&sealing.controls);
-        let id = sealing.segment.id();
-        let mut runs: Vec<Run> = Vec::new();
+        let mut all: Vec<(ShardId, Run)> = Vec::new();
         for touched in &sealing.touched {
-            let epoch = {
+            let (epoch, from) = {
                 let state = touched.cell.lock();
-                let from = state.recent.partition_point(|run| run.segment < id);
-                runs.clear();
-                runs.extend(
-                    state
-                        .recent
-                        .range(from..)
-                        .take_while(|run| run.segment == id),
-                );
-                state.epoch
+                let id = segment.id();
+                let first = state.recent.partition_point(|run| run.segment < id);
+                let from = all.len();
+                let runs = state.recent.range(first..);
+                let runs = runs.take_while(|run| run.segment == id);
+                all.extend(runs.map(|run| (touched.cell.shard, *run)));
+                (state.epoch, from)
             };
-            let shard = touched.cell.shard;
-            for run in &runs {
-                builder.push_run(shard, *run, epoch, touched.previous);
-                let start = u64::from(run.position);
-                let bytes = sealing
-                    .segment
-                    .file
-                    .slice(start..start + u64::from(run.bytes));
-                for frame in FrameWalk::new(&bytes) {
-                    builder.push_batch(shard, frame.mark());
-                }
+            for (shard, run) in all.iter().skip(from) {
+                builder.push_run(*shard, *run, epoch, touched.previous);
             }
+        }
+        // In the order of the file: the disk reads ahead, and a shard's batches stay in order.
+        all.sort_unstable_by_key(|(_, run)| run.position);
+        if let Err(error) = push_batches(segment, sealing.summary.data_end, &all, &mut builder) {
+            tracing::error!(segment = %segment.path, %error, "it cannot be read, and gets no footer");
+            segment.set_failed();
         }
         builder.finish(sealing.summary)
     }
@@ -145,6 +146,31 @@ impl Resident {
     }
 }
 
+/// Walks the frames of `runs` by their headers, through the descriptor: most pages of a segment
+/// that took a day to fill are not in memory any more.
+fn push_batches(
+    segment: &Segment,
+    data_end: u64,
+    runs: &[(ShardId, Run)],
+    builder: &mut FooterBuilder,
+) -> io::Result<()> {
+    let mut window = Window::new(&*segment.file, data_end);
+    for (shard, run) in runs {
+        let mut at = 0;
+        while let Some(front) = window.get(u64::from(run.position) + at as u64, FRAME_FRONT)? {
+            let Some(frame) = PlacedFrame::read(&front, at, run.bytes as usize) else {
+                break;
+            };
+            builder.push_batch(*shard, frame.mark());
+            at = frame.range.end;
+            if at >= run.bytes as usize {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Writes the footer, and once it is durable the trailer: a trailer that verifies has the whole
 /// footer before it. `Ok(None)`: there is no room.
 pub(super) fn put_footer(segment: &Segment, footer: &Footer) -> io::Result<Option<FooterPlace>> {
@@ -156,7 +182,8 @@ pub(super) fn put_footer(segment: &Segment, footer: &Footer) -> io::Result<Optio
         return Ok(None);
     }
     let hole = end.next_multiple_of(FOOTER_ALIGN)..trailer_at - trailer_at % FOOTER_ALIGN;
-    let punch = hole.end.saturating_sub(hole.start) >= HOLE_MIN;
+    let rest = hole.end.saturating_sub(hole.start);
+    let punch = rest >= HOLE_MIN.max(segment.file.bytes() / HOLE_SHARE);
     trailer.has_hole = punch;
     segment.file.write_at(&[IoSlice::new(&bytes)], footer_at)?;
     segment.file.sync()?;

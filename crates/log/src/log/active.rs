@@ -24,6 +24,9 @@ const FILE_ALIGN: u64 = 4096;
 /// forgotten shards, travels in them, and must find room when no new segment can be made.
 const INTERNAL_SHARE: u64 = 64;
 
+/// Size of a segment that is made below the floor for rounds without frames.
+const INTERNAL_BYTES: u64 = 1 << 20;
+
 /// The segment being appended to.
 #[derive(Debug)]
 pub(crate) struct Active {
@@ -161,6 +164,19 @@ impl Active {
         self.runs
     }
 
+    /// Size of the segment after this one, which filled before its age: as much as this one took
+    /// when its number of runs was what filled it, else twice its size.
+    pub(crate) fn next_bytes(&self, by_runs: bool) -> u64 {
+        let bytes = self.segment.file.bytes();
+        if !by_runs {
+            return bytes.saturating_mul(2);
+        }
+        let controls = self.controls.len() as u64;
+        let rows = self.touched.len() as u64;
+        let footer = footer_bytes(rows, controls, self.runs, self.producers);
+        (self.position + footer).next_power_of_two().min(bytes)
+    }
+
     /// Accounts for a round that was written.
     pub(crate) fn advance(
         &mut self,
@@ -269,7 +285,8 @@ pub(crate) fn full(shared: &Shared) -> WriteError {
     }
 }
 
-/// How large the next segment may be without going below the floor.
+/// How large the next segment may be without going below the floor; a small one may, for what is
+/// `internal`.
 fn affordable(
     shared: &Shared,
     needed: u64,
@@ -283,10 +300,15 @@ fn affordable(
         bytes /= 2;
     }
     let bytes = bytes.max(needed).next_multiple_of(FILE_ALIGN);
-    if bytes > spare && !internal {
-        return Err(full(shared));
+    match (bytes <= spare, internal) {
+        (true, _) => Ok(bytes),
+        // The reserve below the floor is for this, but it is not to be used up.
+        (false, true) => {
+            let small = INTERNAL_BYTES.min(shared.free_bytes() / 4).min(wanted);
+            Ok(small.max(needed).next_multiple_of(FILE_ALIGN))
+        }
+        (false, false) => Err(full(shared)),
     }
-    Ok(bytes)
 }
 
 /// Creates a segment's file and makes its name durable.

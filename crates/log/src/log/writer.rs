@@ -358,11 +358,14 @@ impl Writer {
                         let mut state = known.cell.lock();
                         state.trim(before);
                         state.durable_horizon = state.durable_horizon.max(before);
+                        let bytes = std::mem::take(&mut state.trimmed_bytes);
+                        count(&self.shared.trimmed.bytes, bytes);
                     }
                 }
                 Control::Forget { shard } => {
                     reclaim = true;
                     self.shared.forgetting().remove(&shard);
+                    count(&self.shared.trimmed.shards, 1);
                 }
                 Control::Jump { .. } => {}
             }
@@ -405,7 +408,8 @@ impl Writer {
             return false;
         }
         let age = now.since(active.segment.header.created);
-        age >= self.shared.config.segment_age() || self.shared.roll.load(Ordering::Acquire)
+        let roll = self.shared.roll.load(Ordering::Acquire) && active.runs() > 0;
+        roll || age >= self.shared.config.segment_age()
     }
 
     /// Hands the segments that opening had to read to the housekeeper, for their footers.
@@ -431,11 +435,13 @@ impl Writer {
     fn retire(&mut self, full: Active, now: Timestamp) {
         let config = &self.shared.config;
         let age = now.since(full.segment.header.created);
-        if full.has_rounds() && age < config.segment_age() {
-            let doubled = full.segment.file.bytes().saturating_mul(2);
-            self.next_bytes = doubled.clamp(config.segment_bytes_min, config.segment_bytes_max);
+        let by_wish = self.shared.roll.swap(false, Ordering::AcqRel);
+        let is_usual = full.segment.file.bytes() >= config.segment_bytes_min;
+        if full.has_rounds() && is_usual && age < config.segment_age() && !by_wish {
+            let by_runs = full.runs() >= u64::from(config.segment_runs_max);
+            let wanted = full.next_bytes(by_runs);
+            self.next_bytes = wanted.clamp(config.segment_bytes_min, config.segment_bytes_max);
         }
-        self.shared.roll.store(false, Ordering::Release);
         let mut work = self.shared.work.lock();
         work.next_bytes = self.next_bytes;
         if full.has_rounds() {

@@ -131,9 +131,12 @@ impl LogReader {
 
     fn is_hot(&self, segment: &Segment, run: &Run) -> bool {
         let written = self.shared.written.load(Ordering::Relaxed);
+        let hot_from = self.shared.hot_from.load(Ordering::Relaxed);
         segment.written_before.is_some_and(|before| {
-            let ago = written.saturating_sub(before + u64::from(run.position));
-            ago <= self.shared.config.hot_window_bytes
+            let rounds_at = segment.header.rounds_at();
+            let place = before + u64::from(run.position).saturating_sub(rounds_at);
+            place >= hot_from
+                && written.saturating_sub(place) <= self.shared.config.hot_window_bytes
         })
     }
 

@@ -5,7 +5,7 @@ use std::io::IoSlice;
 use std::ops::Range;
 
 use flumen_record::{
-    FRAME_HEADER_BYTES, FrameHeader, SequenceNumber, ShardEpoch, ShardId, Timestamp,
+    FRAME_HEADER_BYTES, FrameHeader, ProducerId, SequenceNumber, ShardEpoch, ShardId, Timestamp,
 };
 
 use super::{ROUND_HEADER_BYTES, RoundHeader};
@@ -49,6 +49,8 @@ pub(crate) struct RoundEncoder {
     pieces: Vec<Piece>,
     runs: Vec<NewRun>,
     sums: Vec<u8>,
+    /// Of the last frame of the last run.
+    producer: ProducerId,
     checksum: u32,
     bytes: u64,
 }
@@ -132,13 +134,15 @@ impl RoundEncoder {
         #[expect(clippy::cast_possible_truncation, reason = "it is 40")]
         let bytes = batch.encoded_bytes + FRAME_HEADER_BYTES as u32;
         let end = frame.base.plus(u64::from(batch.count));
+        let before = std::mem::replace(&mut self.producer, batch.producer);
+        let named = batch.producer != ProducerId::NONE;
         match self.runs.last_mut() {
             Some(run) if run.shard == frame.shard && run.end == frame.base => {
                 run.end = end;
                 run.last_arrival = frame.arrival;
                 run.epoch = run.epoch.max(frame.epoch);
                 run.bytes += bytes;
-                run.producers += 1;
+                run.producers += u32::from(named && batch.producer != before);
             }
             _ => self.runs.push(NewRun {
                 shard: frame.shard,
@@ -149,7 +153,7 @@ impl RoundEncoder {
                 last_arrival: frame.arrival,
                 position: at,
                 bytes,
-                producers: 1,
+                producers: u32::from(named),
             }),
         }
         bytes

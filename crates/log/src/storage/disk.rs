@@ -12,7 +12,7 @@ use rustix::fs::{FallocateFlags, FileType, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::open_files::OpenFiles;
-use super::{DirEntry, Preparation, SegmentFile, Space, Storage, is_unfinished};
+use super::{DirEntry, Preparation, SMALL_BYTES_MAX, SegmentFile, Space, Storage, is_unfinished};
 use crate::directory::{Directory, LOCK, LOST_AND_FOUND, MARKER};
 use crate::error::OpenError;
 use crate::mapped_file::{MappedFile, write_all};
@@ -22,9 +22,6 @@ use crate::mapped_file::{MappedFile, write_all};
 /// stalls of 50 ms (decision 0001).
 const AHEAD_BYTES: u64 = 1 << 20;
 const AHEAD_PAUSE: Duration = Duration::from_millis(4);
-
-/// The largest file [`Storage::read_small`] reads.
-const SMALL_BYTES_MAX: u64 = 256 << 20;
 
 /// A data directory that this process holds alone, or looks at without touching it.
 #[derive(Debug)]
@@ -186,6 +183,9 @@ impl Storage for DiskStorage {
 
     fn read_small(&self, path: &str) -> io::Result<Bytes> {
         let file = self.directory.open_file(path, OFlags::RDONLY)?;
+        if file.metadata()?.len() > SMALL_BYTES_MAX {
+            return Err(Errno::FBIG.into());
+        }
         let mut contents = Vec::new();
         file.take(SMALL_BYTES_MAX + 1).read_to_end(&mut contents)?;
         if contents.len() as u64 > SMALL_BYTES_MAX {

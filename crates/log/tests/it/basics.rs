@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use flumen_log::{LogConfig, MemoryStorage, ReadError, Storage};
+use flumen_log::{
+    Fault, FaultError, Log, LogConfig, MemoryStorage, OperationKind, ReadError, Storage, WriteError,
+};
 
 use crate::fixture::{
     DISK, MEMORY, at, frame, frames_of, number, open, read_all, shard, small_segments,
@@ -238,4 +240,26 @@ fn a_failed_sync_moves_the_round_to_a_fresh_segment() {
     let (log, recovery, _) = open(&storage, DISK, &LogConfig::default(), at(20));
     assert_eq!(recovery.quarantined, []);
     assert_eq!(read_all(&log.reader(), 1, 0), expected);
+}
+
+/// Bytes of the round may be in either file: "nothing was attempted" would be a lie.
+#[test]
+fn a_memory_round_that_failed_twice_has_an_unknown_outcome() {
+    let (twin, storage) = memory();
+    let (mut log, ..) = open(&storage, MEMORY, &LogConfig::default(), at(0));
+    log.write(&[frame(1, 0, 1, 50, at(0))], 0, at(0)).unwrap();
+    twin.inject(Fault {
+        on: Some(OperationKind::Write),
+        skip: 0,
+        times: u64::MAX,
+        error: FaultError::Short(600),
+    });
+    let write = |log: &mut Log, base| log.write(&[frame(1, base, 1, 50, at(1))], 0, at(1));
+    let unknown = write(&mut log, 1);
+    assert!(
+        matches!(unknown, Err(WriteError::Unknown { .. })),
+        "{unknown:?}"
+    );
+    let refused = write(&mut log, 2);
+    assert!(matches!(refused, Err(WriteError::Poisoned)), "{refused:?}");
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flumen_log::{Housekeeper, Log, LogConfig, MemoryStorage, Storage};
+use flumen_log::{DiskStorage, Housekeeper, Log, LogConfig, MemoryStorage, Storage};
 
 use crate::fixture::{DISK, at, frame, number, open, read_all, shard, small_segments};
 
@@ -237,4 +237,68 @@ fn what_frees_space_finds_room_on_a_disk_without_any() {
         let (freed, _) = keep_house(&mut keeper, &mut millis);
         assert!(freed > 0, "records of {data_bytes} bytes");
     }
+}
+
+/// A snapshot that is too large to be read was written all the same, and the next start refused.
+#[test]
+fn a_snapshot_that_cannot_be_read_is_not_written() {
+    let (twin, storage) = memory();
+    let config = LogConfig {
+        snapshot_bytes_max: 2000,
+        ..cold_config()
+    };
+    let (mut log, ..) = open(&storage, DISK, &config, at(0));
+    fill(&mut log, 0..3);
+    let states = |bytes| vec![(shard(1), Bytes::from(vec![7; bytes]))];
+    log.snapshot(states(100), at(1)).run().unwrap();
+    fill(&mut log, 3..5);
+    let refused = log.snapshot(states(2000), at(2)).run().unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::FileTooLarge);
+    drop(log);
+    let storage: Arc<dyn Storage> = Arc::new(twin.kill());
+    let (log, recovery, seen) = open(&storage, DISK, &config, at(3));
+    assert!(recovery.complete);
+    assert_eq!(seen.states[&shard(1)].len(), 100);
+    assert_eq!(seen.batches.len(), 4);
+    assert_eq!(read_all(&log.reader(), 1, 0), expected(0..5));
+}
+
+#[test]
+fn a_snapshot_that_is_too_large_is_as_good_as_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let open_storage = || -> Arc<dyn Storage> {
+        Arc::new(DiskStorage::open(dir.path(), DiskStorage::LOCK_WAIT).unwrap())
+    };
+    let storage = open_storage();
+    let (mut log, ..) = open(&storage, DISK, &cold_config(), at(0));
+    fill(&mut log, 0..3);
+    drop((log, storage));
+    let path = dir.path().join(DISK.dir_name()).join("snapshot");
+    std::fs::File::create(path)
+        .unwrap()
+        .set_len((256 << 20) + 1)
+        .unwrap();
+    let (log, recovery, seen) = open(&open_storage(), DISK, &cold_config(), at(3));
+    assert!(recovery.complete, "read from its first round on");
+    assert_eq!(seen.batches.len(), 6);
+    assert_eq!(read_all(&log.reader(), 1, 0), expected(0..3));
+}
+
+/// What waits for a time was late by as much as the wall clock went back.
+#[test]
+fn a_clock_that_goes_back_delays_nothing() {
+    let (_, storage) = memory();
+    let (mut log, ..) = open(&storage, DISK, &cold_config(), at(0));
+    let (late, early) = (at(400_000), at(100_000));
+    log.commit(&[frame(1, 0, 1, 100, late)], 0, late)
+        .unwrap()
+        .unwrap();
+    log.snapshot(Vec::new(), late).run().unwrap();
+    assert!(!log.idle_round_due(late));
+    assert!(log.idle_round_due(early));
+    log.commit(&[frame(1, 1, 1, 100, late)], 0, late)
+        .unwrap()
+        .unwrap();
+    assert!(!log.snapshot_due(late));
+    assert!(log.snapshot_due(early));
 }

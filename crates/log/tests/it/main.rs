@@ -11,6 +11,8 @@ mod crash_images;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
+mod floor;
+#[cfg(test)]
 mod housekeeping;
 #[cfg(test)]
 mod inspection;
@@ -18,3 +20,5 @@ mod inspection;
 mod ledger;
 #[cfg(test)]
 mod machine;
+#[cfg(test)]
+mod steady;
