@@ -293,6 +293,13 @@ impl Log {
         RoundNumber(self.writer.chain.durable)
     }
 
+    /// Makes a shard known that the log does not hold, in which numbers from `from` up to `to` may
+    /// have been given out here and lost: it begins at `from` with that jump, for readers to step
+    /// over. The jump is durable with the next round; until then opening again finds as little.
+    pub fn open_after_jump(&mut self, shard: ShardId, from: SequenceNumber, to: SequenceNumber) {
+        self.writer.open_after_jump(shard, from, to);
+    }
+
     /// Moves a shard's trim horizon up to `before` (a batch boundary or beyond; never back).
     /// Readers see it at once; it is durable with the next round, which the caller makes happen.
     pub fn trim(&mut self, shard: ShardId, before: SequenceNumber) {
@@ -328,7 +335,10 @@ impl Log {
         let vouch_after = Duration::from_millis(writer.shared.config.idle_vouch_ms);
         let trims = !writer.trims.is_empty() || !writer.forgets.is_empty();
         let unvouched = writer.last_loaded_round == writer.chain.round && writer.chain.round > 0;
-        let roll = writer.shared.roll.load(Ordering::Acquire) && writer.active.is_some();
+        let roll = writer
+            .active
+            .as_ref()
+            .is_some_and(|active| active.runs() > 0 && writer.shared.roll.load(Ordering::Acquire));
         (roll && idle >= ROLL_WAIT)
             || (unvouched && idle >= vouch_after)
             || (trims && idle >= TRIM_WAIT.min(vouch_after))

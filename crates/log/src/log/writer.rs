@@ -107,18 +107,56 @@ impl Writer {
             }
             return;
         }
+        self.open_shard(shard, base);
+    }
+
+    /// Takes in a shard of which the log holds nothing.
+    fn open_shard(&mut self, shard: ShardId, base: SequenceNumber) -> Arc<ShardCell> {
         let mut standing = ShardStanding::new(shard);
         standing.horizon = base;
         standing.end = base;
         let cell = ShardCell::new(&standing);
         self.shared.index.insert(Arc::clone(&cell));
-        self.shards.insert(shard, WriterShard { cell, end: base });
+        let known = WriterShard {
+            cell: Arc::clone(&cell),
+            end: base,
+        };
+        self.shards.insert(shard, known);
         if base > SequenceNumber::ZERO {
             self.jumps.push(Control::Trim {
                 shard,
                 before: base,
             });
         }
+        cell
+    }
+
+    /// [`super::Log::open_after_jump`].
+    pub(crate) fn open_after_jump(
+        &mut self,
+        shard: ShardId,
+        from: SequenceNumber,
+        to: SequenceNumber,
+    ) {
+        debug_assert!(!self.shards.contains_key(&shard), "BUG: it is here already");
+        let cell = self.open_shard(shard, from);
+        let mut state = cell.lock();
+        state.add_gap(Gap {
+            from,
+            to,
+            lost: false,
+        });
+        state.end = to;
+        drop(state);
+        if let Some(known) = self.shards.get_mut(&shard) {
+            known.end = to;
+        }
+        self.jumps.push(Control::Jump {
+            shard,
+            from,
+            to,
+            lost: false,
+        });
     }
 
     /// What travels in the next round besides frames.
@@ -383,7 +421,9 @@ impl Writer {
             return false;
         }
         let age = now.since(active.segment.header.created);
-        age >= self.shared.config.segment_age() || self.shared.roll.load(Ordering::Acquire)
+        // Rolling is asked for to reclaim what it holds: rounds without frames hold nothing.
+        let asked = active.runs() > 0 && self.shared.roll.load(Ordering::Acquire);
+        age >= self.shared.config.segment_age() || asked
     }
 
     /// Hands the segments that opening had to read to the housekeeper, for their footers.
