@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
+use std::task::Waker;
 
 use flumen_log::LogReader;
 use flumen_record::{HashKey, SequenceNumber, ShardId, ShardIndex, StreamName, Timestamp};
@@ -19,7 +20,9 @@ use crate::tail::Tail;
 pub(crate) struct Stream {
     pub(crate) name: StreamName,
     state: RwLock<Arc<StreamState>>,
-    /// Counts the states there were, so that sessions notice a new one without a lock.
+    /// Counts the states there were, so that sessions notice a new one without a lock. In one total
+    /// order with what tails note of their readers: either a reader sees the new state before it
+    /// waits, or it is made to look again.
     generation: AtomicU64,
     deleted: AtomicBool,
 }
@@ -80,19 +83,28 @@ impl Stream {
 
     /// Whether `state` is not what it is now.
     pub(crate) fn is_stale(&self, state: &StreamState) -> bool {
-        self.generation.load(Ordering::Acquire) != state.generation
+        self.generation.load(Ordering::SeqCst) != state.generation
     }
 
-    /// Replaces what it is.
+    /// Replaces what it is. Whoever waits for a shard looks again: it may go on in another log, and
+    /// have been read where it no longer does.
     pub(crate) fn replace(&self, info: Arc<StreamInfo>, shards: Vec<Arc<ShardHandle>>) {
-        let mut state = write(&self.state);
-        let generation = state.generation + 1;
-        *state = Arc::new(StreamState {
-            info,
-            generation,
-            shards,
-        });
-        self.generation.store(generation, Ordering::Release);
+        let replaced = {
+            let mut state = write(&self.state);
+            let generation = state.generation + 1;
+            *state = Arc::new(StreamState {
+                info,
+                generation,
+                shards,
+            });
+            self.generation.store(generation, Ordering::SeqCst);
+            Arc::clone(&state)
+        };
+        let mut wakers = Vec::new();
+        for shard in &replaced.shards {
+            shard.tail.stir(&mut wakers);
+        }
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     pub(crate) fn mark_deleted(&self) {

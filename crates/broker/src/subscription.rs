@@ -60,6 +60,8 @@ struct Reader {
     start: SequenceNumber,
     from: SequenceNumber,
     stage: Stage,
+    /// Where the shard ended before it was last read.
+    seen: SequenceNumber,
 }
 
 #[derive(Debug)]
@@ -109,6 +111,7 @@ impl Node {
                 start,
                 from: start,
                 stage: Stage::InTurn,
+                seen: SequenceNumber::ZERO,
             });
         }
         Ok(Subscription {
@@ -142,7 +145,6 @@ impl Subscription {
             {
                 return self.end(error);
             }
-            self.adopt_state();
             self.ready.take(&mut self.marked);
             self.line_up_marked();
             while let Some(token) = self.turns.pop_front() {
@@ -209,15 +211,18 @@ impl Subscription {
 
     /// Looks at a shard whose turn it is, and lines it up again if there may be more.
     fn look(&mut self, token: u32) -> Result<Look, Error> {
+        self.adopt_state();
         let Some(reader) = self.shards.get_mut(token as usize) else {
             return Ok(Look::Nothing);
         };
         let (found, from_disk) = match &reader.stage {
-            Stage::InTurn => (
-                self.node
-                    .read_hot(&reader.shard, reader.from, self.budget)?,
-                false,
-            ),
+            Stage::InTurn => {
+                reader.seen = reader.shard.tail.end();
+                let found = self
+                    .node
+                    .read_hot(&reader.shard, reader.from, self.budget)?;
+                (found, false)
+            }
             Stage::Ahead(fetched) => {
                 let Some(fetched) = lock(fetched).take() else {
                     return Ok(Look::Nothing);
@@ -233,13 +238,14 @@ impl Subscription {
             self.read_ahead();
             return Ok(Look::Nothing);
         };
+        let advanced = found.next > reader.from;
         reader.from = found.next.max(reader.from);
         let ends = reader
             .shard
             .closed_at()
             .is_some_and(|end| reader.from >= end);
         if found.pieces.is_empty() && !ends {
-            self.arm(token);
+            self.arm(token, advanced);
             self.read_ahead();
             return Ok(Look::Nothing);
         }
@@ -261,6 +267,7 @@ impl Subscription {
         let Some(reader) = self.shards.get_mut(token as usize) else {
             return;
         };
+        reader.seen = reader.shard.tail.end();
         match self.node.read_hot(&reader.shard, reader.from, self.budget) {
             Ok(None) => self.for_disk.push_back(token),
             // It has caught up with what was written last: these are slices, and cost nothing to keep.
@@ -274,14 +281,18 @@ impl Subscription {
         }
     }
 
-    /// Waits for the shard's lane, unless something came meanwhile.
-    fn arm(&mut self, token: u32) {
+    /// Waits for the shard's lane, unless something came since the shard was read, or the read got
+    /// `advanced` over a gap and may find more behind it. That the shard ends further on is not
+    /// enough: what was read may not be where the rest lies, and reading it again finds no more.
+    fn arm(&mut self, token: u32, advanced: bool) {
         let Some(reader) = self.shards.get_mut(token as usize) else {
             return;
         };
         reader.stage = Stage::Armed;
         reader.shard.tail.arm(&self.ready, token);
-        if reader.shard.tail.end() > reader.from {
+        let end = reader.shard.tail.end();
+        let more = end > reader.from && (advanced || end != reader.seen);
+        if more || self.stream.is_stale(&self.state) {
             self.marked.push(token);
             self.line_up_marked();
         }
@@ -296,6 +307,7 @@ impl Subscription {
                 continue;
             };
             self.ahead += 1;
+            reader.seen = reader.shard.tail.end();
             let fetched = Arc::new(ReadAhead::default());
             reader.stage = Stage::Ahead(Arc::clone(&fetched));
             let (node, shard) = (Arc::clone(&self.node), Arc::clone(&reader.shard));

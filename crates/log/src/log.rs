@@ -299,6 +299,13 @@ impl Log {
         RoundNumber(self.writer.chain.durable)
     }
 
+    /// Makes a shard known that the log does not hold, in which numbers from `from` up to `to` may
+    /// have been given out here and lost: it begins at `from` with that jump, for readers to step
+    /// over. The jump is durable with the next round; until then opening again finds as little.
+    pub fn open_after_jump(&mut self, shard: ShardId, from: SequenceNumber, to: SequenceNumber) {
+        self.writer.open_after_jump(shard, from, to);
+    }
+
     /// Moves a shard's trim horizon up to `before` (a batch boundary or beyond; never back).
     /// Readers see it at once; it is durable with the next round, which the caller makes happen.
     pub fn trim(&mut self, shard: ShardId, before: SequenceNumber) {

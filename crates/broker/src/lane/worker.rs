@@ -1,5 +1,6 @@
 //! The lane's thread: what came since the last round becomes the next one.
 
+mod asked;
 mod closing;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -54,7 +55,10 @@ pub(super) struct Worker {
     barriers: Vec<Barrier>,
     /// A snapshot whose rounds are not all on disk yet.
     snapshot: Option<(RoundNumber, flumen_log::SnapshotJob)>,
-    /// Something was written since the log was last seen idle with nothing due.
+    /// Since when there are shards whose state came with them from another log and is in no snapshot
+    /// of this one. It must be before the other log forgets them.
+    moved_in: Option<Timestamp>,
+    /// Something is due later, or was written since the log was last seen idle.
     restless: bool,
     /// Bytes of the round that the full disk refused last, until one like it would be taken.
     refused_bytes: Option<u64>,
@@ -87,6 +91,7 @@ impl Worker {
             sync_running: false,
             barriers: Vec::new(),
             snapshot: None,
+            moved_in: None,
             restless: true,
             refused_bytes: None,
             shutdown: None,
@@ -210,6 +215,7 @@ impl Worker {
         }
         let accepted = self.log().accepts(bytes).map_err(Error::from);
         self.note_full(accepted.as_ref().err(), bytes);
+        self.restless |= accepted.is_err();
         accepted
     }
 
@@ -301,18 +307,30 @@ impl Worker {
             return;
         }
         let now = self.context.clock.now();
+        if let Some(bytes) = self.refused_bytes {
+            // Whoever watches learns that there is room again, whether or not somebody appends.
+            let _ = self.accepts(bytes);
+        }
         if self.turns.is_empty() && self.log().idle_round_due(now) {
             self.idle_round(now);
         }
-        if self.log().snapshot_due(now) && self.snapshot.is_none() {
+        if self.snapshot_due(now) && self.snapshot.is_none() {
             let states = self.desk.states();
             let job = self.log.as_mut().expect(OPEN).snapshot(states, now);
             self.snapshot = Some((self.written, job));
+            self.moved_in = None;
             self.reached_disk();
         }
         let due_later = self.context.idle_vouch;
         let later = now.saturating_add(due_later.saturating_mul(1000));
-        self.restless = self.log().idle_round_due(later) || self.log().snapshot_due(later);
+        self.restless = self.refused_bytes.is_some()
+            || self.log().idle_round_due(later)
+            || self.snapshot_due(later);
+    }
+
+    fn snapshot_due(&self, now: Timestamp) -> bool {
+        let moved_in = |since| now.since(since) >= self.context.idle_vouch;
+        self.moved_in.is_some_and(moved_in) || self.log().snapshot_due(now)
     }
 
     /// Not asked whether the disk is full: trims and deletes travel in it, and they free space.
@@ -397,75 +415,6 @@ impl Worker {
         self.snapshot = None;
         // Whoever waits for the disk learns it by the sender that is dropped.
         self.barriers.clear();
-    }
-
-    fn control(&mut self, control: Control) {
-        match control {
-            Control::Open(shards, done) => {
-                shards.into_iter().for_each(|shard| self.desk.open(shard));
-                if let Some(done) = done {
-                    let _ = done.send(());
-                }
-            }
-            Control::Hold(shards, done) => self.hold(&shards, done),
-            Control::Release { shards, to, done } => {
-                self.release(&shards, to.as_ref());
-                let _ = done.send(());
-            }
-            Control::Departed { shard, to, state } => self.desk.departed(shard, to, state),
-            Control::Trim(shards, done) => {
-                for (shard, before) in shards {
-                    self.log.as_mut().expect(OPEN).trim(shard, before);
-                }
-                self.restless = true;
-                let _ = done.send(());
-            }
-            Control::Forget(shards) => {
-                for shard in shards {
-                    self.desk.forget(shard, &mut self.turns);
-                    self.log.as_mut().expect(OPEN).forget(shard);
-                }
-                self.restless = true;
-            }
-            Control::Synced(done) => self.synced(done),
-            Control::Shutdown(done) => self.shutdown = Some(done),
-            Control::Stop => self.stopped = true,
-        }
-    }
-
-    fn hold(&mut self, shards: &[ShardId], done: oneshot::Sender<Vec<(ShardId, SequenceNumber)>>) {
-        if self.lane.is_poisoned() {
-            return;
-        }
-        let (desk, turns) = (&mut self.desk, &mut self.turns);
-        let numbers = shards
-            .iter()
-            .filter_map(|&id| Some((id, desk.hold(id, turns)?)))
-            .collect();
-        self.barriers.push(Barrier {
-            round: self.written,
-            numbers,
-            done,
-        });
-        self.reached_disk();
-    }
-
-    fn release(&mut self, shards: &[ShardId], to: Option<&Arc<Lane>>) {
-        let Some(to) = to.filter(|to| !Arc::ptr_eq(to, &self.lane)) else {
-            return shards
-                .iter()
-                .for_each(|&id| self.desk.resume(id, &mut self.turns));
-        };
-        let (mut departing, mut batches) = (Vec::new(), Vec::new());
-        for &id in shards {
-            if let Some((shard, held)) = self.desk.depart(id, to) {
-                departing.push(shard);
-                batches.extend(held);
-            }
-        }
-        to.send(Control::Open(departing, None));
-        self.desk.pass_on(to, &mut batches);
-        self.restless = true;
     }
 
     fn log(&self) -> &Log {

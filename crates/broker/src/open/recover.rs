@@ -46,8 +46,12 @@ pub(super) fn recover(
     let mut shards = HashMap::new();
     for info in catalog.streams().flat_map(|stream| &stream.shards) {
         let home = home(info);
-        let shard = bring_together(info, &mut history, &found, issued);
-        let log = logs.iter().find(|(key, _)| *key == home);
+        let (shard, jump) = bring_together(info, &mut history, &found, issued);
+        let mut log = logs.iter_mut().find(|(key, _)| *key == home);
+        if let (Some((_, log)), Some(jump)) = (&mut log, jump) {
+            // Where the shard is, so that readers step over it.
+            log.open_after_jump(info.id, jump.from, jump.to);
+        }
         let end = match log.and_then(|(_, log)| log.reader().bounds(info.id)) {
             Some(bounds) => bounds.durable_end,
             None => shard.next(),
@@ -145,13 +149,19 @@ fn home(info: &ShardInfo) -> LogKey {
         .log
 }
 
+/// Numbers that may have been given out in a log that knows nothing of the shard any more.
+struct Jump {
+    from: SequenceNumber,
+    to: SequenceNumber,
+}
+
 /// Ends a shard's recovery with what the logs it lies in remember, oldest first.
 fn bring_together(
     info: &ShardInfo,
     history: &mut History,
     found: &BTreeMap<LogKey, Found>,
     issued: ProducerId,
-) -> Shard {
+) -> (Shard, Option<Jump>) {
     let mut building = history.take(info);
     let mut newest: Option<ShardRecovery> = None;
     let mut complete = !building.lost;
@@ -180,24 +190,33 @@ fn bring_together(
     let log = found.get(&home);
     let held = log.is_some_and(|log| log.shards.contains_key(&info.id));
     let clean = log.is_none_or(|log| log.clean);
+    let moved_at = info
+        .placements
+        .last()
+        .map_or(SequenceNumber::ZERO, |placement| placement.from);
     if !held && !clean && home.durability == Durability::Memory {
         // Whatever was acknowledged there is gone without a trace.
-        let from = info
-            .placements
-            .last()
-            .map_or(SequenceNumber::ZERO, |placement| placement.from);
-        let before = newest.unwrap_or_else(|| untouched(info.id, from));
-        let next = before.next.plus(JUMP);
+        let before = newest.unwrap_or_else(|| untouched(info.id, moved_at));
+        let (from, to) = (before.next, before.next.plus(JUMP));
         let recovery = ShardRecovery {
-            next,
-            jumped: Some(next),
+            next: to,
+            jumped: Some(to),
             ..before
         };
         building.shard.recovered(&recovery, false, issued);
-    } else if let Some(newest) = newest {
-        building.shard.recovered(&newest, complete, issued);
+        return (building.shard, Some(Jump { from, to }));
     }
-    building.shard
+    if let Some(newest) = newest {
+        building.shard.recovered(&newest, complete, issued);
+    } else if building.told || moved_at > SequenceNumber::ZERO {
+        // It moved here, nothing was written since, and where it was all has expired.
+        let next = moved_at.max(building.shard.next());
+        let complete = complete && building.told;
+        building
+            .shard
+            .recovered(&untouched(info.id, next), complete, issued);
+    }
+    (building.shard, None)
 }
 
 fn untouched(shard: ShardId, from: SequenceNumber) -> ShardRecovery {
@@ -224,7 +243,11 @@ struct Building {
     shard: Shard,
     /// Its saved state was not usable.
     lost: bool,
-    moved: bool,
+    /// A saved state was.
+    told: bool,
+    /// The logs it lies in. What others tell is out of date: it has left them, and they have not
+    /// forgotten it yet.
+    logs: Vec<LogKey>,
     range: HashRange,
 }
 
@@ -240,7 +263,12 @@ impl History {
             let building = Building {
                 shard: Shard::new(info.id, info.range, &config),
                 lost: false,
-                moved: info.placements.len() > 1,
+                told: false,
+                logs: info
+                    .placements
+                    .iter()
+                    .map(|placement| placement.log)
+                    .collect(),
                 range: info.range,
             };
             (info.id, building)
@@ -273,7 +301,8 @@ impl History {
 
     fn hear(&mut self, log: LogKey, shard: ShardId, told: Told) {
         match self.building.get_mut(&shard) {
-            Some(building) if building.moved => {
+            Some(building) if !building.logs.contains(&log) => {}
+            Some(building) if building.logs.len() > 1 => {
                 self.told.entry((log, shard)).or_default().push(told);
             }
             Some(building) => building.hear(told, &self.config),
@@ -288,11 +317,11 @@ impl Building {
         match told {
             // A later log's snapshot knows all that came before.
             Told::State(state) => match self.shard.restore(&state) {
-                Ok(()) => self.lost = false,
+                Ok(()) => (self.lost, self.told) = (false, true),
                 Err(reason) => {
                     tracing::warn!(shard = %self.shard.id(), reason, "the saved state of a shard is not usable; its producers go on under new ids");
                     self.shard = Shard::new(self.shard.id(), self.range, config);
-                    self.lost = true;
+                    (self.lost, self.told) = (true, false);
                 }
             },
             Told::Batch(mark, partial) => self.shard.replay(&mark, partial),

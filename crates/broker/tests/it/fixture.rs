@@ -229,3 +229,15 @@ pub(crate) fn counted(range: std::ops::Range<u64>) -> Vec<(u64, Bytes)> {
         .map(|number| (number, Bytes::from(number.to_string())))
         .collect()
 }
+
+/// Moves the clock on, second by second, until it is so: idle rounds, sweeps and snapshots are due
+/// by the clock.
+pub(crate) async fn eventually(clock: &Clock, what: &str, mut is_so: impl FnMut() -> bool) {
+    let mut waited = Duration::ZERO;
+    while !is_so() {
+        assert!(waited < WAIT, "in vain: {what}");
+        clock.advance(Duration::from_secs(1));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        waited += Duration::from_millis(50);
+    }
+}

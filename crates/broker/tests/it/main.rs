@@ -8,5 +8,7 @@
 
 mod append;
 mod fixture;
+mod moves;
 mod put;
 mod read;
+mod space;

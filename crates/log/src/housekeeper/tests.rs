@@ -1,3 +1,5 @@
+//! What a step of housekeeping does and leaves.
+
 use std::sync::Arc;
 
 use crate::config::LogConfig;

@@ -1,5 +1,7 @@
 //! Writing rounds: admission, layout, the write itself, and what becomes readable.
 
+mod shards;
+
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,7 +16,7 @@ use crate::index::{Run, ShardCell, ShardMap};
 use crate::round::{NewRun, RoundEncoder, RoundHeader};
 use crate::segment::{FooterPlace, Segment};
 use crate::shared::{Shared, count};
-use crate::state::{Gap, ShardStanding};
+use crate::state::Gap;
 use crate::work::{Sealing, Touched};
 
 /// Trims and deletions that travel in one round; the rest waits for the next.
@@ -90,46 +92,6 @@ impl Writer {
     /// and it carries the jumps, so that no number is given out twice.
     pub(crate) fn is_at_start(&self) -> bool {
         self.chain.round == self.opened_after
-    }
-
-    /// Notes where shards jump in front of `frames` and finds their cells.
-    pub(crate) fn prepare_shards(&mut self, frames: &[NewFrame]) {
-        let mut last: Option<ShardId> = None;
-        for frame in frames {
-            if last == Some(frame.shard) {
-                continue;
-            }
-            last = Some(frame.shard);
-            self.prepare_shard(frame.shard, frame.base);
-        }
-    }
-
-    fn prepare_shard(&mut self, shard: ShardId, base: SequenceNumber) {
-        if let Some(known) = self.shards.get_mut(&shard) {
-            debug_assert!(base >= known.end, "BUG: sequence numbers never go back");
-            if base > known.end {
-                self.jumps.push(Control::Jump {
-                    shard,
-                    from: known.end,
-                    to: base,
-                    lost: false,
-                });
-                known.end = base;
-            }
-            return;
-        }
-        let mut standing = ShardStanding::new(shard);
-        standing.horizon = base;
-        standing.end = base;
-        let cell = ShardCell::new(&standing);
-        self.shared.index.insert(Arc::clone(&cell));
-        self.shards.insert(shard, WriterShard { cell, end: base });
-        if base > SequenceNumber::ZERO {
-            self.jumps.push(Control::Trim {
-                shard,
-                before: base,
-            });
-        }
     }
 
     /// What travels in the next round besides frames.

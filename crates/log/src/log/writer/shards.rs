@@ -1,0 +1,87 @@
+//! Shards as they come into a log and jump in it.
+
+use std::sync::Arc;
+
+use flumen_record::{SequenceNumber, ShardId};
+
+use super::{NewFrame, Writer, WriterShard};
+use crate::control::Control;
+use crate::index::ShardCell;
+use crate::state::{Gap, ShardStanding};
+
+impl Writer {
+    /// Notes where shards jump in front of `frames` and finds their cells.
+    pub(crate) fn prepare_shards(&mut self, frames: &[NewFrame]) {
+        let mut last: Option<ShardId> = None;
+        for frame in frames {
+            if last == Some(frame.shard) {
+                continue;
+            }
+            last = Some(frame.shard);
+            self.prepare_shard(frame.shard, frame.base);
+        }
+    }
+
+    fn prepare_shard(&mut self, shard: ShardId, base: SequenceNumber) {
+        if let Some(known) = self.shards.get_mut(&shard) {
+            debug_assert!(base >= known.end, "BUG: sequence numbers never go back");
+            if base > known.end {
+                self.jumps.push(Control::Jump {
+                    shard,
+                    from: known.end,
+                    to: base,
+                    lost: false,
+                });
+                known.end = base;
+            }
+            return;
+        }
+        self.open_shard(shard, base);
+    }
+
+    /// Takes in a shard of which the log holds nothing.
+    fn open_shard(&mut self, shard: ShardId, base: SequenceNumber) -> Arc<ShardCell> {
+        let mut standing = ShardStanding::new(shard);
+        standing.horizon = base;
+        standing.end = base;
+        let cell = ShardCell::new(&standing);
+        self.shared.index.insert(Arc::clone(&cell));
+        let known = WriterShard {
+            cell: Arc::clone(&cell),
+            end: base,
+        };
+        self.shards.insert(shard, known);
+        if base > SequenceNumber::ZERO {
+            self.jumps.push(Control::Trim {
+                shard,
+                before: base,
+            });
+        }
+        cell
+    }
+
+    /// [`crate::Log::open_after_jump`].
+    pub(crate) fn open_after_jump(
+        &mut self,
+        shard: ShardId,
+        from: SequenceNumber,
+        to: SequenceNumber,
+    ) {
+        debug_assert!(!self.shards.contains_key(&shard), "BUG: it is here already");
+        let cell = self.open_shard(shard, from);
+        cell.lock().jump(Gap {
+            from,
+            to,
+            lost: false,
+        });
+        if let Some(known) = self.shards.get_mut(&shard) {
+            known.end = to;
+        }
+        self.jumps.push(Control::Jump {
+            shard,
+            from,
+            to,
+            lost: false,
+        });
+    }
+}
