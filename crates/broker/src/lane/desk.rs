@@ -176,11 +176,12 @@ impl Desk {
         let shard = &mut open.shard.shard;
         let header = submission.batch.header();
         let (base, arrival, duplicate, waits) = match shard.admit(header, now) {
-            Admission::Append { base, arrival } => match stop {
+            Admission::Append { base, arrival } => match submission.refusal.as_deref().or(stop) {
                 None => (base, arrival, false, true),
                 Some(error) => {
                     shard.abandon(base);
-                    return self.refuse(submission, error.clone());
+                    let error = error.clone();
+                    return self.refuse(submission, error);
                 }
             },
             // What is not durable and not in a round that is under way has an unknown outcome.
