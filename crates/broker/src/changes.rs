@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use flumen_log::LogKey;
 use flumen_record::{ProducerId, SequenceNumber, ShardId, ShardIndex, StreamName};
-use flumen_stream::{NewStream, Shard, StreamInfo, StreamUpdate};
+use flumen_stream::{Catalog, NewStream, Shard, StreamInfo, StreamUpdate};
 use tokio::sync::oneshot;
 
 use crate::describe::describe;
@@ -81,19 +81,28 @@ impl Node {
         let info = self
             .with_catalog(move |catalog| Ok(catalog.create(new, now)?))
             .await?;
-        let handles = match self
-            .handles(&info, |_| Arc::new(Tail::new(SequenceNumber::ZERO)))
-            .await
-        {
+        let handles = match self.open_shards(&info).await {
             Ok(handles) => handles,
             Err(error) => {
-                // Its log does not open: as if it had never been there.
+                // Its log does not open, or has ended: as if the stream had never been there.
                 let name = info.name.clone();
                 self.with_catalog(move |catalog| Ok(catalog.delete(&name, now)?))
                     .await?;
                 return Err(error);
             }
         };
+        let stream = Stream::new(info, handles);
+        self.streams.insert(Arc::clone(&stream));
+        Ok(describe(&stream))
+    }
+
+    /// Opens the shards of a new stream in their lanes: all of them, or none.
+    async fn open_shards(
+        self: &Arc<Self>,
+        info: &Arc<StreamInfo>,
+    ) -> Result<Vec<Arc<ShardHandle>>, Error> {
+        let new_tail = |_| Arc::new(Tail::new(SequenceNumber::ZERO));
+        let handles = self.handles(info, new_tail).await?;
         let mut by_lane = PerLane::default();
         for handle in &handles {
             let shard = Shard::new(handle.id, handle.info.range, &self.config.stream);
@@ -101,11 +110,12 @@ impl Node {
             by_lane.add(handle.lane(), OpenShard { shard, tail });
         }
         for (lane, shards) in by_lane {
-            ask(&lane, |done| Control::Open(shards, Some(done))).await?;
+            if let Err(error) = ask(&lane, |done| Control::Open(shards, Some(done))).await {
+                forget(&handles);
+                return Err(error);
+            }
         }
-        let stream = Stream::new(info, handles);
-        self.streams.insert(Arc::clone(&stream));
-        Ok(describe(&stream))
+        Ok(handles)
     }
 
     async fn delete(self: Arc<Self>, name: StreamName) -> Result<(), Error> {
@@ -117,17 +127,11 @@ impl Node {
         self.streams.remove(&stream.name);
         let state = stream.state();
         let mut wakers = Vec::new();
-        let mut by_lane = PerLane::default();
         for shard in &state.shards {
             shard.tail.stir(&mut wakers);
-            for place in &shard.places {
-                by_lane.add(&place.lane, shard.id);
-            }
         }
         wakers.into_iter().for_each(std::task::Waker::wake);
-        for (lane, shards) in by_lane {
-            lane.send(Control::Forget(shards));
-        }
+        forget(&state.shards);
         Ok(())
     }
 
@@ -138,33 +142,41 @@ impl Node {
     ) -> Result<StreamDescription, Error> {
         let stream = self.streams.get(name)?;
         let state = stream.state();
+        let settings = update.applied_to(&state.info.settings);
+        // Nothing is held or opened for what would be refused.
+        settings.check()?;
         let moving: Vec<Arc<ShardHandle>> = {
-            let mut settings = state.info.settings.clone();
-            settings.durability = update.durability.unwrap_or(settings.durability);
-            settings.retention = update.retention.unwrap_or(settings.retention);
             let open = state
                 .shards
                 .iter()
                 .filter(|shard| shard.closed_at().is_none());
             open.filter(|shard| {
                 let key = shard.lane().key();
-                flumen_stream::Catalog::log_for(&settings, key.lane) != key
+                Catalog::log_for(&settings, key.lane) != key
             })
             .cloned()
             .collect()
         };
+        // The new logs must open before anything rests on them.
+        for shard in &moving {
+            self.lane(Catalog::log_for(&settings, shard.lane().key().lane))
+                .await?;
+        }
         let held = self.hold(&moving).await?;
-        let moves: Vec<_> = held
+        let moves = held
             .iter()
             .flat_map(|held| &held.numbers)
             .copied()
             .collect();
-        let changed = self.record_update(name, update, moves).await;
-        let (info, handles) = match changed {
+        let (info, handles) = match self.record_update(&stream, update, moves).await {
             Ok(changed) => changed,
-            Err(error) => {
+            Err(NotChanged::Refused(error)) => {
+                release_all(held).await;
+                return Err(error);
+            }
+            Err(NotChanged::Unknown(error)) => {
                 for held in held {
-                    held.release(None).await;
+                    held.freeze().await;
                 }
                 return Err(error);
             }
@@ -185,34 +197,27 @@ impl Node {
     /// Writes the change down; its streams' shards as they are after it.
     async fn record_update(
         self: &Arc<Self>,
-        name: &StreamName,
+        stream: &Stream,
         update: StreamUpdate,
         moves: Vec<(ShardIndex, SequenceNumber)>,
-    ) -> Result<(Arc<StreamInfo>, Vec<Arc<ShardHandle>>), Error> {
+    ) -> Result<(Arc<StreamInfo>, Vec<Arc<ShardHandle>>), NotChanged> {
         let now = self.clock.now();
-        let stream = self.streams.get(name)?;
         let state = stream.state();
-        if !moves.is_empty() {
-            // The new log must open before anything rests on it.
-            let mut settings = state.info.settings.clone();
-            settings.durability = update.durability.unwrap_or(settings.durability);
-            settings.retention = update.retention.unwrap_or(settings.retention);
-            for shard in &state.shards {
-                let key = flumen_stream::Catalog::log_for(&settings, shard.lane().key().lane);
-                self.lane(key).await?;
-            }
-        }
-        let name = name.clone();
-        let change = move |catalog: &mut flumen_stream::Catalog| {
-            Ok(catalog.update(&name, &update, &moves, now)?)
+        let name = stream.name.clone();
+        let change = move |catalog: &mut Catalog| Ok(catalog.update(&name, &update, &moves, now)?);
+        let info = match self.with_catalog(change).await {
+            Ok(info) => info,
+            Err(Error::OutcomeUnknown) => return Err(NotChanged::Unknown(Error::OutcomeUnknown)),
+            Err(error) => return Err(NotChanged::Refused(error)),
         };
-        let info = self.with_catalog(change).await?;
         let tail = |id: ShardId| {
             let known = state.shard(id.index()).map(|shard| Arc::clone(&shard.tail));
             known.unwrap_or_else(|| Arc::new(Tail::new(SequenceNumber::ZERO)))
         };
-        let handles = self.handles(&info, tail).await?;
-        Ok((info, handles))
+        match self.handles(&info, tail).await {
+            Ok(handles) => Ok((info, handles)),
+            Err(error) => Err(NotChanged::Unknown(error)),
+        }
     }
 
     /// Holds shards back in their lanes.
@@ -225,11 +230,17 @@ impl Node {
         for (lane, ids) in by_lane {
             match ask(&lane, |done| Control::Hold(ids.clone(), done)).await {
                 Ok(numbers) => {
+                    let all = numbers.len() == ids.len();
                     let numbers = numbers
                         .into_iter()
                         .map(|(id, next)| (id.index(), next))
                         .collect();
                     held.push(Held { lane, ids, numbers });
+                    if !all {
+                        // A change with an unknown outcome has frozen some.
+                        release_all(held).await;
+                        return Err(Error::Poisoned);
+                    }
                 }
                 Err(error) => {
                     // This lane's hold may stand; it does not know whom to answer any more.
@@ -238,9 +249,7 @@ impl Node {
                         ids,
                         numbers: Vec::new(),
                     });
-                    for held in held {
-                        held.release(None).await;
-                    }
+                    release_all(held).await;
                     return Err(error);
                 }
             }
@@ -284,6 +293,34 @@ impl Node {
     }
 }
 
+/// Why a change was not carried through.
+enum NotChanged {
+    /// It is not in the catalog.
+    Refused(Error),
+    /// It may be.
+    Unknown(Error),
+}
+
+/// Tells the lanes of shards to forget them.
+fn forget(shards: &[Arc<ShardHandle>]) {
+    let mut by_lane = PerLane::default();
+    for shard in shards {
+        for place in &shard.places {
+            by_lane.add(&place.lane, shard.id);
+        }
+    }
+    for (lane, shards) in by_lane {
+        lane.send(Control::Forget(shards));
+    }
+}
+
+/// Lets everything go on where it is.
+async fn release_all(held: Vec<Held>) {
+    for held in held {
+        held.release(None).await;
+    }
+}
+
 /// Shards that one lane holds back.
 struct Held {
     lane: Arc<Lane>,
@@ -297,6 +334,18 @@ impl Held {
         let shards = self.ids;
         // A lane that has ended has answered its batches itself.
         let _ = ask(&self.lane, |done| Control::Release { shards, to, done }).await;
+    }
+
+    /// Gives them up: nobody knows in which log they go on after the next start, and what one log
+    /// acknowledged would be missing in the other.
+    async fn freeze(self) {
+        tracing::error!(
+            lane = %self.lane.label(),
+            shards = self.ids.len(),
+            "a change of the catalog has an unknown outcome; its shards take appends again after a restart"
+        );
+        let shards = self.ids;
+        let _ = ask(&self.lane, |done| Control::Freeze(shards, done)).await;
     }
 
     /// The parts that go to different lanes.
@@ -336,4 +385,60 @@ pub(crate) async fn ask<T>(
             Error::Draining
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use flumen_log::MemoryStorage;
+    use flumen_stream::StreamSettings;
+
+    use super::*;
+    use crate::{BrokerConfig, Clock};
+
+    fn new_stream(name: &str) -> NewStream {
+        NewStream {
+            name: name.parse().unwrap(),
+            shards: 1,
+            settings: StreamSettings::default(),
+        }
+    }
+
+    /// Otherwise its name would be taken until the next start by a stream that nobody can reach.
+    #[tokio::test]
+    async fn a_stream_whose_lane_has_ended_is_not_created() {
+        let storage = Arc::new(MemoryStorage::new());
+        let node = crate::open::open(storage, BrokerConfig::default(), Clock::system())
+            .await
+            .unwrap();
+        let settings = StreamSettings::default();
+        let lane = node.lane(Catalog::log_for(&settings, 0)).await.unwrap();
+        lane.send(Control::Stop);
+        lane.join();
+        for _ in 0..2 {
+            let refused = node.create_stream(new_stream("readings")).await;
+            assert_eq!(refused.unwrap_err(), Error::Draining);
+        }
+        let name = new_stream("readings").name;
+        let known = node
+            .with_catalog(move |catalog| Ok(catalog.stream(&name)))
+            .await;
+        assert_eq!(known, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn no_log_is_opened_for_settings_that_are_refused() {
+        let storage = Arc::new(MemoryStorage::new());
+        let node = crate::open::open(storage, BrokerConfig::default(), Clock::system())
+            .await
+            .unwrap();
+        let created = node.create_stream(new_stream("readings")).await.unwrap();
+        let update = StreamUpdate {
+            retention: Some(std::time::Duration::from_secs(3600)),
+            max_record_bytes: Some(1),
+            ..StreamUpdate::default()
+        };
+        let refused = node.update_stream(&created.name, update).await;
+        assert!(matches!(refused, Err(Error::OutOfBounds { .. })));
+        assert_eq!(node.lanes.all().len(), 1);
+    }
 }

@@ -19,6 +19,8 @@ use crate::lock::lock;
 
 /// A larger step of the wall clock against the monotonic one is a jump.
 const JUMP: Duration = Duration::from_secs(5 * 60);
+/// While there is a jump, how long the machine has slept is asked this often: that reads a file.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A jump that lasts this long is believed.
 const CONFIRMED_AFTER: Duration = Duration::from_secs(24 * 3600);
 
@@ -70,6 +72,16 @@ struct Jump {
     since: Duration,
     /// By how much, in microseconds.
     micros: i64,
+    /// How long the machine had slept, and the monotonic time at which that was asked.
+    slept: Duration,
+    asked: Duration,
+}
+
+impl Jump {
+    /// Whether the clocks are still as far apart.
+    fn explains(&self, micros: i64) -> bool {
+        u128::from(self.micros.abs_diff(micros)) <= JUMP.as_micros()
+    }
 }
 
 impl Default for Clock {
@@ -247,20 +259,27 @@ impl Guard {
             *self = Self::trusting(reading, self.slept);
             return reading.wall;
         }
+        let awake = |slept: Duration| expected.saturating_add(slept.saturating_sub(self.slept));
+        if let Some(jump) = self.jump
+            && reading.monotonic.saturating_sub(jump.asked) < ASK_AGAIN
+            && jump.explains(signed_micros(reading.wall, awake(jump.slept)))
+        {
+            return awake(jump.slept);
+        }
         let slept = slept();
-        let expected = expected.saturating_add(slept.saturating_sub(self.slept));
+        let expected = awake(slept);
         if apart(reading.wall, expected) <= JUMP {
             *self = Self::trusting(reading, slept);
             return reading.wall;
         }
         let micros = signed_micros(reading.wall, expected);
-        let jump = match self.jump {
+        let known = self.jump.filter(|jump| jump.explains(micros));
+        let jump = Jump {
             // A second jump on top of the first one starts the wait again.
-            Some(jump) if u128::from(jump.micros.abs_diff(micros)) <= JUMP.as_micros() => jump,
-            _ => Jump {
-                since: reading.monotonic,
-                micros,
-            },
+            since: known.map_or(reading.monotonic, |jump| jump.since),
+            micros: known.map_or(micros, |jump| jump.micros),
+            slept,
+            asked: reading.monotonic,
         };
         if reading.monotonic.saturating_sub(jump.since) >= CONFIRMED_AFTER {
             *self = Self::trusting(reading, slept);
@@ -379,5 +398,55 @@ mod tests {
         };
         assert_eq!(guard.observe(woken, || DAY - MINUTE), woken.wall);
         assert!(guard.jump.is_none());
+    }
+
+    /// Every lane asks for the time several times a round, for as long as a jump lasts.
+    #[test]
+    fn a_jump_does_not_make_the_clock_slow() {
+        let start = Reading {
+            wall: Timestamp::from_micros(1_800_000_000_000_000),
+            monotonic: Duration::ZERO,
+        };
+        let mut guard = Guard::trusting(start, Duration::ZERO);
+        let mut asked = 0;
+        let mut observe = |passed: Duration| {
+            let reading = Reading {
+                wall: start.wall.saturating_add(DAY + passed),
+                monotonic: passed,
+            };
+            let now = guard.observe(reading, || {
+                asked += 1;
+                Duration::ZERO
+            });
+            assert_eq!(now, start.wall.saturating_add(passed));
+        };
+        for millis in 0..3500 {
+            observe(Duration::from_millis(millis));
+        }
+        assert_eq!(asked, 4);
+    }
+
+    /// What it has slept while there was a jump does not add to the jump.
+    #[test]
+    fn sleep_during_a_jump_is_seen_at_once() {
+        let start = Reading {
+            wall: Timestamp::from_micros(1_800_000_000_000_000),
+            monotonic: Duration::ZERO,
+        };
+        let mut guard = Guard::trusting(start, Duration::ZERO);
+        let jumped = Reading {
+            wall: start.wall.saturating_add(2 * DAY),
+            monotonic: Duration::ZERO,
+        };
+        assert_eq!(guard.observe(jumped, || Duration::ZERO), start.wall);
+        let passed = Duration::from_millis(1);
+        let woken = Reading {
+            wall: start.wall.saturating_add(3 * DAY + passed),
+            monotonic: passed,
+        };
+        let now = start.wall.saturating_add(DAY + passed);
+        assert_eq!(guard.observe(woken, || DAY), now);
+        let jump = guard.jump.unwrap();
+        assert_eq!(jump.since, Duration::ZERO);
     }
 }

@@ -91,8 +91,9 @@ fn run(mut housekeeper: Housekeeper, label: &str, clock: &Clock, stop: &AtomicBo
                 if std::mem::take(&mut failed) {
                     tracing::info!(log = label, "housekeeping works again");
                 }
-                if !report.more {
-                    housekeeper.wait(WAIT);
+                if !report.more && !housekeeper.wait(WAIT) {
+                    // Its lane has ended without closing it in order.
+                    return;
                 }
             }
             Err(error) => {
@@ -107,5 +108,27 @@ fn run(mut housekeeper: Housekeeper, label: &str, clock: &Clock, stop: &AtomicBo
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flumen_log::{Log, LogConfig, LogKey, MemoryStorage};
+
+    use super::*;
+
+    /// A lane that panics drops its log: nobody wakes the thread any more, and waiting returns at
+    /// once.
+    #[test]
+    fn ends_with_its_log() {
+        let clock = Clock::system();
+        let storage = Arc::new(MemoryStorage::new());
+        let (key, config) = (LogKey::CATALOG, LogConfig::default());
+        let mut ignore = crate::open::Ignore;
+        let (log, _) = Log::open(storage, key, config, clock.now(), &mut ignore).unwrap();
+        let housekeeping = Housekeeping::start(log.housekeeper(), "test".to_owned(), clock);
+        drop(log);
+        // Joined without being told to stop.
+        housekeeping.thread.unwrap().join().unwrap();
     }
 }

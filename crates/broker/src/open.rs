@@ -20,6 +20,8 @@ use crate::lock::lock;
 use crate::node::{Lanes, Node};
 use crate::streams::{Place, ShardHandle, Stream, Streams};
 use crate::{BrokerConfig, Clock, Error, Metrics};
+#[cfg(test)]
+pub(crate) use recover::Ignore;
 use recover::{Recovered, RecoveredShard};
 
 /// Why a node does not start.

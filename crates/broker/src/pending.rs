@@ -29,6 +29,8 @@ pub(crate) struct Submission {
     pub(crate) session: Arc<Session>,
     /// Permits of the lane's queue that are given back with the answer.
     pub(crate) cost: u32,
+    /// Why it is refused unless it was stored before.
+    pub(crate) refusal: Option<Box<Error>>,
 }
 
 impl Submission {

@@ -34,7 +34,7 @@ impl Node {
         let (mut sender, mut receiver) = session::open(self, stream, false);
         for (request, batch) in encoded.batches.iter_mut().enumerate() {
             if let Some(bytes) = batch.bytes.take() {
-                sender.gather(request as u64, batch.shard, bytes, true);
+                sender.gather(request as u64, batch.shard, bytes);
             }
         }
         sender.set_patience(PATIENCE);

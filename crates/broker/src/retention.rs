@@ -1,10 +1,10 @@
 //! Expiring records: by arrival time and by bytes, regularly, also when nothing is appended.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use flumen_log::ReadError;
+use flumen_log::{LogKey, ReadError};
 use flumen_record::{SequenceNumber, ShardId, StreamId, Timestamp};
 use flumen_stream::StreamSettings;
 use flumen_stream::retention::{bytes_kept, expired_before};
@@ -19,6 +19,10 @@ use crate::streams::{ShardHandle, Stream};
 /// By time, a stream is looked at again after this part of its retention.
 const LOOKS_PER_RETENTION: u32 = 1000;
 
+/// When each stream is next looked at by time, and which version of it that was decided for: another
+/// retention is noticed at once.
+type Due = HashMap<StreamId, (u64, Timestamp)>;
+
 /// Starts the loop. It ends with the node.
 pub(crate) fn start(node: &Arc<Node>, runtime: &Handle) {
     let interval = Duration::from_millis(node.config.retention_interval_ms.max(1));
@@ -26,7 +30,7 @@ pub(crate) fn start(node: &Arc<Node>, runtime: &Handle) {
     let clock = node.clock.clone();
     let node = Arc::downgrade(node);
     runtime.spawn(async move {
-        let mut due = HashMap::new();
+        let mut due = Due::new();
         loop {
             tokio::select! {
                 () = clock.sleep(interval) => {}
@@ -35,11 +39,8 @@ pub(crate) fn start(node: &Arc<Node>, runtime: &Handle) {
             let Some(node) = Weak::upgrade(&node) else {
                 return;
             };
-            if let Err(error) = node.expire_due(&mut due).await
-                && error != Error::Draining
-            {
-                tracing::warn!(%error, "retention could not be applied; it is tried again");
-            }
+            // What failed was told, and stays due.
+            let _ = node.expire_due(&mut due).await;
         }
     });
 }
@@ -47,34 +48,60 @@ pub(crate) fn start(node: &Arc<Node>, runtime: &Handle) {
 impl Node {
     /// [`crate::Broker::apply_retention`].
     pub(crate) async fn apply_retention(self: &Arc<Self>) -> Result<(), Error> {
-        self.expire_due(&mut HashMap::new()).await
+        self.expire_due(&mut Due::new()).await
     }
 
-    /// Looks at every stream that is due; `due` remembers when each is next.
-    async fn expire_due(
-        self: &Arc<Self>,
-        due: &mut HashMap<StreamId, Timestamp>,
-    ) -> Result<(), Error> {
+    /// Looks at every stream that is due. One that fails does not stop the others: it is told, and
+    /// due again the next time. The first error is returned at the end.
+    async fn expire_due(self: &Arc<Self>, due: &mut Due) -> Result<(), Error> {
         if !self.clock.is_trusted() {
             return Ok(());
         }
         let now = self.clock.now();
         let streams = self.streams.all();
-        due.retain(|id, _| streams.iter().any(|stream| stream.state().info.id == *id));
+        let ids: HashSet<StreamId> = streams
+            .iter()
+            .map(|stream| stream.state().info.id)
+            .collect();
+        due.retain(|id, _| ids.contains(id));
+        let mut first = Ok(());
         for stream in streams {
-            let settings = stream.state().info.settings.clone();
-            let id = stream.state().info.id;
-            let by_time = due.get(&id).is_none_or(|at| *at <= now);
-            if by_time {
-                due.insert(
-                    id,
-                    now.saturating_add(settings.retention / LOOKS_PER_RETENTION),
-                );
+            match self.expire_if_due(&stream, due, now).await {
+                Ok(()) => {}
+                // It was deleted meanwhile.
+                Err(Error::StreamNotFound { .. }) => {}
+                Err(error) => {
+                    self.check_serving()?;
+                    tracing::warn!(
+                        stream = %stream.name,
+                        %error,
+                        "retention could not be applied; it is tried again"
+                    );
+                    first = first.and(Err(error));
+                }
             }
-            let cut_off = by_time.then(|| expired_before(&settings, now));
-            if cut_off.is_some() || settings.retention_bytes.is_some() {
-                self.expire(&stream, cut_off, settings).await?;
-            }
+        }
+        first
+    }
+
+    async fn expire_if_due(
+        self: &Arc<Self>,
+        stream: &Arc<Stream>,
+        due: &mut Due,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let info = Arc::clone(&stream.state().info);
+        let by_time = due
+            .get(&info.id)
+            .is_none_or(|(version, at)| *version != info.version || *at <= now);
+        let cut_off = by_time.then(|| expired_before(&info.settings, now));
+        if cut_off.is_some() || info.settings.retention_bytes.is_some() {
+            let settings = info.settings.clone();
+            self.expire(stream, cut_off, settings).await?;
+        }
+        if by_time {
+            let again = now.saturating_add(info.settings.retention / LOOKS_PER_RETENTION);
+            due.insert(info.id, (info.version, again));
         }
         Ok(())
     }
@@ -87,8 +114,8 @@ impl Node {
         settings: StreamSettings,
     ) -> Result<(), Error> {
         let state = stream.state();
-        let trims =
-            on_blocking_thread(move || find_trims(&state.shards, cut_off, &settings)).await?;
+        let (trims, found) =
+            on_blocking_thread(move || Ok(find_trims(&state.shards, cut_off, &settings))).await?;
         let mut by_lane = PerLane::default();
         for (shard, before) in trims {
             for place in &shard.places {
@@ -98,7 +125,8 @@ impl Node {
         for (lane, trims) in by_lane {
             ask(&lane, |done| Control::Trim(trims, done)).await?;
         }
-        self.leave_empty_logs(stream).await
+        self.leave_empty_logs(stream).await?;
+        found
     }
 
     /// Drops placements in logs where nothing of a shard is left.
@@ -121,7 +149,7 @@ impl Node {
         for shard in &state.shards {
             let horizon = shard.bounds().trim_horizon;
             for (at, (place, next)) in shard.places_with_next().enumerate() {
-                let (id, key) = (shard.id, place.lane.key());
+                let key = place.lane.key();
                 let used_later = shard
                     .places
                     .iter()
@@ -130,17 +158,18 @@ impl Node {
                 if next.is_none_or(|next| next > horizon) || used_later {
                     break;
                 }
-                self.with_catalog(move |catalog| Ok(catalog.drop_placement(id, key, now)?))
-                    .await?;
-                left.push((Arc::clone(&place.lane), id));
+                left.push((Arc::clone(&place.lane), shard.id));
             }
         }
         if left.is_empty() {
             return Ok(());
         }
+        let dropped: Vec<(ShardId, LogKey)> =
+            left.iter().map(|(lane, id)| (*id, lane.key())).collect();
         let name = stream.name.clone();
         let info = self
             .with_catalog(move |catalog| {
+                catalog.drop_placements(&dropped, now)?;
                 catalog.stream(&name).ok_or_else(|| Error::StreamNotFound {
                     stream: name.clone(),
                 })
@@ -154,40 +183,51 @@ impl Node {
         };
         let handles = self.handles(&info, tail).await?;
         stream.replace(info, handles);
-        for (lane, id) in left {
-            lane.send(Control::Forget(vec![id]));
+        let mut by_lane = PerLane::default();
+        left.iter().for_each(|(lane, id)| by_lane.add(lane, *id));
+        for (lane, shards) in by_lane {
+            lane.send(Control::Forget(shards));
         }
         Ok(())
     }
 }
 
-/// How far each shard's horizon is to move. Blocks.
+/// How far each shard's horizon is to move, as far as that can be found out; the first error of a
+/// shard where it cannot. Blocks.
 fn find_trims(
     shards: &[Arc<ShardHandle>],
     cut_off: Option<Timestamp>,
     settings: &StreamSettings,
-) -> Result<Vec<(Arc<ShardHandle>, SequenceNumber)>, Error> {
+) -> (Vec<(Arc<ShardHandle>, SequenceNumber)>, Result<(), Error>) {
     let stored: u64 = shards.iter().map(|shard| shard.bounds().stored_bytes).sum();
     let mut trims = Vec::new();
+    let mut first = Ok(());
     for shard in shards {
         let bounds = shard.bounds();
         if bounds.trim_horizon >= bounds.durable_end {
             continue;
         }
-        let mut before = bounds.trim_horizon;
-        if let Some(cut_off) = cut_off
-            && cut_off > Timestamp::ZERO
-        {
-            before = before.max(arrived_before(shard, cut_off, bounds.durable_end)?);
-        }
-        if let Some(keep) = bytes_kept(settings, bounds.stored_bytes, stored) {
-            before = before.max(beyond_bytes(shard, keep)?);
-        }
-        if before > bounds.trim_horizon {
-            trims.push((Arc::clone(shard), before));
+        let by_time = match cut_off {
+            Some(cut_off) if cut_off > Timestamp::ZERO => {
+                arrived_before(shard, cut_off, bounds.durable_end)
+            }
+            _ => Ok(bounds.trim_horizon),
+        };
+        let by_bytes = match bytes_kept(settings, bounds.stored_bytes, stored) {
+            Some(keep) => beyond_bytes(shard, keep),
+            None => Ok(bounds.trim_horizon),
+        };
+        for before in [by_time, by_bytes] {
+            match before {
+                Ok(before) if before > bounds.trim_horizon => {
+                    trims.push((Arc::clone(shard), before));
+                }
+                Ok(_) => {}
+                Err(error) => first = first.and(Err(error)),
+            }
         }
     }
-    Ok(trims)
+    (trims, first)
 }
 
 /// First number of a shard that did not arrive before `cut_off`.
@@ -219,4 +259,63 @@ fn beyond_bytes(shard: &ShardHandle, mut keep: u64) -> Result<SequenceNumber, Er
         keep -= bounds.stored_bytes;
     }
     Ok(SequenceNumber::ZERO)
+}
+
+#[cfg(test)]
+mod tests {
+    use flumen_log::MemoryStorage;
+    use flumen_record::{Record, StreamName};
+    use flumen_stream::NewStream;
+
+    use super::*;
+    use crate::{BrokerConfig, Clock};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    async fn one_record(node: &Arc<Node>, name: &str, retention: Duration) -> StreamName {
+        let name: StreamName = name.parse().unwrap();
+        let settings = StreamSettings {
+            retention,
+            ..StreamSettings::default()
+        };
+        let new = NewStream {
+            name: name.clone(),
+            shards: 1,
+            settings,
+        };
+        node.create_stream(new).await.unwrap();
+        let record = Record {
+            partition_key: "key".into(),
+            explicit_hash_key: None,
+            data: "data".into(),
+            client_timestamp: None,
+            headers: Vec::new(),
+        };
+        node.put(&name, vec![record]).await.unwrap();
+        name
+    }
+
+    /// The disk must not fill because one stream cannot be looked after.
+    #[tokio::test]
+    async fn a_stream_that_fails_does_not_stop_retention_for_the_others() {
+        let clock = Clock::manual(Timestamp::from_micros(1_800_000_000_000_000));
+        let storage = Arc::new(MemoryStorage::new());
+        let node = crate::open::open(storage, BrokerConfig::default(), clock.clone())
+            .await
+            .unwrap();
+        let failing = one_record(&node, "a", HOUR).await;
+        let other = one_record(&node, "b", 24 * HOUR).await;
+        let lane = Arc::clone(node.streams.get(&failing).unwrap().state().shards[0].lane());
+        lane.send(Control::Stop);
+        lane.join();
+        clock.advance(25 * HOUR);
+        let mut due = Due::new();
+        node.expire_due(&mut due).await.unwrap_err();
+        let state = node.streams.get(&other).unwrap().state();
+        let bounds = state.shards[0].bounds();
+        assert_eq!(bounds.trim_horizon, SequenceNumber::new(1));
+        // What failed is due again, what was done is not.
+        let ids: Vec<StreamId> = due.keys().copied().collect();
+        assert_eq!(ids, [state.info.id]);
+    }
 }

@@ -8,8 +8,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use flumen_record::{
-    Batch, Durability, HashKeyCache, ProducerId, RecordLimits, SequenceNumber, ShardIndex,
-    Timestamp,
+    Batch, BatchError, Durability, HashKeyCache, ProducerId, RecordError, RecordLimits,
+    SequenceNumber, ShardIndex, Timestamp,
 };
 
 use crate::Error;
@@ -120,7 +120,8 @@ pub(crate) fn limits(state: &StreamState) -> RecordLimits {
 impl AppendSender {
     /// Gathers a verified batch for its shard's lane; nothing moves before [`AppendSender::flush`].
     /// The body is checked against the stream's limits here (on the caller's thread). A refusal of
-    /// this batch arrives as its ack.
+    /// this batch arrives as its ack. What is too large now may have been stored when it was not:
+    /// that is for the lane to find out, which knows duplicates before anything else.
     pub fn append(&mut self, request: u64, shard: ShardIndex, batch: Batch) {
         let anonymous = batch.header().producer == ProducerId::NONE;
         if anonymous && self.session.has_ended() {
@@ -129,10 +130,13 @@ impl AppendSender {
                 outcome: Err(Error::SessionEnded),
             });
         }
-        if let Err(error) = self.check(&batch) {
-            return self.refuse_batch(request, error, anonymous);
+        match self.check(&batch) {
+            Ok(()) => self.line_up(request, shard, batch, None),
+            Err(error) if !anonymous && is_too_large(&error) => {
+                self.line_up(request, shard, batch, Some(Box::new(error)));
+            }
+            Err(error) => self.refuse_batch(request, error, anonymous),
         }
-        self.gather(request, shard, batch, anonymous);
     }
 
     /// Refuses what came in place of a batch, such as bytes that are not one. It is answered like a
@@ -142,13 +146,18 @@ impl AppendSender {
     }
 
     /// As `append`, for a batch that was encoded here.
-    pub(crate) fn gather(
+    pub(crate) fn gather(&mut self, request: u64, shard: ShardIndex, batch: Batch) {
+        self.line_up(request, shard, batch, None);
+    }
+
+    fn line_up(
         &mut self,
         request: u64,
         shard: ShardIndex,
         batch: Batch,
-        anonymous: bool,
+        refusal: Option<Box<Error>>,
     ) {
+        let anonymous = batch.header().producer == ProducerId::NONE;
         let Some(handle) = self.state.shard(shard) else {
             let stream = self.stream.name.clone();
             return self.refuse_batch(request, Error::ShardNotFound { stream, shard }, anonymous);
@@ -167,6 +176,7 @@ impl AppendSender {
             cost: Submission::cost_of(&batch, lane.capacity()),
             batch,
             session: Arc::clone(&self.session),
+            refusal,
         };
         match self
             .gathered
@@ -320,6 +330,17 @@ impl Gathered {
             self.submissions = rest;
         }
     }
+}
+
+/// Whether it is the stream's limit that refuses a batch: that can change.
+fn is_too_large(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Batch(BatchError::Record {
+            error: RecordError::TooLarge { .. },
+            ..
+        })
+    )
 }
 
 /// Waits for room; not when the disk is stuck, and not longer than `patience`.

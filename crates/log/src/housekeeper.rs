@@ -94,9 +94,9 @@ impl Housekeeper {
     }
 
     /// Blocks until the log asks for a segment, something became reclaimable, the log was closed,
-    /// or `timeout` passed.
-    pub fn wait(&self, timeout: Duration) {
-        self.shared.work.wait(timeout);
+    /// or `timeout` passed. `false`: the log was closed, and will not ask for anything any more.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        self.shared.work.wait(timeout)
     }
 
     fn is_below_floor(&self) -> bool {

@@ -81,14 +81,15 @@ impl Work {
         self.changed.notify_all();
     }
 
-    /// Blocks until woken, or `timeout` passed.
-    pub(crate) fn wait(&self, timeout: Duration) {
+    /// Blocks until woken, or `timeout` passed. `false`: the log is gone.
+    pub(crate) fn wait(&self, timeout: Duration) -> bool {
         let state = self.lock();
         let (mut state, _) = self
             .changed
             .wait_timeout_while(state, timeout, |state| !state.woken && !state.closed)
             .unwrap_or_else(PoisonError::into_inner);
         state.woken = false;
+        !state.closed
     }
 }
 

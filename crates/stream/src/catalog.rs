@@ -10,7 +10,6 @@ mod tests;
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
 
 use flumen_log::{Housekeeper, LogKey, Recovery, Storage};
 use flumen_record::{
@@ -19,7 +18,6 @@ use flumen_record::{
 
 use self::catalog_log::CatalogLog;
 use self::change::Change;
-use crate::retention::{RETENTION_MAX, RETENTION_MIN};
 use crate::{CatalogError, StreamConfig};
 
 pub use stream_info::{
@@ -161,7 +159,7 @@ impl Catalog {
         in_bounds("streams", streams, 0, u64::from(self.config.streams_max))?;
         let shards_max = u64::from(self.config.shards_per_stream_max);
         in_bounds("shards", u64::from(new.shards), 1, shards_max)?;
-        check(&new.settings)?;
+        new.settings.check()?;
         let id = u64::from(self.state.next_stream.max(1));
         in_bounds("streams ever created", id, 1, u64::from(u32::MAX) - 1)?;
         let id = StreamId::new(self.state.next_stream.max(1));
@@ -208,12 +206,8 @@ impl Catalog {
         now: Timestamp,
     ) -> Result<Arc<StreamInfo>, CatalogError> {
         let mut stream = StreamInfo::clone(&*self.expect_stream(name)?);
-        let settings = &mut stream.settings;
-        settings.durability = update.durability.unwrap_or(settings.durability);
-        settings.retention = update.retention.unwrap_or(settings.retention);
-        settings.retention_bytes = update.retention_bytes.unwrap_or(settings.retention_bytes);
-        settings.max_record_bytes = update.max_record_bytes.unwrap_or(settings.max_record_bytes);
-        check(settings)?;
+        stream.settings = update.applied_to(&stream.settings);
+        stream.settings.check()?;
         stream.move_shards(moves);
         stream.version = self.next_version();
         self.commit(Change::Stream(stream.arrange()), now)?;
@@ -339,33 +333,7 @@ impl Catalog {
     }
 }
 
-fn check(settings: &StreamSettings) -> Result<(), CatalogError> {
-    let hours = |duration: Duration| duration.as_secs() / 3600;
-    let retention = hours(settings.retention);
-    // Whole hours would let 8760 h and 59 min pass.
-    let retention = if settings.retention > RETENTION_MAX {
-        retention + 1
-    } else {
-        retention
-    };
-    in_bounds(
-        "retention in hours",
-        retention,
-        hours(RETENTION_MIN),
-        hours(RETENTION_MAX),
-    )?;
-    in_bounds(
-        "max-record-size",
-        settings.max_record_bytes,
-        1 << 10,
-        10 << 20,
-    )?;
-    match settings.retention_bytes {
-        Some(bound) => in_bounds("retention-bytes", bound, 1, u64::MAX),
-        None => Ok(()),
-    }
-}
-
+/// Whether a setting's value is allowed.
 fn in_bounds(setting: &'static str, value: u64, min: u64, max: u64) -> Result<(), CatalogError> {
     if (min..=max).contains(&value) {
         return Ok(());

@@ -40,6 +40,11 @@ impl Bucket {
         self.paid_at = self.paid_at.max(now).saturating_add(self.cost(amount));
     }
 
+    /// The clock was set back.
+    fn set_back(&mut self, by: Duration) {
+        self.paid_at = self.paid_at.saturating_sub(by);
+    }
+
     fn give_back(&mut self, amount: u64) {
         self.paid_at = self.paid_at.saturating_sub(self.cost(amount));
     }
@@ -59,6 +64,8 @@ pub(crate) struct Quota {
     records: Option<Bucket>,
     bytes: Option<Bucket>,
     taken: VecDeque<Taken>,
+    /// The time that was told last.
+    now: Timestamp,
 }
 
 impl Quota {
@@ -71,11 +78,22 @@ impl Quota {
             records: records.map(|rate| Bucket::new(rate.into())),
             bytes: bytes.map(Bucket::new),
             taken: VecDeque::new(),
+            now: Timestamp::ZERO,
         })
     }
 
-    /// How long until a batch may be taken; zero when it may be now.
-    pub(crate) fn wait(&self, now: Timestamp) -> Duration {
+    /// How long until a batch may be taken; zero when it may be now. A clock that is set back takes
+    /// what is owed with it: who was ahead of time is not held up until that time comes.
+    pub(crate) fn wait(&mut self, now: Timestamp) -> Duration {
+        let back = self.now.since(now);
+        if !back.is_zero() {
+            let buckets = [&mut self.records, &mut self.bytes];
+            buckets
+                .into_iter()
+                .flatten()
+                .for_each(|bucket| bucket.set_back(back));
+        }
+        self.now = now;
         let wait =
             |bucket: &Option<Bucket>| bucket.as_ref().map_or(Duration::ZERO, |b| b.wait(now));
         wait(&self.records).max(wait(&self.bytes))
@@ -170,6 +188,17 @@ mod tests {
         assert_eq!(quota.wait(at(now)), Duration::from_secs(1));
         quota.take(number(21), 1, 5_000, at(now));
         assert_eq!(quota.wait(at(now)).as_millis(), 4_001);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_holds_nobody_up() {
+        let mut quota = quota(10, 0);
+        let (ahead, now) = (100 * 86_400 * SECOND, 60 * 86_400 * SECOND);
+        assert!(quota.wait(at(ahead)).is_zero());
+        quota.take(number(20), 20, 1, at(ahead));
+        assert_eq!(quota.wait(at(ahead)), Duration::from_secs(1));
+        assert_eq!(quota.wait(at(now)), Duration::from_secs(1));
+        assert!(quota.wait(at(now + SECOND)).is_zero());
     }
 
     #[test]

@@ -149,7 +149,7 @@ impl Shard {
         let arrival = self.last_arrival.max(now);
         let end = self.next.plus(u64::from(batch.count));
         if let Some(quota) = &mut self.quota {
-            let retry_after = quota.wait(arrival);
+            let retry_after = quota.wait(now);
             if !retry_after.is_zero() {
                 return Admission::Refused(Refusal::Throttled { retry_after });
             }
@@ -157,7 +157,7 @@ impl Shard {
                 end,
                 u64::from(batch.count),
                 u64::from(batch.encoded_bytes),
-                arrival,
+                now,
             );
         }
         let base = self.next;

@@ -1,5 +1,7 @@
 //! The lane's desk: its shards, what becomes of the batches of a round, and the answers.
 
+mod shards;
+
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
@@ -29,6 +31,10 @@ enum Slot {
     /// other log can speak for it.
     Moved {
         to: Arc<Lane>,
+        state: Bytes,
+    },
+    /// It takes no batches any more; its state stays in the snapshots.
+    Frozen {
         state: Bytes,
     },
     Free,
@@ -98,129 +104,6 @@ impl Desk {
         }
     }
 
-    /// Takes a shard in, in place of what was known about it.
-    pub(super) fn open(&mut self, shard: OpenShard) {
-        self.place(shard.shard.id(), Slot::Open(Open { shard, saved: None }));
-    }
-
-    /// Remembers a shard that went on in `to` before the node was started.
-    pub(super) fn departed(&mut self, id: ShardId, to: Arc<Lane>, state: Bytes) {
-        self.place(id, Slot::Moved { to, state });
-    }
-
-    fn place(&mut self, id: ShardId, known: Slot) {
-        let slot = match self.index.get(&id) {
-            Some(&slot) => slot,
-            None => {
-                let slot = self.free.pop().unwrap_or_else(|| {
-                    self.slots.push(Slot::Free);
-                    u32::try_from(self.slots.len() - 1).expect("BUG: more slots than shards can be")
-                });
-                self.index.insert(id, slot);
-                slot
-            }
-        };
-        *self.slot(slot) = known;
-    }
-
-    /// Holds a shard's batches back; its next number, unless it is not here.
-    pub(super) fn hold(
-        &mut self,
-        id: ShardId,
-        turns: &mut Turns<Submission>,
-    ) -> Option<SequenceNumber> {
-        let slot = *self.index.get(&id)?;
-        let place = self.slot(slot);
-        match std::mem::replace(place, Slot::Free) {
-            Slot::Open(open) => {
-                let next = open.shard.shard.next();
-                *place = Slot::Held(open, turns.withdraw(slot));
-                Some(next)
-            }
-            other => {
-                *place = other;
-                None
-            }
-        }
-    }
-
-    /// Ends a hold: the shard goes on here.
-    pub(super) fn resume(&mut self, id: ShardId, turns: &mut Turns<Submission>) {
-        let Some(&slot) = self.index.get(&id) else {
-            return;
-        };
-        let place = self.slot(slot);
-        match std::mem::replace(place, Slot::Free) {
-            Slot::Held(open, held) => {
-                *place = Slot::Open(open);
-                held.into_iter()
-                    .for_each(|submission| turns.push(slot, submission));
-            }
-            other => *place = other,
-        }
-    }
-
-    /// Ends a hold: the shard goes on in `to`, which the caller hands shard and batches.
-    pub(super) fn depart(
-        &mut self,
-        id: ShardId,
-        to: &Arc<Lane>,
-    ) -> Option<(OpenShard, VecDeque<Submission>)> {
-        let slot = *self.index.get(&id)?;
-        let place = self.slot(slot);
-        match std::mem::replace(place, Slot::Free) {
-            Slot::Held(open, mut held) => {
-                let state = open.saved.unwrap_or_else(|| open.shard.shard.save());
-                *place = Slot::Moved {
-                    to: Arc::clone(to),
-                    state,
-                };
-                for submission in &mut held {
-                    self.released += u64::from(std::mem::take(&mut submission.cost));
-                }
-                Some((open.shard, held))
-            }
-            other => {
-                *place = other;
-                None
-            }
-        }
-    }
-
-    /// Forgets a shard. Batches that wait for it are refused.
-    pub(super) fn forget(&mut self, id: ShardId, turns: &mut Turns<Submission>) {
-        let Some(slot) = self.index.remove(&id) else {
-            return;
-        };
-        self.free.push(slot);
-        let waiting = match std::mem::replace(self.slot(slot), Slot::Free) {
-            Slot::Open(_) => turns.withdraw(slot),
-            Slot::Held(_, held) => held,
-            Slot::Moved { .. } | Slot::Free => VecDeque::new(),
-        };
-        for submission in waiting {
-            let stream = submission.session.stream.clone();
-            self.refuse(submission, Error::StreamNotFound { stream });
-        }
-    }
-
-    /// Every shard's state, for the snapshot.
-    pub(super) fn states(&mut self) -> Vec<(ShardId, Bytes)> {
-        let slots = &mut self.slots;
-        let state = |(&id, &slot): (&ShardId, &u32)| {
-            let state = match slots.get_mut(slot as usize)? {
-                Slot::Open(open) | Slot::Held(open, _) => open
-                    .saved
-                    .get_or_insert_with(|| open.shard.shard.save())
-                    .clone(),
-                Slot::Moved { state, .. } => state.clone(),
-                Slot::Free => return None,
-            };
-            Some((id, state))
-        };
-        self.index.iter().filter_map(state).collect()
-    }
-
     /// Lines up what came. Batches of shards that went elsewhere are sent after them.
     pub(super) fn sort(&mut self, inbox: &mut Vec<Submission>, turns: &mut Turns<Submission>) {
         let mut last = None;
@@ -247,6 +130,7 @@ impl Desk {
                     self.released += u64::from(std::mem::take(&mut submission.cost));
                     elsewhere.add(to, submission);
                 }
+                Some(Slot::Frozen { .. }) => self.refuse(submission, Error::Poisoned),
                 Some(Slot::Free) | None => unreachable!("BUG: the index names a free slot"),
             }
         }
@@ -292,11 +176,12 @@ impl Desk {
         let shard = &mut open.shard.shard;
         let header = submission.batch.header();
         let (base, arrival, duplicate, waits) = match shard.admit(header, now) {
-            Admission::Append { base, arrival } => match stop {
+            Admission::Append { base, arrival } => match submission.refusal.as_deref().or(stop) {
                 None => (base, arrival, false, true),
                 Some(error) => {
                     shard.abandon(base);
-                    return self.refuse(submission, error.clone());
+                    let error = error.clone();
+                    return self.refuse(submission, error);
                 }
             },
             // What is not durable and not in a round that is under way has an unknown outcome.

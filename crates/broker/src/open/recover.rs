@@ -347,7 +347,7 @@ impl Replay for Listen<'_> {
 }
 
 /// For a log that no stream lies in.
-pub(super) struct Ignore;
+pub(crate) struct Ignore;
 
 impl Replay for Ignore {
     fn state(&mut self, _shard: ShardId, _state: Bytes) {}
@@ -380,5 +380,45 @@ fn report(key: LogKey, recovery: &Recovery) {
             shards = quarantined.shards.len(),
             "acknowledged data is damaged and quarantined; run `flumen doctor`"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flumen_log::MemoryStorage;
+    use flumen_stream::{NewStream, StreamSettings};
+
+    use super::*;
+
+    fn state_ending_at(info: &ShardInfo, next: u64) -> Told {
+        let mut shard = Shard::new(info.id, info.range, &StreamConfig::default());
+        let recovery = untouched(info.id, SequenceNumber::new(next));
+        shard.recovered(&recovery, true, ProducerId::NONE);
+        Told::State(shard.save())
+    }
+
+    /// A log that a shard has left may still tell of it, when the node ended before it forgot.
+    #[test]
+    fn logs_that_a_shard_has_left_are_not_heard() {
+        let storage = Arc::new(MemoryStorage::new());
+        let now = Timestamp::from_micros(1);
+        let (mut catalog, _) = Catalog::open(storage, StreamConfig::default(), now).unwrap();
+        let new = NewStream {
+            name: "readings".parse().unwrap(),
+            shards: 1,
+            settings: StreamSettings::default(),
+        };
+        let stream = catalog.create(new, now).unwrap();
+        let info = &stream.shards[0];
+        let home = home(info);
+        let left = LogKey {
+            class_hours: 720,
+            ..home
+        };
+        let mut history = History::of(&catalog, &BrokerConfig::default());
+        history.hear(home, info.id, state_ending_at(info, 8));
+        history.hear(left, info.id, state_ending_at(info, 5));
+        let building = history.take(info);
+        assert_eq!(building.shard.next(), SequenceNumber::new(8));
     }
 }

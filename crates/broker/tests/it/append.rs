@@ -1,6 +1,6 @@
 //! Append sessions: acks, duplicates, refusals.
 
-use flumen_broker::{Appended, Error};
+use flumen_broker::{Appended, Error, StreamUpdate};
 use flumen_log::MemoryStorage;
 use flumen_record::{Batch, BatchError, Durability, HashRange, ProducerId, ProducerSequence};
 
@@ -236,4 +236,29 @@ async fn checks_bodies_before_they_get_near_a_lane() {
         (3, &Err(garbage.into()))
     );
     session.append(one("0", producer, 0)).await.unwrap();
+}
+
+/// Its limit was lowered since: a retry is still the same batch, and what is new is refused.
+#[tokio::test]
+async fn a_retry_gets_its_ack_although_it_would_be_too_large_now() {
+    let (broker, stream, producer) = one_shard().await;
+    let large = |sequence| one(vec![7; 100 << 10], producer, sequence);
+    let mut session = Session::open(&broker, &stream);
+    let first = session.append(large(0)).await.unwrap();
+    let update = StreamUpdate {
+        max_record_bytes: Some(10 << 10),
+        ..StreamUpdate::default()
+    };
+    broker.update_stream(&stream, update).await.unwrap();
+    let mut session = Session::open(&broker, &stream);
+    let again = session.append(large(0)).await.unwrap();
+    assert_eq!((again.base, again.duplicate), (first.base, true));
+    let refused = session.append(large(1)).await.unwrap_err();
+    assert_eq!(refused.reason(), "RECORD_TOO_LARGE");
+    // It took no number and no place in the sequence.
+    let fits = session.append(one("fits", producer, 1)).await.unwrap();
+    assert_eq!(fits.base, number(1));
+    let anonymous = one(vec![7; 100 << 10], ProducerId::NONE, 0);
+    let refused = session.append(anonymous).await.unwrap_err();
+    assert_eq!(refused.reason(), "RECORD_TOO_LARGE");
 }

@@ -11,4 +11,5 @@ mod fixture;
 mod moves;
 mod put;
 mod read;
+mod retention;
 mod space;

@@ -6,11 +6,13 @@ use std::time::Duration;
 use flumen_broker::{
     Broker, Delivery, Error, StartPosition, StreamSettings, StreamUpdate, Subscription,
 };
-use flumen_log::{MemoryStorage, Storage};
+use flumen_log::{Fault, FaultError, Grain, MemoryStorage, OperationKind, Storage};
 use flumen_record::{Durability, ProducerId, StreamName};
 
 use crate::fixture::*;
 
+/// Of the log a stream moves to when it is kept for an hour.
+const SNAPSHOT: &str = "log-disk-1h-0/snapshot";
 const HOUR: Duration = Duration::from_secs(3600);
 /// How far a shard jumps when numbers may have been lost.
 const JUMP: u64 = 1 << 32;
@@ -157,7 +159,7 @@ async fn moved_while_idle(wait_for_snapshot: bool) -> MovedWhileIdle {
     broker.update_stream(&stream, update).await.unwrap();
     if wait_for_snapshot {
         eventually(&clock, "a snapshot of the new log", || {
-            storage.read_small("log-disk-1h-0/snapshot").is_ok()
+            storage.read_small(SNAPSHOT).is_ok()
         })
         .await;
     }
@@ -183,8 +185,10 @@ fn ends(broker: &Broker, stream: &StreamName) -> (u64, u64) {
 #[tokio::test]
 async fn a_shard_that_moved_while_idle_goes_on_where_it_was() {
     let moved = moved_while_idle(false).await;
-    let storage = Arc::new(moved.storage.kill());
-    let broker = open_with(storage, config(), moved.clock).await;
+    let storage = moved.storage.kill();
+    // Either it was not written yet, or it was lost since.
+    let _ = storage.remove(SNAPSHOT);
+    let broker = open_with(Arc::new(storage), config(), moved.clock).await;
     assert_eq!(ends(&broker, &moved.stream), (5, 5));
     let mut session = Session::open(&broker, &moved.stream);
     // Nobody remembers what it has sent.
@@ -223,4 +227,39 @@ async fn a_shard_that_moved_while_idle_goes_on_after_a_clean_stop() {
     let again = session.append(one("4", moved.producer, 4)).await.unwrap();
     assert_eq!((again.base, again.duplicate), (number(4), true));
     assert_eq!(append(&broker, &moved.stream, moved.producer, 5).await, 5);
+}
+
+/// Whether the shard has moved is decided by what is on the disk, at the next start. Meanwhile
+/// nothing may be acknowledged, in either log.
+#[tokio::test]
+async fn a_move_with_an_unknown_outcome_acknowledges_nothing_any_more() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let broker = open_with(Arc::new(storage.clone()), config(), clock.clone()).await;
+    let stream = create(&broker, "readings", 1, level(Durability::Disk)).await;
+    let other = create(&broker, "other", 1, level(Durability::Disk)).await;
+    for n in 0..3 {
+        append(&broker, &stream, ProducerId::NONE, n).await;
+    }
+    // The catalog's record may be on the disk, and so may its second copy.
+    storage.inject(Fault {
+        on: Some(OperationKind::Sync),
+        skip: 0,
+        times: u64::MAX,
+        error: FaultError::Io,
+    });
+    let moved = broker.update_stream(&stream, kept_for(HOUR)).await;
+    assert_eq!(moved.unwrap_err(), Error::OutcomeUnknown);
+    storage.clear_faults();
+    let mut session = Session::open(&broker, &stream);
+    let refused = session.append(one("3", ProducerId::NONE, 0)).await;
+    assert_eq!(refused, Err(Error::Poisoned));
+    let again = broker.update_stream(&stream, kept_for(HOUR)).await;
+    assert_eq!(again.unwrap_err(), Error::Poisoned);
+    assert_eq!(read_all(&broker, &stream, shard(0)).await, counted(0..3));
+    append(&broker, &other, ProducerId::NONE, 0).await;
+    for storage in [storage.kill(), storage.crash_seeded(Grain::Page, 1)] {
+        let broker = open_with(Arc::new(storage), config(), clock.clone()).await;
+        assert_eq!(append(&broker, &stream, ProducerId::NONE, 3).await, 3);
+        assert_eq!(read_all(&broker, &stream, shard(0)).await, counted(0..4));
+    }
 }

@@ -8,7 +8,9 @@ use flumen_record::{
     Timestamp,
 };
 
-use crate::retention::retention_class;
+use super::in_bounds;
+use crate::CatalogError;
+use crate::retention::{RETENTION_MAX, RETENTION_MIN, retention_class};
 
 /// What a user can set about a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +37,29 @@ impl Default for StreamSettings {
 }
 
 impl StreamSettings {
+    /// Refuses what is outside its bounds.
+    pub fn check(&self) -> Result<(), CatalogError> {
+        let hours = |duration: Duration| duration.as_secs() / 3600;
+        let retention = hours(self.retention);
+        // Whole hours would let 8760 h and 59 min pass.
+        let retention = if self.retention > RETENTION_MAX {
+            retention + 1
+        } else {
+            retention
+        };
+        in_bounds(
+            "retention in hours",
+            retention,
+            hours(RETENTION_MIN),
+            hours(RETENTION_MAX),
+        )?;
+        in_bounds("max-record-size", self.max_record_bytes, 1 << 10, 10 << 20)?;
+        match self.retention_bytes {
+            Some(bound) => in_bounds("retention-bytes", bound, 1, u64::MAX),
+            None => Ok(()),
+        }
+    }
+
     /// The log a stream with these settings writes to: retention rounds up to a class.
     pub(super) fn log(&self, lane: u32) -> LogKey {
         LogKey {
@@ -67,6 +92,19 @@ pub struct StreamUpdate {
     pub retention_bytes: Option<Option<u64>>,
     /// New record limit.
     pub max_record_bytes: Option<u64>,
+}
+
+impl StreamUpdate {
+    /// What `settings` become by it.
+    #[must_use]
+    pub fn applied_to(&self, settings: &StreamSettings) -> StreamSettings {
+        StreamSettings {
+            durability: self.durability.unwrap_or(settings.durability),
+            retention: self.retention.unwrap_or(settings.retention),
+            retention_bytes: self.retention_bytes.unwrap_or(settings.retention_bytes),
+            max_record_bytes: self.max_record_bytes.unwrap_or(settings.max_record_bytes),
+        }
+    }
 }
 
 /// Where a shard's frames lie from a sequence number on. More than one after a change of level or class.

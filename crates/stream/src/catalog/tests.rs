@@ -4,6 +4,8 @@ mod crash;
 mod damage;
 mod faults;
 
+use std::time::Duration;
+
 use flumen_log::MemoryStorage;
 use flumen_record::{Durability, HashKey};
 

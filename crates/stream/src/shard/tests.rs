@@ -296,6 +296,22 @@ fn a_quota_refuses_what_is_new_and_only_that() {
     check(&mut shard, batch(1, 1, 10), later, appended(20, later));
 }
 
+/// Arrival times never decrease: after a clock that was ahead they stand still for as long.
+#[test]
+fn a_quota_goes_by_the_clock_and_not_by_arrival_times() {
+    let mut shard = shard_with(&StreamConfig {
+        shard_records_per_second: NonZeroU32::new(10),
+        ..StreamConfig::default()
+    });
+    let (second, day) = (1_000_000, 86_400_000_000);
+    let ahead = 40 * day;
+    check(&mut shard, batch(0, 0, 10), ahead, appended(0, ahead));
+    for n in 1..5 {
+        let now = n * second;
+        check(&mut shard, batch(0, 0, 10), now, appended(10 * n, ahead));
+    }
+}
+
 #[test]
 fn forgetting_a_producer_raises_the_watermark_to_its_id() {
     let mut shard = shard_with(&StreamConfig {

@@ -29,6 +29,10 @@ impl Worker {
                 self.release(&shards, to.as_ref());
                 let _ = done.send(());
             }
+            Control::Freeze(shards, done) => {
+                shards.iter().for_each(|&id| self.desk.freeze(id));
+                let _ = done.send(());
+            }
             Control::Departed { shard, to, state } => self.desk.departed(shard, to, state),
             Control::Trim(shards, done) => {
                 for (shard, before) in shards {
