@@ -188,7 +188,8 @@ impl Log {
     /// Writes one round: `frames` grouped by shard, in sequence order within a shard. It may be
     /// empty. Trims queued with [`Log::trim`] travel in it. `catalog` is the last durable catalog
     /// record. In a `memory` log its frames are readable on return; in a `disk` log after
-    /// [`Log::sync`]. The first round after opening is durable at once. A failed write goes once into a fresh segment before it is an error.
+    /// [`Log::sync`]. The first round after opening is durable at once. A failed write goes once
+    /// into a fresh segment before it is an error.
     pub fn write(
         &mut self,
         frames: &[NewFrame],

@@ -56,12 +56,12 @@ impl Records {
         };
         let left = reader.rest().len();
         self.position = self.body.len() - left;
+        raw.check(MAX_RECORD_BYTES)
+            .map_err(|error| BatchError::Record { index, error })?;
         if self.index == self.count && left > 0 {
             let fault = RecordFault::TrailingBytes { bytes: left as u64 };
             return Err(BatchError::Malformed { index, fault });
         }
-        raw.check(MAX_RECORD_BYTES)
-            .map_err(|error| BatchError::Record { index, error })?;
         Ok(raw.to_record(&self.body))
     }
 }

@@ -9,7 +9,7 @@
 
 use std::collections::HashSet;
 
-use flumen_log::{Fault, FaultError, Grain, LogKey, MemoryStorage, OperationKind};
+use flumen_log::{Fault, FaultError, Grain, LogKey, MemoryStorage, OperationKind, UnsyncedKind};
 
 use crate::fixture::{DISK, MEMORY};
 use crate::machine::{Machine, Stop, tiny_segments};
@@ -111,12 +111,17 @@ fn put(machine: &mut Machine, is_memory: bool, parts: &[crate::machine::Part]) -
 }
 
 /// What a power cut may leave of this disk, without repetition. Says whether that is all of it.
-fn images(twin: &MemoryStorage, grain: Grain, seed: u64) -> (Vec<MemoryStorage>, bool) {
-    let sizes: Vec<usize> = twin
-        .unsynced(grain)
-        .iter()
-        .map(|unit| unit.versions + 1)
-        .collect();
+fn images(twin: &MemoryStorage, grain: Grain) -> (Vec<MemoryStorage>, bool) {
+    let units = twin.unsynced(grain);
+    let sizes: Vec<usize> = units.iter().map(|unit| unit.versions + 1).collect();
+    // The same for the same disk: after a write, and after the sync that would have followed.
+    let seed = units.iter().fold(units.len() as u64, |seed, unit| {
+        let place = match unit.kind {
+            UnsyncedKind::Bytes(position) => position / 512 + 1,
+            UnsyncedKind::Name | UnsyncedKind::Length => 0,
+        };
+        (seed * 31 + place) % 1_000_003
+    });
     // The units whose combinations are all tried.
     let mut chosen = vec![false; sizes.len()];
     let mut combinations = 1;
@@ -246,10 +251,10 @@ fn run(key: LogKey, without_sync: bool) -> Result<Extent, Broken> {
         let mut killed = machine.restarted(machine.twin.kill());
         killed
             .open_killed()
-            .and_then(|()| check_opened(&mut killed, false))
+            .and_then(|()| check_opened(&mut killed, true))
             .map_err(|stop| broken(stop.when("killed")))?;
         for grain in [Grain::Page, Grain::Sector] {
-            let (images, all) = images(&machine.twin, grain, after);
+            let (images, all) = images(&machine.twin, grain);
             extent.sampled_points += usize::from(!all);
             let stride = images.len().div_ceil(RECOVERIES);
             for (number, image) in images.into_iter().enumerate() {

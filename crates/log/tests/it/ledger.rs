@@ -315,14 +315,27 @@ impl Ledger {
             *next = mark.base.value() + u64::from(mark.count);
         }
         for (id, standing) in &expected.shards {
-            let Some(last) = standing.batches.last() else {
-                continue;
-            };
             let next = known.get(id).copied().unwrap_or_default();
-            if next != last.end() {
+            if let Some(last) = standing.batches.last()
+                && next < last.end()
+            {
                 return Err(format!(
                     "batches of shard {id} are known up to {next}, it has {last:?}"
                 ));
+            }
+        }
+        for (shard, mark, _) in &opened.seen.batches {
+            let Some(standing) = expected.shards.get(&shard.value()) else {
+                continue;
+            };
+            let stored = Stored {
+                base: mark.base.value(),
+                count: mark.count,
+                checksum: mark.checksum,
+                arrival: mark.arrival.as_micros(),
+            };
+            if stored.end() > standing.horizon && !standing.batches.contains(&stored) {
+                return Err(format!("{stored:?} of shard {shard} was replayed"));
             }
         }
         Ok(())

@@ -197,6 +197,16 @@ fn a_count_that_is_too_low_or_too_high_is_found() {
     assert_eq!(high.records(), [Ok(record("k", "123456")), Err(missing)]);
 }
 
+/// A last record with two things wrong with it: the broker and a consumer name the same one.
+#[test]
+fn a_bad_key_before_trailing_bytes_is_the_same_error_for_all() {
+    let lie = Lie::around(1, &[0, 1, 0x80, 0, 9, 9]);
+    let batch = lie.decode().unwrap();
+    let refused = batch.check_body(RecordLimits::MAX).unwrap_err();
+    assert!(matches!(refused, BatchError::Record { .. }), "{refused:?}");
+    assert_eq!(batch.records().next(), Some(Err(refused)));
+}
+
 proptest! {
     /// What passes the check is exactly what its records encode to: no two bodies say the same.
     #[test]
