@@ -211,7 +211,7 @@ impl Machine {
                 self.ledger.round_is_written();
                 Ok(())
             }
-            Err(WriteError::Poisoned) => Err(Stop::Halted),
+            Err(WriteError::Poisoned | WriteError::Unknown { .. }) => Err(Stop::Halted),
             Err(_refused) => {
                 self.ledger.refuse_round();
                 Err(Stop::Halted)
