@@ -20,7 +20,6 @@ use crate::lock::lock;
 use crate::node::{Lanes, Node};
 use crate::streams::{Place, ShardHandle, Stream, Streams};
 use crate::{BrokerConfig, Clock, Error, Metrics};
-#[cfg(test)]
 pub(crate) use recover::Ignore;
 use recover::{Recovered, RecoveredShard};
 
@@ -183,7 +182,7 @@ pub(crate) fn open_new_log(
     }
     let config = log_config(&node.config.log, key);
     let storage = Arc::clone(&node.storage);
-    let opened = Log::open(storage, key, config, node.clock.now(), &mut recover::Ignore);
+    let opened = Log::open(storage, key, config, node.clock.now(), &mut Ignore);
     let (mut log, recovery) = opened.map_err(|error| {
         tracing::error!(%error, "a log does not open");
         match error {

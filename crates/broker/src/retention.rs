@@ -23,6 +23,9 @@ const LOOKS_PER_RETENTION: u32 = 1000;
 /// retention is noticed at once.
 type Due = HashMap<StreamId, (u64, Timestamp)>;
 
+/// A shard, and how far its horizon is to move.
+type Trim = (Arc<ShardHandle>, SequenceNumber);
+
 /// Starts the loop. It ends with the node.
 pub(crate) fn start(node: &Arc<Node>, runtime: &Handle) {
     let interval = Duration::from_millis(node.config.retention_interval_ms.max(1));
@@ -198,7 +201,7 @@ fn find_trims(
     shards: &[Arc<ShardHandle>],
     cut_off: Option<Timestamp>,
     settings: &StreamSettings,
-) -> (Vec<(Arc<ShardHandle>, SequenceNumber)>, Result<(), Error>) {
+) -> (Vec<Trim>, Result<(), Error>) {
     let stored: u64 = shards.iter().map(|shard| shard.bounds().stored_bytes).sum();
     let mut trims = Vec::new();
     let mut first = Ok(());

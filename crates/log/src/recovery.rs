@@ -131,6 +131,9 @@ pub(crate) fn recover(
     let snapshot = read_snapshot(&shared)?;
     let mut restorer = Restorer::new(&shared, replay, snapshot.as_ref());
     let scan = Scan::run(&inventory, &mut restorer, snapshot.as_ref())?;
+    if !scan.clean {
+        inventory.sync_sealed()?;
+    }
     let mut writer = new_writer(&shared, &inventory, &scan);
     restorer.take_back_tail(&scan);
     restorer.install(&mut writer, &inventory, &scan);

@@ -112,6 +112,19 @@ impl Inventory {
         Ok(inventory)
     }
 
+    /// Makes footers, and the headers of copies, durable: the process that wrote them may have been
+    /// killed before it had, and what they replace is removed on the strength of them.
+    pub(super) fn sync_sealed(&self) -> Result<(), OpenError> {
+        let sealed = self.segments.iter().filter(|one| one.trailer.is_some());
+        for segment in sealed {
+            segment.file.sync().map_err(|source| OpenError::Io {
+                path: segment.path.clone(),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
     /// Finds out how far each segment exists, and drops those that do not exist at all.
     fn supersede(&mut self) {
         let mut until = u64::MAX;
