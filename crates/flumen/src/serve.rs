@@ -43,7 +43,7 @@ pub(crate) fn run(output: &mut Output, config: Config, until_stdin_closes: bool)
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {
-        tracing::info!(files = limit.current, "open files");
+        tracing::debug!(files = limit.current, "open files");
         return;
     }
     let raised = Rlimit {
@@ -51,7 +51,7 @@ fn raise_file_limit() {
         ..limit
     };
     match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => tracing::info!(files = raised.current, was = limit.current, "open files"),
+        Ok(()) => tracing::debug!(files = raised.current, was = limit.current, "open files"),
         Err(error) => {
             tracing::warn!(%error, files = limit.current, "the limit of open files was not raised");
         }

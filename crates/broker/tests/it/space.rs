@@ -70,9 +70,16 @@ async fn full(durability: Durability) -> Full {
         clock.advance(Duration::from_secs(10));
         tokio::time::sleep(LOOKED_AGAIN / 2).await;
     }
-    leave_free(&storage, FLOOR / 2);
-    tokio::time::sleep(LOOKED_AGAIN).await;
-    let refused = append(&broker, &stream).await;
+    // The first time the log gives back the files that it had ready, and that may be enough.
+    let mut refused = Ok(());
+    for _ in 0..3 {
+        leave_free(&storage, FLOOR / 2);
+        tokio::time::sleep(LOOKED_AGAIN).await;
+        refused = append(&broker, &stream).await;
+        if refused.is_err() {
+            break;
+        }
+    }
     assert!(refused.as_ref().is_err_and(is_full), "{refused:?}");
     assert!(matches!(broker.health(), Health::Degraded(_)));
     Full {
