@@ -51,6 +51,20 @@ struct Full {
     small: StreamName,
 }
 
+/// Leaves so much free until appends are refused: at first a log gives back files that it had ready
+/// or left over, and that may be enough.
+async fn fill_up(storage: &MemoryStorage, bytes: u64, broker: &Broker, stream: &StreamName) {
+    for _ in 0..8 {
+        leave_free(storage, bytes);
+        tokio::time::sleep(LOOKED_AGAIN).await;
+        match append(broker, stream).await {
+            Ok(()) => {}
+            Err(refused) => return assert!(is_full(&refused), "{refused}"),
+        }
+    }
+    panic!("appends go on, on a full disk");
+}
+
 /// A node with 16 MiB of records, on a disk that somebody else fills.
 async fn full(durability: Durability) -> Full {
     let (storage, clock) = (MemoryStorage::new(), clock());
@@ -70,17 +84,7 @@ async fn full(durability: Durability) -> Full {
         clock.advance(Duration::from_secs(10));
         tokio::time::sleep(LOOKED_AGAIN / 2).await;
     }
-    // The first time the log gives back the files that it had ready, and that may be enough.
-    let mut refused = Ok(());
-    for _ in 0..3 {
-        leave_free(&storage, FLOOR / 2);
-        tokio::time::sleep(LOOKED_AGAIN).await;
-        refused = append(&broker, &stream).await;
-        if refused.is_err() {
-            break;
-        }
-    }
-    assert!(refused.as_ref().is_err_and(is_full), "{refused:?}");
+    fill_up(&storage, FLOOR / 2, &broker, &stream).await;
     assert!(matches!(broker.health(), Health::Degraded(_)));
     Full {
         storage,
@@ -180,10 +184,7 @@ async fn a_disk_that_was_filled_to_the_floor_is_usable_after_a_restart() {
     let storage = storage.kill();
     let broker = open_with(Arc::new(storage.clone()), with_floor(), clock.clone()).await;
     // What is left is less than a segment, whatever opening has tidied up.
-    leave_free(&storage, FLOOR + (1 << 19));
-    tokio::time::sleep(LOOKED_AGAIN).await;
-    let refused = append(&broker, &stream).await;
-    assert!(refused.as_ref().is_err_and(is_full), "{refused:?}");
+    fill_up(&storage, FLOOR + (1 << 19), &broker, &stream).await;
     let full = Full {
         storage,
         broker,
