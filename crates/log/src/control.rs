@@ -1,5 +1,7 @@
 //! What a round says about shards besides their frames: trims, deletions and jumps.
 
+use std::collections::HashMap;
+
 use bytes::{Buf, BufMut};
 use flumen_record::{SequenceNumber, ShardId};
 
@@ -29,6 +31,50 @@ pub(crate) enum Control {
         /// Some of them may have been acknowledged, and are hidden by damage.
         lost: bool,
     },
+}
+
+/// The control marks of a segment on their way into its footer, which has no order between them and
+/// the runs.
+#[derive(Debug, Default)]
+pub(crate) struct GatheredControls {
+    marks: Vec<Control>,
+    /// Where among the marks shards are forgotten that have not come back.
+    forgotten: HashMap<ShardId, usize>,
+}
+
+impl GatheredControls {
+    /// Adds the marks of a round, before its runs.
+    pub(crate) fn push(&mut self, marks: &[Control]) {
+        for mark in marks {
+            if let Control::Forget { shard } = mark {
+                self.forgotten.insert(*shard, self.marks.len());
+            }
+            self.marks.push(*mark);
+        }
+    }
+
+    /// A run of `shard` follows. If it was forgotten, that what came before is dead is all that
+    /// remains of it: else the footer would forget this run too.
+    pub(crate) fn run(&mut self, shard: ShardId, base: SequenceNumber) {
+        if self.forgotten.is_empty() {
+            return;
+        }
+        let place = self.forgotten.remove(&shard);
+        if let Some(mark) = place.and_then(|place| self.marks.get_mut(place)) {
+            *mark = Control::Trim {
+                shard,
+                before: base,
+            };
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.marks.len()
+    }
+
+    pub(crate) fn into_marks(self) -> Vec<Control> {
+        self.marks
+    }
 }
 
 impl Control {

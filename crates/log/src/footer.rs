@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use flumen_record::{ProducerId, SequenceNumber, ShardEpoch, ShardId, Timestamp};
 
-use crate::control::Control;
+use crate::control::{Control, GatheredControls};
 use crate::index::Run;
 use crate::recovery::BatchMark;
 
@@ -97,7 +97,7 @@ struct ShardPart {
 #[derive(Debug, Default)]
 pub(crate) struct FooterBuilder {
     shards: BTreeMap<ShardId, ShardPart>,
-    controls: Vec<Control>,
+    controls: GatheredControls,
 }
 
 impl FooterBuilder {
@@ -109,6 +109,7 @@ impl FooterBuilder {
         }
         part.epoch = part.epoch.max(epoch);
         part.runs.push(run);
+        self.controls.run(shard, run.base);
     }
 
     /// Adds a batch, in order within its shard.
@@ -119,15 +120,16 @@ impl FooterBuilder {
         }
     }
 
+    /// Adds the control marks of a round, before its runs.
     pub(crate) fn push_controls(&mut self, controls: &[Control]) {
-        self.controls.extend_from_slice(controls);
+        self.controls.push(controls);
     }
 
     pub(crate) fn finish(self, summary: FooterSummary) -> Arc<Footer> {
         let mut footer = Footer {
             summary,
             rows: Vec::with_capacity(self.shards.len()),
-            controls: self.controls,
+            controls: self.controls.into_marks(),
             runs: Vec::new(),
             producers: Vec::new(),
         };

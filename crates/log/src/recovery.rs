@@ -141,6 +141,9 @@ pub(crate) fn recover(
     tail::sort_leftovers(&writer, &inventory, &scan);
     restorer.jump(&mut writer, scan.clean);
     writer.opened_after = writer.chain.round;
+    shared
+        .durable_round
+        .store(writer.chain.durable, Ordering::Release);
     let recovery = restorer.report(&writer, &scan, tail_rounds);
     count(
         &shared.counters.quarantined,

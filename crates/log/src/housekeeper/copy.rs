@@ -10,6 +10,7 @@ use super::{Housekeeper, HousekeepingReport};
 use crate::checksum;
 use crate::control::Control;
 use crate::footer::{FooterBuilder, FooterRow, FooterSummary, footer_bytes};
+use crate::footer_cache::read_rows;
 use crate::index::Run;
 use crate::log::NewFrame;
 use crate::log::active::{create_file, head_bytes};
@@ -138,6 +139,8 @@ impl Housekeeper {
             last_put: None,
         };
         copy.rounds(summary, |row| self.live_from(row))?;
+        // The old footer's, which knows of shards that came back; a copied round has lost the order.
+        copy.builder.push_controls(&controls_of(old)?);
         copy.finish(summary, state)
     }
 
@@ -255,7 +258,6 @@ impl Copy<'_> {
         let mut buffers = Vec::new();
         self.encoder.buffers(&self.frames, &mut buffers);
         self.segment.file.write_at(&buffers, self.position)?;
-        self.builder.push_controls(&self.controls);
         for run in self.encoder.runs() {
             let place = self.rows.partition_point(|row| row.shard < run.shard);
             let previous = self.rows.get(place).map_or(0, |row| row.previous);
@@ -327,6 +329,17 @@ impl Copy<'_> {
 fn runs_of(frames: &[FoundFrame]) -> impl Iterator<Item = &[FoundFrame]> {
     frames.chunk_by(|first, second| {
         first.header.shard == second.header.shard && first.end() == second.header.base
+    })
+}
+
+/// The control marks in a segment's footer.
+fn controls_of(segment: &Segment) -> io::Result<Vec<Control>> {
+    Ok(match segment.footer() {
+        FooterPlace::Disk(trailer) => {
+            read_rows(&*segment.file, &segment.header, &trailer)?.controls
+        }
+        FooterPlace::Pinned(footer) => footer.controls.clone(),
+        FooterPlace::Recent => Vec::new(),
     })
 }
 

@@ -10,7 +10,6 @@ use flumen_record::{SequenceNumber, Timestamp};
 use super::{Housekeeper, HousekeepingReport};
 use crate::footer::FooterRow;
 use crate::segment::{FooterPlace, Look, Segment};
-use crate::segment_header::PREDECESSOR_FAILED;
 use crate::shared::{count, elapsed};
 
 /// Segments looked at in one step.
@@ -52,6 +51,9 @@ impl Housekeeper {
         report: &mut HousekeepingReport,
     ) -> io::Result<()> {
         let below_floor = self.is_below_floor();
+        if self.has_leftovers() {
+            return Ok(());
+        }
         if self.sweep.at.is_none() && !self.begin_sweep(now, below_floor) {
             return Ok(());
         }
@@ -89,6 +91,13 @@ impl Housekeeper {
             self.shared.work.lock().reclaim = true;
         }
         Ok(())
+    }
+
+    /// Whether there are files which later segments have replaced: they would stand for those again
+    /// if those were gone first.
+    fn has_leftovers(&self) -> bool {
+        let work = self.shared.work.lock();
+        !work.discarded.is_empty() || !work.superseded.is_empty()
     }
 
     /// Starts a sweep when something may have become reclaimable.
@@ -185,7 +194,8 @@ impl Housekeeper {
     }
 
     /// A segment can go once a later one has taken over what it says of shards, the disk says that
-    /// all of it was durable, and it is not the only witness that the one before it failed.
+    /// all of it was durable, and the one before it has a footer: without one, what follows it is
+    /// where its end is looked for, and that it failed is said there only.
     fn may_free(&self, segment: &Segment) -> bool {
         let segments = self.shared.all_segments();
         let place = segments.partition_point(|other| other.id() < segment.id());
@@ -196,9 +206,8 @@ impl Housekeeper {
                 && header.continues_after <= header.last_durable.max(vouched)
         });
         let before = place.checked_sub(1).and_then(|before| segments.get(before));
-        let witness = segment.header.flags & PREDECESSOR_FAILED != 0
-            && before.is_some_and(|before| before.is_failed());
-        later && !witness
+        let sealed = |before: &Arc<Segment>| matches!(before.footer(), FooterPlace::Disk(_));
+        later && before.is_none_or(sealed)
     }
 
     /// Takes the segment of the sweep out of the log.

@@ -77,7 +77,6 @@ impl Housekeeper {
         }
         let segment = &sealing.segment;
         let mut builder = FooterBuilder::default();
-        builder.push_controls(&sealing.controls);
         let mut all: Vec<(ShardId, Run)> = Vec::new();
         for touched in &sealing.touched {
             let (epoch, from) = {
@@ -100,6 +99,8 @@ impl Housekeeper {
             tracing::error!(segment = %segment.path, %error, "it cannot be read, and gets no footer");
             segment.set_failed();
         }
+        // After all runs: in memory a shard that came back has a trim in place of its end.
+        builder.push_controls(&sealing.controls);
         builder.finish(sealing.summary)
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use flumen_record::Timestamp;
 
 use crate::checksum;
-use crate::control::Control;
+use crate::control::{Control, GatheredControls};
 use crate::error::WriteError;
 use crate::footer::{FooterSummary, footer_bytes};
 use crate::round::NewRun;
@@ -36,7 +36,7 @@ pub(crate) struct Active {
     /// Where the next round goes.
     pub(crate) position: u64,
     pub(crate) touched: Vec<Touched>,
-    pub(crate) controls: Vec<Control>,
+    controls: GatheredControls,
     runs: u64,
     producers: u64,
     first_round: u64,
@@ -123,7 +123,7 @@ impl Active {
             head: Some(head_bytes(&header, &state)),
             segment: Arc::new(segment),
             touched: Vec::new(),
-            controls: Vec::new(),
+            controls: GatheredControls::default(),
             runs: 0,
             producers: 0,
             first_round: chain.round + 1,
@@ -189,7 +189,10 @@ impl Active {
         self.position += bytes;
         self.runs += runs.len() as u64;
         self.producers += runs.iter().map(|run| u64::from(run.producers)).sum::<u64>();
-        self.controls.extend_from_slice(controls);
+        self.controls.push(controls);
+        for run in runs {
+            self.controls.run(run.shard, run.base);
+        }
         self.catalog = self.catalog.max(catalog);
     }
 
@@ -207,7 +210,7 @@ impl Active {
             },
             segment: self.segment,
             touched: self.touched,
-            controls: self.controls,
+            controls: self.controls.into_marks(),
         }
     }
 }

@@ -135,6 +135,10 @@ impl<'r> Restorer<'r> {
             .filter(|control| !forgets(control))
             .copied()
             .collect();
+        // A shard that jumped in its first segment has what stands before the jump.
+        for row in &footer.rows {
+            self.standings.begin(row.shard, row.base);
+        }
         self.standings.controls(&others);
         for row in &footer.rows {
             self.row(id, row);
@@ -144,7 +148,7 @@ impl<'r> Restorer<'r> {
                 self.replay.batch(shard, &mark, true);
             }
         }
-        // A shard that was forgotten never comes back.
+        // Of a shard that came back only a trim remains, so these are gone for good.
         let forgets: Vec<Control> = footer.controls.iter().filter(forgets).copied().collect();
         self.standings.controls(&forgets);
         self.trailers.insert(index, *trailer);

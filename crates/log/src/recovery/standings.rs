@@ -244,6 +244,11 @@ impl Standings {
         }
     }
 
+    /// A shard that is not known yet begins at `base`.
+    pub(super) fn begin(&mut self, shard: ShardId, base: SequenceNumber) {
+        self.known(shard, base);
+    }
+
     /// A shard of which a run was found: no damage so far hides what follows.
     fn found(&mut self, shard: ShardId, base: SequenceNumber) -> &mut Restored {
         let damages = self.damages;

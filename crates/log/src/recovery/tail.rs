@@ -62,8 +62,8 @@ pub(super) fn rewrite(
     let count = old_rounds.len() as u64;
     writer.retarget(old_rounds, puts);
     writer.settle(chain.round);
+    forget(writer, &scan.tail);
     for round in &scan.tail {
-        forget(writer, &round.found.control);
         restorer.tail_round(round);
         writer.catalog = writer.catalog.max(round.found.header.catalog);
     }
@@ -85,11 +85,26 @@ fn old_round(round: &ScannedRound) -> OldRound {
     }
 }
 
-fn forget(writer: &mut Writer, controls: &[Control]) {
-    for control in controls {
-        if let Control::Forget { shard } = control {
-            writer.shards.remove(shard);
-            writer.shared.index.remove(*shard);
+/// Shards that the tail forgets are gone, but for what it holds of those that came back.
+fn forget(writer: &mut Writer, tail: &[ScannedRound]) {
+    for (number, round) in tail.iter().enumerate() {
+        for control in &round.found.control {
+            let Control::Forget { shard } = *control else {
+                continue;
+            };
+            let later = tail.iter().skip(number);
+            let mut frames = later.flat_map(|round| &round.content.frames);
+            match frames.find(|frame| frame.header.shard == shard) {
+                Some(first) => {
+                    if let Some(known) = writer.shards.get(&shard) {
+                        known.cell.lock().trim(first.header.base);
+                    }
+                }
+                None => {
+                    writer.shards.remove(&shard);
+                    writer.shared.index.remove(shard);
+                }
+            }
         }
     }
 }

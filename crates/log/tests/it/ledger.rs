@@ -67,6 +67,31 @@ struct Waiting {
     jumps: BTreeMap<u64, u64>,
 }
 
+impl Waiting {
+    fn apply(&self, state: &mut State) {
+        for (shard, to) in &self.jumps {
+            if let Some(standing) = state.shards.get_mut(shard) {
+                standing.end = standing.end.max(*to);
+            }
+        }
+        for (shard, before) in &self.trims {
+            if let Some(standing) = state.shards.get_mut(shard) {
+                standing.trim(*before);
+            }
+        }
+        for shard in &self.forgets {
+            state.shards.remove(shard);
+        }
+    }
+}
+
+/// How an opened log was found: after so many rounds, and as this.
+#[derive(Debug, Clone)]
+pub(crate) struct Match {
+    rounds: usize,
+    state: State,
+}
+
 /// See the module. Rounds are whole or not there at all, and none is there without those before
 /// it: what a log holds is always the state after one of them.
 #[derive(Debug, Clone)]
@@ -81,8 +106,12 @@ pub(crate) struct Ledger {
     waiting: Waiting,
     /// What waited before the last round was begun.
     waited: Waiting,
+    /// Shards that opening named. The others have no past: they begin with their first batch.
+    named: BTreeSet<u64>,
     /// Sequence numbers up to which a snapshot's states know all batches, as far as it was begun.
     snapshots: BTreeSet<(u64, u64)>,
+    /// What a snapshot says of trims and deletions may be found before the round that carries them.
+    saved: Waiting,
 }
 
 impl Ledger {
@@ -94,7 +123,9 @@ impl Ledger {
             written: 0,
             waiting: Waiting::default(),
             waited: Waiting::default(),
+            named: BTreeSet::new(),
             snapshots: BTreeSet::new(),
+            saved: Waiting::default(),
         }
     }
 
@@ -113,22 +144,18 @@ impl Ledger {
         let waiting = std::mem::take(&mut self.waiting);
         let mut next = self.states.last().unwrap().clone();
         next.closed = closed;
-        for (shard, to) in waiting.jumps {
-            if let Some(standing) = next.shards.get_mut(&shard) {
-                standing.end = standing.end.max(to);
-            }
-        }
-        for (shard, before) in waiting.trims {
-            if let Some(standing) = next.shards.get_mut(&shard) {
-                standing.trim(before);
-            }
-        }
-        for shard in waiting.forgets {
-            next.shards.remove(&shard);
-        }
+        waiting.apply(&mut next);
         for frame in frames {
-            let standing = next.shards.entry(frame.shard.value()).or_default();
             let stored = Stored::of(frame);
+            let id = frame.shard.value();
+            let standing = next.shards.entry(id).or_insert_with(|| Standing {
+                horizon: if self.named.contains(&id) {
+                    0
+                } else {
+                    stored.base
+                },
+                ..Standing::default()
+            });
             standing.end = stored.end();
             standing.batches.push(stored);
         }
@@ -169,10 +196,12 @@ impl Ledger {
         self.waiting.trims.remove(&shard);
         self.waiting.jumps.remove(&shard);
         self.waiting.forgets.insert(shard);
+        self.named.remove(&shard);
     }
 
     pub(crate) fn begin_snapshot(&mut self, states: &[(u64, u64)]) {
         self.snapshots.extend(states);
+        self.saved = self.waiting.clone();
     }
 
     /// What readers of the running log see.
@@ -183,19 +212,7 @@ impl Ledger {
             self.durable
         };
         let mut visible = self.states[rounds].clone();
-        for (shard, before) in &self.waiting.trims {
-            if let Some(standing) = visible.shards.get_mut(shard) {
-                standing.trim(*before);
-            }
-        }
-        for (shard, to) in &self.waiting.jumps {
-            if let Some(standing) = visible.shards.get_mut(shard) {
-                standing.end = standing.end.max(*to);
-            }
-        }
-        for shard in &self.waiting.forgets {
-            visible.shards.remove(shard);
-        }
+        self.waiting.apply(&mut visible);
         visible
     }
 
@@ -226,16 +243,16 @@ impl Ledger {
 
     /// Whether a log that was opened after the power was cut holds what was promised; as which
     /// round left it.
-    pub(crate) fn check_cut(&self, opened: &Opened<'_>) -> Result<usize, String> {
+    pub(crate) fn check_cut(&self, opened: &Opened<'_>) -> Result<Match, String> {
         self.check_opened(opened, self.durable)
     }
 
     /// Whether a log that was opened after its process ended holds what was promised.
-    pub(crate) fn check_kill(&self, opened: &Opened<'_>) -> Result<usize, String> {
+    pub(crate) fn check_kill(&self, opened: &Opened<'_>) -> Result<Match, String> {
         self.check_opened(opened, self.written)
     }
 
-    fn check_opened(&self, opened: &Opened<'_>, at_least: usize) -> Result<usize, String> {
+    fn check_opened(&self, opened: &Opened<'_>, at_least: usize) -> Result<Match, String> {
         if !opened.recovery.quarantined.is_empty() {
             return Err(format!("damage: {:?}", opened.recovery.quarantined));
         }
@@ -244,15 +261,27 @@ impl Ledger {
             .map_err(|what| format!("{what} ({:?})", opened.recovery))?;
         let mut differences = Vec::new();
         for rounds in (at_least..self.states.len()).rev() {
-            match self.compare(&self.states[rounds], &found, opened) {
-                Ok(()) => {
-                    self.check_replay(&self.states[rounds], opened)?;
-                    return Ok(rounds);
+            for state in [self.states[rounds].clone(), self.saved_with(rounds)] {
+                match self.compare(&state, &found, opened) {
+                    Ok(()) => {
+                        self.check_replay(&state, opened)?;
+                        return Ok(Match { rounds, state });
+                    }
+                    Err(difference) => {
+                        differences.push(format!("not round {rounds}: {difference}"));
+                    }
                 }
-                Err(difference) => differences.push(format!("not round {rounds}: {difference}")),
             }
         }
         Err(differences.join("; "))
+    }
+
+    /// The state after so many rounds, with what a snapshot then said of what the next round would
+    /// have carried.
+    fn saved_with(&self, rounds: usize) -> State {
+        let mut state = self.states[rounds].clone();
+        self.saved.apply(&mut state);
+        state
     }
 
     fn compare(
@@ -315,6 +344,10 @@ impl Ledger {
             *next = mark.base.value() + u64::from(mark.count);
         }
         for (id, standing) in &expected.shards {
+            // Rounds that are written again bring back a shard which the snapshot has let go already.
+            if self.saved.forgets.contains(id) {
+                continue;
+            }
             let next = known.get(id).copied().unwrap_or_default();
             if let Some(last) = standing.batches.last()
                 && next < last.end()
@@ -343,12 +376,17 @@ impl Ledger {
 
     /// The log was opened and holds what the first `rounds` left: nothing else was ever there, and
     /// all of it is a promise now.
-    pub(crate) fn reopened(&mut self, rounds: usize, recovery: &Recovery) {
-        self.states.truncate(rounds + 1);
+    pub(crate) fn reopened(&mut self, found: Match, recovery: &Recovery) {
+        let rounds = found.rounds;
+        self.states.truncate(rounds);
+        self.states.push(found.state);
         self.states[rounds].closed &= recovery.clean;
         self.durable = rounds;
         self.written = rounds;
         self.waiting = Waiting::default();
+        self.saved = Waiting::default();
+        let named = recovery.shards.iter().map(|found| found.shard.value());
+        self.named = named.collect();
         for found in &recovery.shards {
             if let Some(to) = found.jumped {
                 self.waiting.jumps.insert(found.shard.value(), to.value());

@@ -10,7 +10,7 @@ use flumen_log::{
 };
 
 use crate::fixture::{Seen, at, frame, number, shard};
-use crate::ledger::{Ledger, Opened};
+use crate::ledger::{Ledger, Match, Opened};
 
 /// Why a machine went no further.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +84,7 @@ impl Machine {
         Self {
             ledger: self.ledger.clone(),
             millis: self.millis + 10_000,
+            next: self.next.clone(),
             ..Self::with(twin, self.key, self.config.clone())
         }
     }
@@ -118,7 +119,7 @@ impl Machine {
 
     fn open(
         &mut self,
-        check: impl Fn(&Ledger, &Opened<'_>) -> Result<usize, String>,
+        check: impl Fn(&Ledger, &Opened<'_>) -> Result<Match, String>,
     ) -> Result<(), Stop> {
         let storage: Arc<dyn Storage> = Arc::new(self.twin.clone());
         let mut seen = Seen::default();
@@ -130,7 +131,7 @@ impl Machine {
         let (log, recovery) =
             opened.map_err(|error| Stop::Broken(format!("it does not open: {error}")))?;
         let reader = log.reader();
-        let rounds = check(
+        let found = check(
             &self.ledger,
             &Opened {
                 recovery: &recovery,
@@ -139,12 +140,11 @@ impl Machine {
             },
         )
         .map_err(Stop::Broken)?;
-        self.ledger.reopened(rounds, &recovery);
-        self.next = recovery
-            .shards
-            .iter()
-            .map(|found| (found.shard.value(), found.next.value()))
-            .collect();
+        self.ledger.reopened(found, &recovery);
+        // Of shards that it does not know any more the numbers go on all the same.
+        let found = recovery.shards.iter();
+        self.next
+            .extend(found.map(|found| (found.shard.value(), found.next.value())));
         self.keeper = Some(log.housekeeper());
         self.reader = Some(reader);
         self.log = Some(log);
@@ -260,11 +260,11 @@ impl Machine {
         self.ledger.trim(id, before);
     }
 
+    /// Forgets a shard. When it comes back its numbers go on: they are never given out twice.
     pub(crate) fn forget(&mut self, id: u64) {
         if self.is_known(id) {
             self.log().forget(shard(id));
             self.ledger.forget(id);
-            self.next.remove(&id);
         }
     }
 

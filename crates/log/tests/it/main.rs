@@ -21,4 +21,6 @@ mod ledger;
 #[cfg(test)]
 mod machine;
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod steady;

@@ -39,12 +39,17 @@ impl Writer {
         self.open_shard(shard, base);
     }
 
-    /// Takes in a shard of which the log holds nothing.
+    /// Takes in a shard of which the log holds nothing (any more).
     fn open_shard(&mut self, shard: ShardId, base: SequenceNumber) -> Arc<ShardCell> {
+        // It was forgotten and has come back before that was written.
+        self.forgets.retain(|forgotten| *forgotten != shard);
+        self.shared.forgetting().remove(&shard);
         let mut standing = ShardStanding::new(shard);
         standing.horizon = base;
         standing.end = base;
         let cell = ShardCell::new(&standing);
+        // What it had here before is dead once the disk says so.
+        cell.lock().durable_horizon = SequenceNumber::ZERO;
         self.shared.index.insert(Arc::clone(&cell));
         let known = WriterShard {
             cell: Arc::clone(&cell),
