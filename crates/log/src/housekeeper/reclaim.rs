@@ -97,7 +97,7 @@ impl Housekeeper {
     /// if those were gone first.
     fn has_leftovers(&self) -> bool {
         let work = self.shared.work.lock();
-        !work.discarded.is_empty() || !work.superseded.is_empty()
+        !work.discarded.is_empty() || !work.superseded.is_empty() || !work.doomed.is_empty()
     }
 
     /// Starts a sweep when something may have become reclaimable.

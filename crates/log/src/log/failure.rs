@@ -140,6 +140,9 @@ impl Writer {
                 failed.position = *position;
             }
             sealing.push_back(failed.into_sealing(durable, self.last_written));
+        } else {
+            // Its header may be there all the same.
+            work.doomed.push(failed.segment);
         }
         for mut full in sealing {
             if full.summary.first_round > durable.round {

@@ -183,6 +183,10 @@ impl<'a> Walk<'a, '_> {
                 self.torn = true;
                 return Ok(SegmentEnd::Tail);
             }
+            // What is written again keeps its number, so that its segment is entered again too.
+            let header = &candidate.header;
+            self.scan.last_round = header.continues_after;
+            self.scan.last_checksum = header.previous_checksum;
             self.expected = candidate.first_round();
             self.previous = None;
         }

@@ -40,7 +40,7 @@ struct Broken {
 
 /// Rounds of all sizes, trims, a deletion, housekeeping, snapshots, a sync that fails once, the end
 /// of the process, and a close.
-fn trace(machine: &mut Machine, is_memory: bool) -> Result<(), Stop> {
+pub(crate) fn trace(machine: &mut Machine, is_memory: bool) -> Result<(), Stop> {
     machine.open_cut()?;
     for turn in 0..3_u64 {
         for step in 0..7_u64 {

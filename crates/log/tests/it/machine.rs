@@ -283,8 +283,12 @@ impl Machine {
         Ok(())
     }
 
-    /// Takes a snapshot after everything is durable.
+    /// Takes a snapshot after everything is durable. What it lets go of is said by a round first:
+    /// else rounds that are written again may bring it back, for its owner to forget again.
     pub(crate) fn snapshot(&mut self) -> Result<(), Stop> {
+        if self.ledger.has_forgotten() {
+            self.commit(&[])?;
+        }
         self.sync()?;
         let visible = self.ledger.visible();
         let states: Vec<(u64, u64)> = visible

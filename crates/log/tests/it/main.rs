@@ -9,6 +9,8 @@ mod basics;
 #[cfg(test)]
 mod crash_images;
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod fixture;
 #[cfg(test)]
 mod floor;

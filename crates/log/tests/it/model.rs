@@ -200,3 +200,23 @@ fn nothing_is_freed_before_what_it_replaced_is_gone() {
         assert_eq!(killed.open_killed(), Ok(()));
     }
 }
+
+/// Rounds that are written again behind a segment that is gone keep their numbers: else they would
+/// seem to follow the one before it, and what the lost one said of shards would be forgotten.
+#[test]
+fn what_a_freed_segment_said_is_not_forgotten() {
+    let mut machine = Machine::new(MEMORY, tiny_segments());
+    machine.open_cut().unwrap();
+    machine.write(&[(1, 1, 10)]).unwrap();
+    machine.write(&[(1, 1, 200), (1, 5, 3_700)]).unwrap();
+    machine.trim(1, 15);
+    machine.close().unwrap();
+    machine.open_killed().unwrap();
+    machine.write(&[(1, 1, 18_000)]).unwrap();
+    machine.keep_house(3).unwrap();
+    machine.drop_log();
+    machine = machine.restarted(machine.twin.kill());
+    machine.open_killed().unwrap();
+    machine.close().unwrap();
+    assert_eq!(machine.open_killed(), Ok(()));
+}
