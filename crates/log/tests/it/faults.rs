@@ -8,32 +8,27 @@ use crate::fixture::{DISK, MEMORY, number, shard};
 use crate::ledger::read_batches;
 use crate::machine::{Machine, Stop, tiny_segments};
 
-fn fault(on: OperationKind, skip: u64, times: u64) -> Fault {
+fn fault(on: OperationKind, skip: u64, times: u64, error: FaultError) -> Fault {
     Fault {
         on: Some(on),
         skip,
         times,
-        error: FaultError::Io,
+        error,
     }
 }
 
 /// Runs the trace with a fault in it, then starts again from what the process, the kernel's cache
 /// and the power leave.
-fn check(key: LogKey, on: OperationKind, skip: u64, times: u64) {
+fn check(key: LogKey, on: OperationKind, skip: u64, times: u64, error: FaultError) {
     let at = |stop: Stop, when: &str| match stop.when(when) {
-        Stop::Broken(what) => panic!("{key:?}, {on:?} {skip} fails, {times} times: {what}"),
-        Stop::Halted => panic!("{key:?}, {on:?} {skip} fails, {times} times: {when}: no further"),
+        Stop::Broken(what) => panic!("{key:?}, {on:?} {skip}, {error:?} {times} times: {what}"),
+        Stop::Halted => {
+            panic!("{key:?}, {on:?} {skip}, {error:?} {times} times: {when}: no further")
+        }
     };
     let mut machine = Machine::new(key, tiny_segments());
-    machine.twin.inject(fault(on, skip, times));
-    machine.twin.start_trace();
-    let t = trace(&mut machine, key == MEMORY);
-    if std::env::var("SHOW").is_ok() && on == OperationKind::Sync && skip == 8 {
-        for op in machine.twin.trace() {
-            println!("{:?} {} {:?}", op.kind, op.path, op.range);
-        }
-    }
-    match t {
+    machine.twin.inject(fault(on, skip, times, error));
+    match trace(&mut machine, key == MEMORY) {
         Ok(()) | Err(Stop::Halted) => {}
         // It may refuse to open on a disk that fails; it opened, or it was never there.
         Err(Stop::Broken(what)) if what.starts_with("it does not open") => {}
@@ -64,8 +59,15 @@ fn sweep(key: LogKey, times: u64) {
         .into_iter()
         .filter(|(on, _)| *on != OperationKind::Read);
     for (on, count) in changes {
-        for skip in 0..count {
-            check(key, on, skip, times);
+        let errors: &[FaultError] = match on {
+            OperationKind::Write => &[FaultError::Io, FaultError::NoSpace, FaultError::Short(700)],
+            OperationKind::Create | OperationKind::Allocate => {
+                &[FaultError::Io, FaultError::NoSpace]
+            }
+            _ => &[FaultError::Io],
+        };
+        for (skip, error) in (0..count).flat_map(|skip| errors.iter().map(move |e| (skip, *e))) {
+            check(key, on, skip, times, error);
         }
     }
 }
@@ -100,7 +102,9 @@ fn an_ack_after_a_failed_sync_rests_on_a_fresh_segment() {
         machine.commit(&[(1, 1, 100), (2, 1, 100)]).unwrap();
         machine.write(&[(2, 2, 100)]).unwrap();
         machine.sync().unwrap();
-        machine.twin.inject(fault(OperationKind::Sync, 0, 1));
+        machine
+            .twin
+            .inject(fault(OperationKind::Sync, 0, 1, FaultError::Io));
         machine.write(&[(1, 1, 100)]).unwrap();
         machine.sync().unwrap();
         assert_eq!(machine.log().stats().failed_syncs, 1);
@@ -125,7 +129,9 @@ fn a_log_whose_sync_fails_twice_is_poisoned_and_read() {
     let mut machine = Machine::new(DISK, tiny_segments());
     machine.open_cut().unwrap();
     machine.commit(&[(1, 2, 100)]).unwrap();
-    machine.twin.inject(fault(OperationKind::Sync, 0, u64::MAX));
+    machine
+        .twin
+        .inject(fault(OperationKind::Sync, 0, u64::MAX, FaultError::Io));
     assert_eq!(machine.commit(&[(1, 1, 100)]), Err(Stop::Halted));
     assert_eq!(machine.log().stats().poisoned, 1);
     machine.twin.clear_faults();

@@ -1,6 +1,6 @@
 //! Any sequence of what a log can be asked and can suffer, held against the ledger.
 
-use flumen_log::{Grain, LogKey};
+use flumen_log::{Fault, FaultError, Grain, LogKey, OperationKind};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -26,6 +26,8 @@ enum Op {
     Close,
     /// The process ends; what it wrote is still in the page cache.
     Kill,
+    /// A write or a sync to come fails once.
+    Fail(OperationKind, u64),
     /// The power is cut; of what was not synced something stays.
     Cut(Grain, u64),
 }
@@ -80,6 +82,12 @@ fn step(machine: &mut Machine, is_memory: bool, op: Op) -> Result<(), Stop> {
             *machine = machine.restarted(machine.twin.kill());
             machine.open_killed()?;
         }
+        Op::Fail(on, skip) => machine.twin.inject(Fault {
+            on: Some(on),
+            skip,
+            times: 1,
+            error: FaultError::Io,
+        }),
         Op::Cut(grain, seed) => {
             machine.drop_log();
             *machine = machine.restarted(machine.twin.crash_seeded(grain, seed));
@@ -88,6 +96,46 @@ fn step(machine: &mut Machine, is_memory: bool, op: Op) -> Result<(), Stop> {
     }
     let live = machine.ledger.check_live(machine.reader());
     live.map_err(|what| Stop::Broken(what).when("live"))
+}
+
+/// As [`op`], on a disk that fails now and then. Not at the names of a directory: after that the twin
+/// may keep both names of a file that was renamed, which no real file system does.
+fn failing_op() -> impl Strategy<Value = Op> {
+    let kind = prop_oneof![
+        Just(OperationKind::Sync),
+        Just(OperationKind::Write),
+        Just(OperationKind::Create),
+        Just(OperationKind::Allocate),
+        Just(OperationKind::Remove),
+        Just(OperationKind::Rename),
+    ];
+    prop_oneof![
+        12 => op(),
+        1 => (kind, 0..12_u64).prop_map(|(on, skip)| Op::Fail(on, skip)),
+    ]
+}
+
+fn run_failing(key: LogKey, ops: Vec<Op>) -> Result<(), TestCaseError> {
+    let mut machine = Machine::new(key, tiny_segments());
+    prop_assert_eq!(machine.open_cut(), Ok(()));
+    for (number, op) in ops.into_iter().enumerate() {
+        let shown = format!("{op:?}");
+        let done = step(&mut machine, key == MEMORY, op);
+        // A disk that fails while it is opened is no promise broken.
+        let refused =
+            matches!(&done, Err(Stop::Broken(what)) if what.starts_with("it does not open"));
+        if done == Err(Stop::Halted) || refused {
+            machine.twin.clear_faults();
+            machine.drop_log();
+            machine.twin.drop_caches();
+            machine = machine.restarted(machine.twin.kill());
+            let again = machine.open_cut();
+            prop_assert_eq!(again, Ok(()), "after operation {}: {}", number, shown);
+            continue;
+        }
+        prop_assert_eq!(done, Ok(()), "operation {}: {}", number, shown);
+    }
+    Ok(())
 }
 
 fn run(key: LogKey, ops: Vec<Op>) -> Result<(), TestCaseError> {
@@ -116,6 +164,16 @@ proptest! {
     #[test]
     fn a_memory_log_is_what_the_ledger_says(ops in vec(op(), 1..60)) {
         run(MEMORY, ops)?;
+    }
+
+    #[test]
+    fn a_disk_log_on_a_failing_disk_keeps_its_promises(ops in vec(failing_op(), 1..60)) {
+        run_failing(DISK, ops)?;
+    }
+
+    #[test]
+    fn a_memory_log_on_a_failing_disk_keeps_its_promises(ops in vec(failing_op(), 1..60)) {
+        run_failing(MEMORY, ops)?;
     }
 }
 
