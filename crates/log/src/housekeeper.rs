@@ -84,12 +84,16 @@ impl Housekeeper {
 
     fn run_step(&mut self, now: Timestamp, report: &mut HousekeepingReport) -> io::Result<()> {
         self.hot.tick(&self.shared, now);
-        self.prepare(now, report)?;
         self.seal_next(report)?;
         self.release_memory();
         self.drop_files(report)?;
         self.reclaim(now, report)?;
         self.drop_retired();
+        // Space that comes back goes first: it may be the next segment, and writing one ahead takes
+        // seconds, in which a busy log would fill more than is freed.
+        if report.freed == 0 {
+            self.prepare(now, report)?;
+        }
         Ok(())
     }
 

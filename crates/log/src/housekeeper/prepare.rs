@@ -59,6 +59,7 @@ impl Housekeeper {
             if self.is_below_floor() {
                 // While appends are refused they are of no use, and somebody else's space.
                 let pool = std::mem::take(&mut work.pool);
+                report.more |= !pool.is_empty();
                 work.discarded.extend(pool);
             }
             if work.pool.len() >= work.wanted || self.shared.is_poisoned() {

@@ -70,13 +70,19 @@ impl Housekeeper {
                 self.consider_copy(segment, known, below_floor);
                 continue;
             }
+            let before = segment.last_look().map(|look| look.live);
             if let Some(liveness) = self.liveness(segment, now)? {
                 if liveness.live == 0 && self.may_free(segment) {
                     drop(segments);
                     report.more = true;
                     return self.free(report);
                 }
-                self.consider_copy(segment, liveness, below_floor);
+                if below_floor || before == Some(liveness.live) {
+                    self.consider_copy(segment, liveness, below_floor);
+                } else if liveness.live * 2 < liveness.total {
+                    // It may be trimmed further while it would be copied: look again first.
+                    self.shared.work.lock().reclaim = true;
+                }
             }
             looked += 1;
             if looked >= SEGMENTS_PER_STEP {
