@@ -1,13 +1,24 @@
-//! Which waiting batches form the next round: everything that fits; when more is waiting, shards
-//! take turns by bytes. Pure.
+//! Which waiting batches form the next round: how much of what waits, and, as it is not everything,
+//! whose: shards take turns by bytes. Pure.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
 /// A shard takes about this much per turn.
 const TURN_BYTES: u64 = 16 << 10;
+/// A round below this is not worth splitting: half of it would take the disk about as long.
+const WHOLE_ROUND_BYTES: u64 = 48 << 10;
 /// A queue that has emptied gives back its memory beyond this many places.
 const KEPT_PLACES: usize = 1024;
+
+/// How much of the bytes that wait the next round takes at most.
+///
+/// A client with a bounded window sends again when it is answered: were a round to take all that
+/// waits, the disk would be idle while clients work, and clients while the disk works. Half of it
+/// keeps both busy. When everybody waits for the disk, what waits grows, and rounds with it.
+pub(crate) fn share_of_waiting(waiting_bytes: u64) -> u64 {
+    (waiting_bytes / 2).max(WHOLE_ROUND_BYTES)
+}
 
 /// Something that waits for a round.
 pub(crate) trait Weigh {
@@ -213,6 +224,18 @@ mod tests {
         check(4096, &[], &[]);
         check(4096, &[(0, 100, 3)], &[&[(0, 3)]]);
         check(4096, &[(1, 100, 2), (0, 100, 1)], &[&[(1, 2), (0, 1)]]);
+    }
+
+    #[test]
+    fn a_round_takes_half_of_what_waits_unless_that_is_little() {
+        for (waiting, share) in [
+            (0, 48 * KIB),
+            (90 * KIB, 48 * KIB),
+            (200 * KIB, 100 * KIB),
+            (16 * KIB * KIB, 8 * KIB * KIB),
+        ] {
+            assert_eq!(share_of_waiting(waiting), share, "{waiting} bytes wait");
+        }
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Measures Flumen beside its peers and the machine's own ceilings, and writes `docs/performance.md`.
 //!
 //! Every comparison runs A B A B on the same file system in the same minutes; medians are
-//! reported, as ratios. `cargo xtask perf [--quick] [ID …]` runs all, or those named.
+//! reported, as ratios. `cargo xtask perf [--quick] [--keep-memory] [ID …]` runs all, or those named.
 
 mod cases;
+mod memory;
 mod peers;
 mod report;
 mod server;
@@ -115,6 +116,11 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         },
     };
     std::fs::create_dir_all(&bench.dir).context("the folder for benchmark data")?;
+    let kept = if arguments.contains(&"--keep-memory") {
+        Some(memory::Kept::all()?)
+    } else {
+        None
+    };
     let mut rows = Vec::new();
     for (id, case) in cases::ALL {
         if !only.is_empty() && !only.contains(id) {
@@ -131,7 +137,8 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
             Err(error) => bail!("{id}: {error:#}"),
         }
     }
-    let page = report::page(&rows, quick)?;
+    let page = report::page(&rows, quick, kept.is_some())?;
+    drop(kept);
     let path = if quick || !only.is_empty() {
         bench.dir.join("performance.md")
     } else {

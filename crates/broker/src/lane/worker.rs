@@ -19,7 +19,7 @@ use super::{Control, Lane, LaneContext, OpenShard};
 use crate::Error;
 use crate::lock::lock;
 use crate::pending::Submission;
-use crate::round::Turns;
+use crate::round::{Turns, share_of_waiting};
 
 /// More readers than this are woken by the runtime, not by the lane.
 const WAKERS_MAX: usize = 16;
@@ -194,13 +194,13 @@ impl Worker {
     /// Writes one round of what waits, and answers it.
     fn round(&mut self) {
         let now = self.context.clock.now();
-        let bytes = self.turns.waiting_bytes().min(self.context.round_bytes_max);
-        let stop = self.accepts(bytes).err();
+        let waiting = self.turns.waiting_bytes();
+        let bytes_max = share_of_waiting(waiting).min(self.context.round_bytes_max);
+        let stop = self.accepts(waiting.min(bytes_max)).err();
         let desk = &mut self.desk;
-        self.turns
-            .take_round(self.context.round_bytes_max, |slot, submission| {
-                desk.admit(slot, submission, now, stop.as_ref());
-            });
+        self.turns.take_round(bytes_max, |slot, submission| {
+            desk.admit(slot, submission, now, stop.as_ref());
+        });
         if !self.desk.frames().is_empty() {
             let outcome = self.write(now);
             self.desk.settle(&outcome, &mut self.wakers);

@@ -1,6 +1,7 @@
 //! The comparisons: what is run on each side, and what it is held against.
 
 mod footprint;
+mod steady;
 
 use std::process::Command;
 
@@ -11,6 +12,7 @@ use super::peers::{self, fresh};
 use super::server::{Server, number};
 use super::{Bench, Row, Side, Target};
 use crate::shell::output;
+use steady::Steady;
 
 type Case = fn(&Bench) -> Result<Vec<Row>>;
 type Run = Result<(String, f64)>;
@@ -18,10 +20,12 @@ type Run = Result<(String, f64)>;
 /// All comparisons, in the order of the report.
 pub(crate) const ALL: &[(&str, Case)] = &[
     ("pipelined-16x16", |bench| {
-        against_redis(bench, "pipelined-16x16", (16, 16), Target::Ratio(3.0))
+        let ids = ("pipelined-16x16", "pipelined-16x16-empty");
+        against_redis(bench, ids, (16, 16), Target::Ratio(3.0))
     }),
     ("pipelined-1x256", |bench| {
-        against_redis(bench, "pipelined-1x256", (1, 256), Target::Ratio(5.0))
+        let ids = ("pipelined-1x256", "pipelined-1x256-empty");
+        against_redis(bench, ids, (1, 256), Target::Ratio(5.0))
     }),
     ("single-256x1", single),
     ("bulk-disk", bulk_disk),
@@ -102,30 +106,48 @@ fn un_batched(bench: &Bench, (sessions, in_flight): (u32, u32), connections: u32
 
 fn against_redis(
     bench: &Bench,
-    id: &'static str,
+    ids: (&'static str, &'static str),
     shape: (u32, u32),
     target: Target,
 ) -> Result<Vec<Row>> {
     let words = un_batched(bench, shape, shape.0);
-    let mut notes = Vec::new();
-    let (ours, theirs) = in_turn(
-        bench,
-        || {
-            let (command, report, cpu) = flumen(bench, &words)?;
-            notes.push(format!(
-                "{}, {cpu:.1} s of CPU in the server",
-                latency(&report)
-            ));
-            Ok((command, number(&report, "records_per_s")?))
-        },
-        || peers::redis(bench, shape.0, shape.1),
-        ("Flumen", "Redis Streams"),
-    )?;
     let what = format!(
         "`disk`, 256 B un-batched, an ack each, {} sessions × {} in flight",
         shape.0, shape.1
     );
-    Ok(vec![Row {
+    let names = ("Flumen", "Redis Streams");
+    let redis = || peers::redis(bench, shape.0, shape.1);
+    let mut notes = Vec::new();
+    let mut note = |report: &Value, cpu: f64| {
+        notes.push(format!(
+            "{}, {cpu:.1} s of CPU in the server",
+            latency(report)
+        ));
+    };
+    let steady = Steady::start(bench, "disk")?;
+    let recycled = in_turn(
+        bench,
+        || {
+            let (command, report, cpu) = steady.run(&words)?;
+            note(&report, cpu);
+            Ok((command, number(&report, "records_per_s")?))
+        },
+        redis,
+        names,
+    )?;
+    steady.stop()?;
+    let fresh = in_turn(
+        bench,
+        || {
+            let (command, report, cpu) = flumen(bench, &words)?;
+            note(&report, cpu);
+            Ok((command, number(&report, "records_per_s")?))
+        },
+        redis,
+        names,
+    )?;
+    let fresh_notes = notes.split_off(bench.effort.runs);
+    let row = |id, what, (ours, theirs), target, notes| Row {
         id,
         what,
         unit: "/s",
@@ -133,14 +155,31 @@ fn against_redis(
         theirs: Some(theirs),
         target,
         notes,
-    }])
+    };
+    Ok(vec![
+        row(
+            ids.0,
+            format!("{what}, recycled segments"),
+            recycled,
+            target,
+            notes,
+        ),
+        row(
+            ids.1,
+            format!("{what}, the first seconds of an empty directory"),
+            fresh,
+            Target::Reported,
+            fresh_notes,
+        ),
+    ])
 }
 
 fn single(bench: &Bench) -> Result<Vec<Row>> {
     let words = un_batched(bench, (256, 1), 256);
     let mut rows = Vec::new();
+    let steady = Steady::start(bench, "disk")?;
     let ours = || {
-        let (command, report, _) = flumen(bench, &words)?;
+        let (command, report, _) = steady.run(&words)?;
         Ok((command, number(&report, "records_per_s")?))
     };
     let (a, b) = in_turn(
@@ -174,6 +213,7 @@ fn single(bench: &Bench) -> Result<Vec<Row>> {
         target: Target::Reported,
         notes: Vec::new(),
     });
+    steady.stop()?;
     Ok(rows)
 }
 
@@ -189,48 +229,54 @@ fn bulk_disk(bench: &Bench) -> Result<Vec<Row>> {
         "produce --durability disk {BULK} --records {}",
         bench.effort.large_bytes * 4 / 1024
     );
-    let mut rows = Vec::new();
-    for (id, words, least, what) in [
-        (
-            "bulk-disk",
-            recycled,
-            0.4,
-            "`disk`, 1 KiB records in batches of 1 MiB, prepared segments",
-        ),
-        (
-            "bulk-disk-sustained",
-            sustained,
-            0.25,
-            "the same, sustained from an empty directory",
-        ),
-    ] {
-        let mut notes = Vec::new();
-        let (ours, theirs) = in_turn(
-            bench,
-            || {
-                let (command, report, cpu) = flumen(bench, &words)?;
-                let gigabytes = number(&report, "bytes")? / 1e9;
-                notes.push(format!(
-                    "{gigabytes:.1} GB, {}, {:.2} s of server CPU per GB",
-                    latency(&report),
-                    cpu / gigabytes
-                ));
-                Ok((command, number(&report, "bytes_per_s")?))
-            },
-            || peers::fio_durable_write(bench),
-            ("Flumen", "fio"),
-        )?;
-        rows.push(Row {
-            id,
-            what: what.to_owned(),
-            unit: "B/s",
-            ours,
-            theirs: Some(theirs),
-            target: Target::Ratio(least),
-            notes,
-        });
-    }
-    Ok(rows)
+    let steady = Steady::start(bench, "disk")?;
+    let recycled = bulk_row(
+        bench,
+        ("bulk-disk", 0.4),
+        "`disk`, 1 KiB records in batches of 1 MiB, recycled segments",
+        || steady.run(&recycled),
+    )?;
+    steady.stop()?;
+    let sustained = bulk_row(
+        bench,
+        ("bulk-disk-sustained", 0.25),
+        "the same, sustained over 20 GiB from an empty directory",
+        || flumen(bench, &sustained),
+    )?;
+    Ok(vec![recycled, sustained])
+}
+
+fn bulk_row(
+    bench: &Bench,
+    (id, least): (&'static str, f64),
+    what: &str,
+    run: impl Fn() -> Result<(String, Value, f64)>,
+) -> Result<Row> {
+    let mut notes = Vec::new();
+    let (ours, theirs) = in_turn(
+        bench,
+        || {
+            let (command, report, cpu) = run()?;
+            let gigabytes = number(&report, "bytes")? / 1e9;
+            notes.push(format!(
+                "{gigabytes:.1} GB, {}, {:.2} s of server CPU per GB",
+                latency(&report),
+                cpu / gigabytes
+            ));
+            Ok((command, number(&report, "bytes_per_s")?))
+        },
+        || peers::fio_durable_write(bench),
+        ("Flumen", "fio"),
+    )?;
+    Ok(Row {
+        id,
+        what: what.to_owned(),
+        unit: "B/s",
+        ours,
+        theirs: Some(theirs),
+        target: Target::Ratio(least),
+        notes,
+    })
 }
 
 fn bulk_memory(bench: &Bench) -> Result<Vec<Row>> {

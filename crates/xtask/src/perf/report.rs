@@ -65,17 +65,22 @@ fn runs(side: &Side, unit: &str) -> String {
 }
 
 /// The page between its two marks.
-pub(crate) fn page(rows: &[Row], quick: bool) -> Result<String> {
+pub(crate) fn page(rows: &[Row], quick: bool, memory_kept: bool) -> Result<String> {
     let mut page = String::new();
     let revision = output(Command::new("git").args(["rev-parse", "--short", "HEAD"]))?;
     let kernel = output(Command::new("uname").arg("-r"))?;
     let cores = std::thread::available_parallelism()?;
     writeln!(
         page,
-        "Revision {}, Linux {}, {cores} cores, server and load on the same ones{}.\n",
+        "Revision {}, Linux {}, {cores} cores, server and load on the same ones{}{}.\n",
         revision.trim(),
         kernel.trim(),
-        if quick { ", quick run" } else { "" }
+        if quick { ", quick run" } else { "" },
+        if memory_kept {
+            ", free memory kept touched (`--keep-memory`)"
+        } else {
+            ""
+        }
     )?;
     writeln!(
         page,

@@ -29,10 +29,16 @@ impl Drop for Server {
 impl Server {
     /// A broker on `data`, ready.
     pub(crate) fn flumen(bench: &Bench, data: &Path) -> Result<Self> {
+        Self::flumen_with(bench, data, &[])
+    }
+
+    /// The same with more arguments.
+    pub(crate) fn flumen_with(bench: &Bench, data: &Path, arguments: &[&str]) -> Result<Self> {
         let mut child = Command::new(&bench.flumen)
             .arg("serve")
             .arg("--data-dir")
             .arg(data)
+            .args(arguments)
             .args([
                 "--listen-grpc",
                 "127.0.0.1:0",
@@ -112,6 +118,15 @@ impl Server {
             child,
             address: format!("http://{}", line.trim()),
         })
+    }
+
+    /// Runs another command against it.
+    pub(crate) fn run(&self, bench: &Bench, words: &str) -> Result<String> {
+        output(
+            Command::new(&bench.flumen)
+                .args(["--endpoint", &self.address])
+                .args(words.split_whitespace()),
+        )
     }
 
     /// Runs `flumen bench …` against it and returns the JSON object it prints.
