@@ -1,7 +1,8 @@
 //! Measures Flumen beside its peers and the machine's own ceilings, and writes `docs/performance.md`.
 //!
 //! Every comparison runs A B A B on the same file system in the same minutes; medians are
-//! reported, as ratios. `cargo xtask perf [--quick] [--keep-memory] [ID …]` runs all, or those named.
+//! reported, as ratios. `cargo xtask perf [--quick] [--keep-memory] [ID …]` runs all, or those named;
+//! the page keeps what earlier runs in this target folder found of the others.
 
 mod cases;
 mod memory;
@@ -12,6 +13,7 @@ mod server;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use report::Written;
 
 use crate::shell::{cargo, is_installed, root, run as run_command, say};
 
@@ -121,30 +123,36 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     } else {
         None
     };
-    let mut rows = Vec::new();
+    let setting = report::setting(quick, kept.is_some())?;
+    let written = bench.dir.join("rows");
+    std::fs::create_dir_all(&written)?;
     for (id, case) in cases::ALL {
         if !only.is_empty() && !only.contains(id) {
             continue;
         }
         say(&format!("\n== {id}"));
-        match case(&bench) {
-            Ok(found) => {
-                for row in &found {
-                    say(&report::line(row));
-                }
-                rows.extend(found);
-            }
-            Err(error) => bail!("{id}: {error:#}"),
+        let rows = case(&bench).with_context(|| (*id).to_owned())?;
+        for row in &rows {
+            say(&report::line(row));
+        }
+        let rows: Vec<Written> = rows
+            .iter()
+            .map(|row| Written::of(row, &setting))
+            .collect::<Result<_>>()?;
+        std::fs::write(written.join(id), serde_json::to_vec(&rows)?)?;
+    }
+    drop(kept);
+    if quick {
+        return Ok(());
+    }
+    let mut rows: Vec<Written> = Vec::new();
+    for (id, _) in cases::ALL {
+        if let Ok(bytes) = std::fs::read(written.join(id)) {
+            rows.extend(serde_json::from_slice::<Vec<Written>>(&bytes)?);
         }
     }
-    let page = report::page(&rows, quick, kept.is_some())?;
-    drop(kept);
-    let path = if quick || !only.is_empty() {
-        bench.dir.join("performance.md")
-    } else {
-        root().join("docs/performance.md")
-    };
-    report::write(&path, &page)?;
+    let path = root().join("docs/performance.md");
+    report::write(&path, &report::page(&rows)?)?;
     say(&format!("\nwritten: {}", path.display()));
     Ok(())
 }

@@ -64,15 +64,13 @@ fn runs(side: &Side, unit: &str) -> String {
     figures.join(" / ")
 }
 
-/// The page between its two marks.
-pub(crate) fn page(rows: &[Row], quick: bool, memory_kept: bool) -> Result<String> {
-    let mut page = String::new();
+/// How a run was made, for the reader.
+pub(crate) fn setting(quick: bool, memory_kept: bool) -> Result<String> {
     let revision = output(Command::new("git").args(["rev-parse", "--short", "HEAD"]))?;
     let kernel = output(Command::new("uname").arg("-r"))?;
     let cores = std::thread::available_parallelism()?;
-    writeln!(
-        page,
-        "Revision {}, Linux {}, {cores} cores, server and load on the same ones{}{}.\n",
+    Ok(format!(
+        "revision {}, Linux {}, {cores} cores, server and load on the same ones{}{}",
         revision.trim(),
         kernel.trim(),
         if quick { ", quick run" } else { "" },
@@ -81,12 +79,20 @@ pub(crate) fn page(rows: &[Row], quick: bool, memory_kept: bool) -> Result<Strin
         } else {
             ""
         }
-    )?;
-    writeln!(
-        page,
-        "| | what | Flumen (median) | beside | verdict |\n|---|---|---|---|---|"
-    )?;
-    for row in rows {
+    ))
+}
+
+/// A row as it stands in the page. Kept in a file, so that one comparison can be run again without
+/// all others.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(crate) struct Written {
+    setting: String,
+    table: String,
+    runs: String,
+}
+
+impl Written {
+    pub(crate) fn of(row: &Row, setting: &str) -> Result<Self> {
         let (verdict, held) = judge(row);
         let peer = row.theirs.as_ref().map_or_else(
             || "–".to_owned(),
@@ -98,19 +104,13 @@ pub(crate) fn page(rows: &[Row], quick: bool, memory_kept: bool) -> Result<Strin
                 )
             },
         );
-        writeln!(
-            page,
+        let table = format!(
             "| {} | {} | {held} | {peer} | {verdict} |",
             row.id, row.what
-        )?;
-    }
-    writeln!(
-        page,
-        "\nThe runs behind the medians, in order, and their commands:\n"
-    )?;
-    for row in rows {
+        );
+        let mut text = String::new();
         writeln!(
-            page,
+            text,
             "- **{}** `{}`: {}",
             row.id,
             row.ours.command,
@@ -118,7 +118,7 @@ pub(crate) fn page(rows: &[Row], quick: bool, memory_kept: bool) -> Result<Strin
         )?;
         if let Some(theirs) = &row.theirs {
             writeln!(
-                page,
+                text,
                 "  - {}: `{}`: {}",
                 theirs.name,
                 theirs.command,
@@ -126,8 +126,46 @@ pub(crate) fn page(rows: &[Row], quick: bool, memory_kept: bool) -> Result<Strin
             )?;
         }
         for note in &row.notes {
-            writeln!(page, "  - {note}")?;
+            writeln!(text, "  - {note}")?;
         }
+        Ok(Self {
+            setting: setting.to_owned(),
+            table,
+            runs: text,
+        })
+    }
+}
+
+/// The page between its two marks.
+pub(crate) fn page(rows: &[Written]) -> Result<String> {
+    let mut page = String::new();
+    let mut settings: Vec<&str> = Vec::new();
+    for row in rows {
+        if !settings.contains(&row.setting.as_str()) {
+            settings.push(&row.setting);
+        }
+    }
+    for setting in settings {
+        let of: Vec<&str> = rows
+            .iter()
+            .filter(|row| row.setting == setting)
+            .filter_map(|row| row.table.split('|').nth(1).map(str::trim))
+            .collect();
+        writeln!(page, "Measured at {setting}: {}.\n", of.join(", "))?;
+    }
+    writeln!(
+        page,
+        "| | what | Flumen (median) | beside | verdict |\n|---|---|---|---|---|"
+    )?;
+    for row in rows {
+        writeln!(page, "{}", row.table)?;
+    }
+    writeln!(
+        page,
+        "\nThe runs behind the medians, in order, and their commands:\n"
+    )?;
+    for row in rows {
+        page.push_str(&row.runs);
     }
     Ok(page)
 }

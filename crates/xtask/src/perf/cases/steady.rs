@@ -10,7 +10,7 @@ use crate::perf::server::{Server, number};
 
 const STREAM: &str = "steady";
 /// What a run writes stays below this, so that all of it can be verified.
-const RETAINED_GIB: u64 = 6;
+const RETAINED_GIB: u64 = 12;
 
 /// A server on a stream that has trimmed and recycled segments before anything is measured.
 pub(super) struct Steady<'a> {
@@ -30,7 +30,7 @@ impl<'a> Steady<'a> {
                 "stream create {STREAM} --durability {durability} --retention-bytes {RETAINED_GIB}GiB"
             ),
         )?;
-        let records = (RETAINED_GIB << 20) * 3 / 2;
+        let records = (RETAINED_GIB << 20) * 5 / 4;
         let fill = format!("produce --stream {STREAM} {BULK} --records {records}");
         server.bench(bench, &fill)?;
         Ok(Self {
