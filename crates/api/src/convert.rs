@@ -4,9 +4,12 @@
 //! refused value; what is ours converts without one. Limits of records (sizes, counts) are not
 //! checked here: the batch encoder does.
 
+use std::str::FromStr;
+
 use bytes::Bytes;
 use flumen_record::{
-    Durability, HashKey, HashRange, Header, NameError, Record, StreamName, Timestamp,
+    Durability, GroupName, HashKey, HashRange, Header, MemberName, NameError, Record, StreamName,
+    Timestamp,
 };
 use thiserror::Error;
 
@@ -33,6 +36,22 @@ pub enum ConvertError {
         shown: String,
         /// What is wrong with it.
         error: NameError,
+    },
+    /// It is not a group's or a member's name.
+    #[error("{field} {shown:?}: {error}")]
+    Name {
+        /// Which.
+        field: &'static str,
+        /// What it says, the beginning of it when it is long.
+        shown: String,
+        /// What is wrong with it.
+        error: NameError,
+    },
+    /// A group begins at a time or an end, not at a number.
+    #[error("{field} is a sequence number, which is a place in one shard; take trim_horizon, latest or a time")]
+    Position {
+        /// Which.
+        field: &'static str,
     },
     /// A hash key has 16 bytes.
     #[error("{field} has {bytes} bytes, a hash key has 16")]
@@ -72,6 +91,8 @@ impl ConvertError {
         match self {
             Self::Missing { field }
             | Self::StreamName { field, .. }
+            | Self::Name { field, .. }
+            | Self::Position { field }
             | Self::HashKeyLength { field, .. }
             | Self::EmptyRange { field, .. }
             | Self::Durability { field, .. }
@@ -84,6 +105,8 @@ impl ConvertError {
         match self {
             Self::Missing { .. } => "FIELD_MISSING",
             Self::StreamName { .. } => "STREAM_NAME_INVALID",
+            Self::Name { .. } => "NAME_INVALID",
+            Self::Position { .. } => "POSITION_INVALID",
             Self::HashKeyLength { .. } => "HASH_KEY_INVALID",
             Self::EmptyRange { .. } => "HASH_RANGE_INVALID",
             Self::Durability { .. } => "DURABILITY_INVALID",
@@ -95,8 +118,8 @@ impl ConvertError {
     pub fn metadata(&self) -> Vec<(&'static str, String)> {
         let mut metadata = vec![("field", self.field().to_owned())];
         match self {
-            Self::Missing { .. } | Self::NotUtf8 { .. } => {}
-            Self::StreamName { shown, .. } => metadata.push(("value", shown.clone())),
+            Self::Missing { .. } | Self::NotUtf8 { .. } | Self::Position { .. } => {}
+            Self::StreamName { shown, .. } | Self::Name { shown, .. } => metadata.push(("value", shown.clone())),
             Self::HashKeyLength { bytes, .. } => metadata.push(("bytes", bytes.to_string())),
             Self::EmptyRange { range, .. } => {
                 metadata.push(("start", format!("{:032x}", range.start.value())));
@@ -106,6 +129,27 @@ impl ConvertError {
         }
         metadata
     }
+}
+
+/// A group's name.
+pub fn group_name(field: &'static str, text: &str) -> Result<GroupName, ConvertError> {
+    name(field, text)
+}
+
+/// A member's name.
+pub fn member_name(field: &'static str, text: &str) -> Result<MemberName, ConvertError> {
+    name(field, text)
+}
+
+fn name<N: FromStr<Err = NameError>>(field: &'static str, text: &str) -> Result<N, ConvertError> {
+    if text.is_empty() {
+        return Err(ConvertError::Missing { field });
+    }
+    text.parse().map_err(|error| ConvertError::Name {
+        field,
+        shown: text.chars().take(SHOWN_CHARACTERS).collect(),
+        error,
+    })
 }
 
 /// A stream's name.

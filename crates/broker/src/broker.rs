@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flumen_log::Storage;
-use flumen_record::{HashKey, ProducerId, ShardIndex, StreamName};
+use flumen_record::{GroupName, HashKey, ProducerId, ShardIndex, StreamName};
 use flumen_stream::{NewStream, StartPosition, StreamUpdate};
 
 use crate::node::Node;
 use crate::session::{self, AckReceiver, AppendSender};
 use crate::{
-    BrokerConfig, Clock, Error, Health, Metrics, PutOutcome, PutRecord, ReadBudget, ReadReply,
-    StreamDescription, Subscription,
+    BrokerConfig, Clock, Error, GroupReset, GroupState, GroupStatus, Health, JoinGroup, LeaseGuard,
+    Membership, Metrics, PutOutcome, PutRecord, ReadBudget, ReadReply, StreamDescription,
+    Subscription,
 };
 
 pub use crate::open::OpenError;
@@ -132,6 +133,76 @@ impl Broker {
         budget: ReadBudget,
     ) -> Result<Subscription, Error> {
         self.node.subscribe(stream, shards, budget).await
+    }
+
+    /// Opens a member's session in a group of a stream; the group comes into being with its first
+    /// member. Whether it was let in is its first word.
+    pub fn join_group(&self, stream: &StreamName, join: JoinGroup) -> Result<Membership, Error> {
+        self.node.join_group(stream, join)
+    }
+
+    /// What a reader for a lease is to check before it hands records out; refused when the lease is
+    /// over already.
+    pub fn lease(
+        &self,
+        stream: &StreamName,
+        group: &GroupName,
+        shard: ShardIndex,
+        generation: u64,
+    ) -> Result<LeaseGuard, Error> {
+        let stream = self.node.streams.get(stream)?;
+        let stream = stream.state().info.id;
+        self.node.groups.fences.guard(stream, group, shard, generation)
+    }
+
+    /// Up to `limit` groups of one stream or of all, by stream and name, after one of a page before;
+    /// and whether there are more.
+    pub async fn list_groups(
+        &self,
+        stream: Option<&StreamName>,
+        after: Option<(StreamName, GroupName)>,
+        limit: usize,
+    ) -> Result<(Vec<GroupStatus>, bool), Error> {
+        self.node.list_groups(stream, after, limit).await
+    }
+
+    /// Members, leases, checkpoints and lag of a group.
+    pub async fn describe_group(
+        &self,
+        stream: &StreamName,
+        group: &GroupName,
+    ) -> Result<GroupState, Error> {
+        self.node.describe_group(stream, group).await
+    }
+
+    /// Moves where a group goes on, in these shards or (without any) in all. Refused while members
+    /// hold them unless `force`; with `dry_run` it only says what would change.
+    pub async fn reset_group(
+        &self,
+        stream: &StreamName,
+        group: &GroupName,
+        shards: Vec<ShardIndex>,
+        to: StartPosition,
+        force: bool,
+        dry_run: bool,
+    ) -> Result<Vec<GroupReset>, Error> {
+        let how = (force, dry_run);
+        self.node.reset_group(stream, group, shards, to, how).await
+    }
+
+    /// Deletes a group. Refused while it has members unless `force`.
+    pub async fn delete_group(
+        &self,
+        stream: &StreamName,
+        group: &GroupName,
+        force: bool,
+    ) -> Result<(), Error> {
+        self.node.delete_group(stream, group, force).await
+    }
+
+    /// Lag of up to `limit` groups, by stream and name, from memory.
+    pub async fn group_lags(&self, limit: usize) -> Result<Vec<GroupStatus>, Error> {
+        self.node.group_lags(limit).await
     }
 
     /// The shard that owns a key now.

@@ -125,6 +125,7 @@ impl Node {
             .await?;
         stream.mark_deleted();
         self.streams.remove(&stream.name);
+        self.groups.stream_deleted(&stream);
         let state = stream.state();
         let mut wakers = Vec::new();
         for shard in &state.shards {

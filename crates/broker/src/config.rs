@@ -2,6 +2,7 @@
 
 use flumen_log::LogConfig;
 use flumen_stream::StreamConfig;
+use flumen_stream::group::GroupConfig;
 use serde::{Deserialize, Serialize};
 
 /// The node's settings. Production values by default.
@@ -26,6 +27,8 @@ pub struct BrokerConfig {
     pub log: LogConfig,
     /// Limits of streams.
     pub stream: StreamConfig,
+    /// Limits of consumer groups.
+    pub groups: GroupConfig,
 }
 
 impl Default for BrokerConfig {
@@ -40,6 +43,7 @@ impl Default for BrokerConfig {
             retention_interval_ms: 10_000,
             log: LogConfig::default(),
             stream: StreamConfig::default(),
+            groups: GroupConfig::default(),
         }
     }
 }

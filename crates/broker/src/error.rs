@@ -8,9 +8,10 @@ mod tests;
 use std::time::Duration;
 
 use flumen_record::{
-    BatchError, HashKey, HashRange, ProducerId, ProducerSequence, RecordError, SequenceNumber,
+    BatchError, GroupName, HashKey, HashRange, ProducerId, ProducerSequence, RecordError, SequenceNumber,
     ShardIndex, StreamName,
 };
+use flumen_stream::group::{CheckpointError, GroupError};
 use thiserror::Error;
 
 pub(crate) use facts::REASONS;
@@ -210,6 +211,46 @@ pub enum Error {
         "an earlier batch of this session was refused, this one was not attempted; open a new session"
     )]
     SessionEnded,
+    /// The stream has no group of this name.
+    #[error("stream {stream} has no group {group}; a group comes into being with its first member")]
+    GroupNotFound {
+        /// The stream.
+        stream: StreamName,
+        /// The name asked for.
+        group: GroupName,
+    },
+    /// Members are in the way.
+    #[error(transparent)]
+    GroupInUse(GroupError),
+    /// A position beyond the end of a closed shard.
+    #[error(transparent)]
+    GroupBeyondEnd(GroupError),
+    /// A checkpoint that is not taken.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A read for a lease that is over.
+    #[error("the lease of shard {shard} under generation {generation} is over; stop processing it")]
+    StaleLease {
+        /// The shard.
+        shard: ShardIndex,
+        /// The generation that was named.
+        generation: u64,
+    },
+    /// Another instance is the member now.
+    #[error("another instance has joined as this member; give each process a name of its own")]
+    MemberReplaced,
+    /// The member was silent for too long, or is unknown.
+    #[error("the member was silent for its session timeout; join again")]
+    MemberExpired,
+    /// The end of a shard that has none was to be checkpointed.
+    #[error("shard {shard} is open: it has no end yet")]
+    ShardOpen {
+        /// The shard.
+        shard: ShardIndex,
+    },
+    /// The log of consumer groups has failed.
+    #[error("the log of consumer groups has failed; groups need a restart of the broker")]
+    GroupsFailed,
     /// The node is draining.
     #[error("the broker is shutting down")]
     Draining,

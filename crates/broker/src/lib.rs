@@ -14,6 +14,7 @@
 //! | `session`, `pending`, `put` | batches on their way in, acks on their way out |
 //! | `lane/*`, `round` | the thread that writes a log; whose turn it is |
 //! | `tail`, `read`, `subscription` | readable ends, reading, pushing |
+//! | `groups/*` | consumer groups: the thread that decides, members' sessions, lag |
 //! | `retention`, `housekeeping` | expiring records, looking after files |
 //! | `clock`, `metrics`, `error` | time, numbers, refusals |
 #![forbid(unsafe_code)]
@@ -24,6 +25,7 @@ mod clock;
 mod config;
 mod describe;
 mod error;
+mod groups;
 mod housekeeping;
 mod lane;
 mod lock;
@@ -46,6 +48,10 @@ pub use broker::{Broker, OpenError};
 pub use clock::Clock;
 pub use config::BrokerConfig;
 pub use error::{Error, ErrorKind};
+pub use groups::{
+    GroupLag, GroupPosition, GroupReset, GroupState, GroupStatus, JoinGroup, LeaseGuard, LeaseStatus,
+    MemberLease, MemberStatus, MemberWord, Membership, SavedCheckpoint,
+};
 pub use metrics::{HistogramSnapshot, Metrics, MetricsSnapshot};
 pub use reply::{
     Health, PutOutcome, PutRecord, ReadBudget, ReadReply, ShardDescription, StreamDescription,
@@ -54,4 +60,5 @@ pub use session::{Ack, AckReceiver, AppendSender, Appended};
 pub use subscription::{Delivery, Subscription};
 
 // The words of the lower layers that edges speak.
+pub use flumen_stream::group::{Checkpoint, GroupConfig, InitialPosition, LostReason};
 pub use flumen_stream::{NewStream, StartPosition, StreamSettings, StreamUpdate};

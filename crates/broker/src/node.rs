@@ -9,6 +9,7 @@ use flumen_record::ProducerId;
 use flumen_stream::Catalog;
 use tokio::sync::Semaphore;
 
+use crate::groups::Groups;
 use crate::housekeeping::Housekeeping;
 use crate::lane::{Control, Lane};
 use crate::lock::lock;
@@ -26,11 +27,14 @@ pub(crate) struct Node {
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) metrics: Metrics,
     pub(crate) streams: Streams,
+    pub(crate) groups: Arc<Groups>,
     pub(crate) lanes: Lanes,
     /// `None` once it is closed. Used on threads that may block.
     pub(crate) catalog: Mutex<Option<Catalog>>,
     /// The thread that looks after the catalog's files.
     pub(crate) catalog_housekeeping: Mutex<Housekeeping>,
+    /// The thread that looks after the files of the groups' log.
+    pub(crate) groups_housekeeping: Mutex<Housekeeping>,
     /// The last durable catalog record, which rounds name.
     pub(crate) catalog_record: Arc<AtomicU64>,
     /// The highest producer id that was issued.
@@ -115,6 +119,8 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.stop.send_replace(true);
         lock(&self.catalog_housekeeping).stop();
+        lock(&self.groups_housekeeping).stop();
+        self.groups.stop();
         self.lanes.stop();
     }
 }

@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use flumen_log::{Log, LogConfig, LogKey, Storage};
 use flumen_record::ShardId;
+use flumen_stream::group::GroupLog;
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
+use crate::groups::{self, Groups};
 use crate::housekeeping::Housekeeping;
 use crate::lane::{Control, Lane, LaneContext, OpenShard};
 use crate::lock::lock;
@@ -32,6 +34,9 @@ pub enum OpenError {
     /// The catalog does not open.
     #[error(transparent)]
     Catalog(#[from] flumen_stream::CatalogError),
+    /// The log of consumer groups does not open.
+    #[error(transparent)]
+    Groups(#[from] flumen_stream::group::GroupLogError),
 }
 
 /// Opens a node. Needs a tokio runtime.
@@ -58,6 +63,13 @@ fn open_blocking(
     let mut config = config;
     config.stream.lanes_per_class = config.lanes_per_class.max(config.stream.lanes_per_class);
     let recovered = recover::recover(&storage, &config, clock.now())?;
+    let groups_config = config.groups.clone();
+    let opened = GroupLog::open(
+        Arc::clone(&storage),
+        groups_config,
+        clock.now(),
+        clock.monotonic(),
+    )?;
     let (stop, _) = tokio::sync::watch::channel(false);
     let node = Arc::new(Node {
         blocking_reads: Arc::new(Semaphore::new(config.blocking_reads_max.max(1) as usize)),
@@ -68,15 +80,21 @@ fn open_blocking(
         storage,
         metrics: Metrics::default(),
         streams: Streams::default(),
+        groups: Arc::new(Groups::default()),
         lanes: Lanes::default(),
         catalog: Mutex::new(None),
         catalog_housekeeping: Mutex::default(),
+        groups_housekeeping: Mutex::default(),
         changes: tokio::sync::Mutex::new(()),
         draining: AtomicBool::new(false),
         stop,
     });
     node.metrics.attach(&node);
     start(&node, recovered, &runtime);
+    let (log, coordinator, _) = opened;
+    let housekeeping = Housekeeping::start(log.housekeeper(), "groups".to_owned(), node.clock.clone());
+    *lock(&node.groups_housekeeping) = housekeeping;
+    groups::start(&node, log, coordinator);
     crate::retention::start(&node, &runtime);
     crate::housekeeping::start_resting(&node, &runtime);
     Ok(node)

@@ -164,7 +164,7 @@ impl Node {
         self.metrics.delivered(records, found.bytes as u64);
     }
 
-    async fn blocking_read<T: Send + 'static>(
+    pub(crate) async fn blocking_read<T: Send + 'static>(
         self: &Arc<Self>,
         read: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {

@@ -31,10 +31,12 @@ impl Node {
         on_blocking_thread(move || {
             node.lanes.finish_housekeeping();
             lock(&node.catalog_housekeeping).take().finish();
+            lock(&node.groups_housekeeping).take().finish();
             Ok(())
         })
         .await?;
-        let mut result = Ok(());
+        // Members are told by their sessions, which drain; what they said before is decided.
+        let mut result = self.groups.close().await;
         for lane in self.lanes.all() {
             // A lane that has ended before has said why then.
             let closed = ask(&lane, Control::Shutdown).await.unwrap_or(Ok(()));
@@ -42,6 +44,7 @@ impl Node {
         }
         let node = Arc::clone(self);
         on_blocking_thread(move || {
+            node.groups.join();
             node.lanes.all().iter().for_each(|lane| lane.join());
             let now = node.clock.now();
             match lock(&node.catalog).take() {

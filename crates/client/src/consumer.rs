@@ -16,7 +16,8 @@ use flumen_record::{Frames, SequenceNumber, ShardIndex, StreamName, Timestamp};
 use tokio::time::Instant;
 use tonic::Streaming;
 
-use cursor::{Cursor, wire};
+use cursor::Cursor;
+pub(crate) use cursor::wire;
 use recover::Patience;
 
 pub use batch::{ConsumedBatch, ConsumedRecord, ConsumedRecords, MalformedRecord};
@@ -354,6 +355,7 @@ impl Consumer {
             .map(|cursor| v1::ShardStart {
                 shard: cursor.shard.value(),
                 start: Some(wire(cursor.position())),
+                lease: None,
             });
         let request = v1::SubscribeRequest {
             stream: self.stream.to_string(),

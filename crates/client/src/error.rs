@@ -40,6 +40,8 @@ pub mod reason {
     pub const TRIMMED: &str = "TRIMMED";
     /// Acknowledged data is damaged.
     pub const DATA_LOSS: &str = "DATA_LOSS";
+    /// The member was silent for its session timeout.
+    pub const MEMBER_EXPIRED: &str = "MEMBER_EXPIRED";
 }
 
 /// A call the broker refused, or that did not reach it. Cheap to clone: one failure may answer many

@@ -3,7 +3,8 @@
 //! [`Client`] is one TCP connection with the administrative calls on it. [`Producer`] sends records:
 //! it gathers them into batches per shard, keeps its memory bounded, and stores every record once
 //! and in order, across broken connections and restarts of the broker. [`Consumer`] reads the shards
-//! of a stream and goes on exactly where it was. [`AppendSession`] is the wire below the producer:
+//! of a stream and goes on exactly where it was. [`GroupConsumer`] shares them with the other members
+//! of a consumer group, and never skips what its handler could not process. [`AppendSession`] is the wire below the producer:
 //! encoded batches out, acks in, nothing retried.
 //!
 //! What decides (`producer/shard_queue.rs`, `producer/routing.rs`, `consumer/cursor.rs`, `retry.rs`)
@@ -15,6 +16,7 @@
 //! | `append` | one `Append` session: encoded batches and acks |
 //! | `producer/*` | records → batches → acks |
 //! | `consumer/*` | positions, subscriptions, records |
+//! | `group/*` | a member of a consumer group: leases, handlers, checkpoints |
 //! | `retry`, `error`, `config` | when to try again, what went wrong, every limit |
 #![forbid(unsafe_code)]
 
@@ -25,6 +27,7 @@ mod config;
 mod consumer;
 mod description;
 mod error;
+mod group;
 mod producer;
 mod put;
 mod retry;
@@ -38,7 +41,14 @@ pub use consumer::{
 };
 pub use description::{NewStream, ShardDescription, StreamDescription, StreamUpdate};
 pub use error::{Code, ConsumeError, Error, SendError, reason};
-pub use flumen_record::{Compression, Durability, Header, Record, StreamName};
+pub use flumen_record::{
+    Compression, Durability, GroupName, Header, MemberName, Record, StreamName,
+};
+pub use group::{
+    FailurePolicy, GiveUp, GroupBatch, GroupConfig, GroupConsumer, GroupDescription, GroupEvent,
+    GroupStats, GroupSummary, Handler, HandlerError, Lag, MemberDescription, ResetScope,
+    ShardLease, ShardProgress, ShardReset,
+};
 pub use producer::{Delivered, Delivery, Producer, ProducerStats, Receipt};
 pub use put::PutOutcome;
 pub use retry::{Backoff, RetryPolicy};

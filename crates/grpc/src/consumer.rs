@@ -1,15 +1,17 @@
 //! `flumen.v1.Consumer`: reading shards, asked for or pushed.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use flumen_api::convert::{ConvertError, stream_name};
+use flumen_api::convert::{ConvertError, group_name, stream_name};
 use flumen_api::v1;
-use flumen_broker::{Broker, Delivery, Error, ReadBudget, StartPosition, Subscription};
-use flumen_record::{SequenceNumber, ShardIndex, Timestamp};
+use flumen_broker::{
+    Broker, Delivery, Error, LeaseGuard, ReadBudget, StartPosition, Subscription,
+};
+use flumen_record::{SequenceNumber, ShardIndex, StreamName, Timestamp};
 
 use crate::drain::{Drain, DrainWait};
 use crate::frames;
@@ -30,14 +32,31 @@ pub(crate) async fn read(
     let start = start_position("start", request.start.as_ref())?;
     let budget = budget(request.max_bytes, request.max_records);
     let wait = Duration::from_micros(request.max_wait_us);
+    let lease = match &request.lease {
+        Some(named) => Some(lease(broker, &stream, shard, named)?),
+        None => None,
+    };
     let reply = tokio::select! {
         biased;
         reply = broker.read(&stream, shard, start, budget, wait) => reply?,
         () = drain.started() => return Err(Error::Draining.into()),
     };
+    // What came while it waited is not for somebody whose lease has ended meanwhile.
+    lease.as_ref().map_or(Ok(()), LeaseGuard::check)?;
     let mut pieces = VecDeque::new();
     frames::reply(shard, reply, &mut pieces);
     Ok(pieces)
+}
+
+/// The lease that a reader names.
+fn lease(
+    broker: &Broker,
+    stream: &StreamName,
+    shard: ShardIndex,
+    named: &v1::ReadLease,
+) -> Result<LeaseGuard, Facts> {
+    let group = group_name("lease.group", &named.group)?;
+    Ok(broker.lease(stream, &group, shard, named.generation)?)
 }
 
 /// Opens a subscription; its replies come when they are asked for.
@@ -48,8 +67,12 @@ pub(crate) async fn subscribe(
 ) -> Result<SubscribeReplies, Facts> {
     let stream = stream_name("stream", &request.stream)?;
     let mut shards = Vec::with_capacity(request.shards.len());
+    let mut leases = HashMap::new();
     for one in &request.shards {
         let shard = ShardIndex::new(one.shard);
+        if let Some(named) = &one.lease {
+            leases.insert(shard, lease(broker, &stream, shard, named)?);
+        }
         let start = start_position("shards.start", one.start.as_ref())
             .map_err(|error| Facts::from(error).with("shard", shard))?;
         shards.push((shard, start));
@@ -64,6 +87,7 @@ pub(crate) async fn subscribe(
     Ok(SubscribeReplies {
         next: Box::pin(next(subscription)),
         draining: drain.started(),
+        leases,
     })
 }
 
@@ -78,6 +102,8 @@ async fn next(mut subscription: Subscription) -> Next {
 pub(crate) struct SubscribeReplies {
     next: Pin<Box<dyn Future<Output = Next> + Send>>,
     draining: DrainWait,
+    /// Of the shards that are read for a group.
+    leases: HashMap<ShardIndex, LeaseGuard>,
 }
 
 impl Replies for SubscribeReplies {
@@ -94,6 +120,10 @@ impl Replies for SubscribeReplies {
         self.next = Box::pin(next(subscription));
         Poll::Ready(match delivery {
             Some(Ok(delivery)) => {
+                let lease = self.leases.get(&delivery.shard);
+                if let Some(Err(error)) = lease.map(LeaseGuard::check) {
+                    return Poll::Ready(Some(Err(error.into())));
+                }
                 frames::reply(delivery.shard, delivery.reply, pieces);
                 Some(Ok(()))
             }
@@ -113,7 +143,7 @@ fn budget(bytes: u64, records: u64) -> ReadBudget {
     }
 }
 
-fn start_position(
+pub(crate) fn start_position(
     field: &'static str,
     start: Option<&v1::StartPosition>,
 ) -> Result<StartPosition, ConvertError> {

@@ -10,7 +10,7 @@
 //! |---|---|
 //! | `server` | accept loop, connections, draining |
 //! | `route` | from a path to the service that answers |
-//! | `admin`, `producer`, `append`, `consumer` | the RPCs |
+//! | `admin`, `producer`, `append`, `consumer`, `group` | the RPCs |
 //! | `request`, `response`, `frames` | messages in and out, without copies |
 //! | `status`, `call` | refusals and their status codes |
 //! | `attendant` | health and reflection |
@@ -27,6 +27,7 @@ mod consumer;
 mod deadline;
 mod drain;
 mod frames;
+mod group;
 mod producer;
 mod request;
 mod response;

@@ -19,10 +19,11 @@ use crate::attendant::Attendants;
 use crate::call::CallError;
 use crate::deadline::timeout;
 use crate::drain::{Drain, Guarded};
+use crate::group::GroupSession;
 use crate::request::Messages;
 use crate::response::{Only, refused, replies, unary};
 use crate::status::Facts;
-use crate::{admin, consumer, producer};
+use crate::{admin, consumer, group, producer};
 
 /// Everything a call may need.
 #[derive(Clone)]
@@ -116,6 +117,10 @@ impl Router {
                     Err(facts) => refused(facts),
                 }
             }
+            "Group" => match GroupSession::open(broker, drain, requests).await {
+                Ok(session) => replies(session),
+                Err(facts) => refused(facts),
+            },
             _ => refused(no_method(consumer_server::SERVICE_NAME, method)),
         }
     }
@@ -142,6 +147,22 @@ impl Router {
             "DeleteStream" => {
                 let delete = async |name| admin::delete_stream(broker, name).await;
                 unary(one(requests, "flumen.v1.DeleteStreamRequest", delete).await)
+            }
+            "ListGroups" => {
+                let list = async |page| group::list(broker, page).await;
+                unary(one(requests, "flumen.v1.ListGroupsRequest", list).await)
+            }
+            "DescribeGroup" => {
+                let describe = async |name| group::describe(broker, name).await;
+                unary(one(requests, "flumen.v1.DescribeGroupRequest", describe).await)
+            }
+            "ResetGroup" => {
+                let reset = async |reset| group::reset(broker, reset).await;
+                unary(one(requests, "flumen.v1.ResetGroupRequest", reset).await)
+            }
+            "DeleteGroup" => {
+                let delete = async |name| group::delete(broker, name).await;
+                unary(one(requests, "flumen.v1.DeleteGroupRequest", delete).await)
             }
             _ => refused(no_method(admin_server::SERVICE_NAME, method)),
         }

@@ -4,6 +4,7 @@
 //! Synchronous. It knows shard numbers, not what a stream is; it never reads a clock. The only
 //! `unsafe` in Flumen is in `mapped_file.rs`. Bytes on disk: `docs/format.md`.
 
+mod backlog;
 mod checksum;
 mod config;
 mod control;
@@ -34,6 +35,7 @@ pub use config::{LogConfig, LogKey, list_logs};
 pub use error::{OpenError, ReadError, SyncError, WriteError};
 pub use housekeeper::{Housekeeper, HousekeepingReport};
 pub use log::{Log, LogStats, NewFrame, RoundNumber, SyncDone, SyncJob};
+pub use backlog::Backlog;
 pub use reader::{FoundFrames, LogReader, ShardBounds};
 pub use recovery::{
     BatchMark, LogInspection, Quarantined, Recovery, Replay, ShardRecovery, inspect,

@@ -22,6 +22,9 @@ use crate::shared::Shared;
 /// Runs looked at for one reply.
 const RUNS_PER_READ: usize = 8192;
 
+/// Times that a look-up is made again when what it points at is gone.
+const LOOKS: usize = 16;
+
 /// The two ends of what can be read of a shard, in one log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShardBounds {
@@ -136,7 +139,7 @@ impl LogReader {
     ) -> Result<FoundFrames, ReadError> {
         // A segment can be freed, copied or released from memory between looking up and reading:
         // then the look-up is stale and is made again.
-        for _ in 0..16 {
+        for _ in 0..LOOKS {
             let plan = match self.look_up(shard, from, budget)? {
                 Lookup::Recent(plan) => Some(plan),
                 Lookup::Cold => self.look_up_cold(shard, from, budget)?,
@@ -147,10 +150,14 @@ impl LogReader {
                 return Ok(found);
             }
         }
-        Err(ReadError::Io {
+        Err(self.keeps_moving())
+    }
+
+    fn keeps_moving(&self) -> ReadError {
+        ReadError::Io {
             segment: self.shared.dir.clone(),
             source: io::Error::other("BUG: the index keeps pointing at segments that are gone"),
-        })
+        }
     }
 
     /// First sequence number whose batch arrived at or after `at`; `durable_end` when none did.

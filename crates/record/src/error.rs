@@ -8,13 +8,13 @@ use crate::{Compression, HashKey, HashRange};
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum NameError {
     /// Empty, or longer than 128 bytes.
-    #[error("a stream name has 1 to 128 characters, this one has {bytes}")]
+    #[error("a name has 1 to 128 characters, this one has {bytes}")]
     Length {
         /// Its length in bytes.
         bytes: usize,
     },
     /// A character outside the allowed ones.
-    #[error("a stream name is made of a-z A-Z 0-9 _ . - only, found {character:?}")]
+    #[error("a name is made of a-z A-Z 0-9 _ . - only, found {character:?}")]
     Character {
         /// The first one that is not allowed.
         character: char,

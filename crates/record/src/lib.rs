@@ -46,7 +46,7 @@ pub use error::{
 pub use frame::{FRAME_HEADER_BYTES, Frame, FrameHeader, Frames};
 pub use hash_key::{HashKey, HashRange};
 pub use hash_key_cache::HashKeyCache;
-pub use name::StreamName;
+pub use name::{GroupName, MemberName, StreamName};
 pub use number::{
     Durability, ProducerId, ProducerSequence, SequenceNumber, ShardEpoch, ShardId, ShardIndex,
     StreamId,

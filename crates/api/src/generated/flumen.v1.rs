@@ -94,6 +94,392 @@ impl Durability {
         }
     }
 }
+/// What a member says. The first message of a session is `join`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GroupRequest {
+    #[prost(oneof = "group_request::Request", tags = "1, 2, 3, 4, 5")]
+    pub request: ::core::option::Option<group_request::Request>,
+}
+/// Nested message and enum types in `GroupRequest`.
+pub mod group_request {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Request {
+        #[prost(message, tag = "1")]
+        Join(super::JoinGroup),
+        #[prost(message, tag = "2")]
+        Heartbeat(super::Heartbeat),
+        #[prost(message, tag = "3")]
+        Checkpoints(super::SaveCheckpoints),
+        #[prost(message, tag = "4")]
+        Release(super::ReleaseLeases),
+        #[prost(message, tag = "5")]
+        Leave(super::LeaveGroup),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JoinGroup {
+    #[prost(string, tag = "1")]
+    pub stream: ::prost::alloc::string::String,
+    /// \[a-zA-Z0-9_.-\]{1,128}; the group comes into being with its first member.
+    #[prost(string, tag = "2")]
+    pub group: ::prost::alloc::string::String,
+    /// \[a-zA-Z0-9_.-\]{1,128}: who this is. A member keeps its shards when it comes back in time.
+    #[prost(string, tag = "3")]
+    pub member: ::prost::alloc::string::String,
+    /// A random number of this process. Another instance under the same name takes its place at once.
+    #[prost(fixed64, tag = "4")]
+    pub instance: u64,
+    /// Without a heartbeat for this long the member is gone. 0: 10 s. 1 s to 5 min.
+    #[prost(uint64, tag = "5")]
+    pub session_timeout_us: u64,
+    /// Where shards begin that have no checkpoint. Not set: trim_horizon.
+    #[prost(message, optional, tag = "6")]
+    pub start: ::core::option::Option<StartPosition>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Heartbeat {
+    /// Echoed, so that the member knows which one arrived.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SaveCheckpoints {
+    /// Echoed in the answer.
+    #[prost(uint64, tag = "1")]
+    pub request: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub checkpoints: ::prost::alloc::vec::Vec<Checkpoint>,
+}
+/// The last record that was processed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Checkpoint {
+    #[prost(uint32, tag = "1")]
+    pub shard: u32,
+    /// Of the lease.
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+    #[prost(uint64, tag = "3")]
+    pub sequence_number: u64,
+    /// The subsequence of its last part that was processed, when not all of an aggregated record was.
+    #[prost(uint64, optional, tag = "4")]
+    pub part: ::core::option::Option<u64>,
+    /// Everything up to the end of the closed shard was processed; sequence_number and part say nothing.
+    #[prost(bool, tag = "5")]
+    pub end_of_shard: bool,
+}
+/// The member reads these shards no more: they were revoked and their records are processed.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReleaseLeases {
+    #[prost(message, repeated, tag = "1")]
+    pub leases: ::prost::alloc::vec::Vec<Lease>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LeaveGroup {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Lease {
+    #[prost(uint32, tag = "1")]
+    pub shard: u32,
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+}
+/// What a member is told.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GroupResponse {
+    #[prost(oneof = "group_response::Response", tags = "1, 2, 3, 4, 5, 6, 7")]
+    pub response: ::core::option::Option<group_response::Response>,
+}
+/// Nested message and enum types in `GroupResponse`.
+pub mod group_response {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Response {
+        #[prost(message, tag = "1")]
+        Joined(super::Joined),
+        #[prost(message, tag = "2")]
+        Heartbeat(super::HeartbeatHeard),
+        #[prost(message, tag = "3")]
+        Assigned(super::ShardsAssigned),
+        #[prost(message, tag = "4")]
+        Revoked(super::ShardsRevoked),
+        #[prost(message, tag = "5")]
+        Lost(super::ShardsLost),
+        #[prost(message, tag = "6")]
+        Checkpoints(super::CheckpointsSaved),
+        /// Everything is released; the session ends.
+        #[prost(message, tag = "7")]
+        Left(super::Left),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Joined {
+    #[prost(uint64, tag = "1")]
+    pub session_timeout_us: u64,
+    /// How often a heartbeat is expected.
+    #[prost(uint64, tag = "2")]
+    pub heartbeat_us: u64,
+    /// Leases kept from before. Those that the member thinks it has and are not among them are lost.
+    #[prost(message, repeated, tag = "3")]
+    pub kept: ::prost::alloc::vec::Vec<ShardAssigned>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeartbeatHeard {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ShardsAssigned {
+    #[prost(message, repeated, tag = "1")]
+    pub shards: ::prost::alloc::vec::Vec<ShardAssigned>,
+}
+/// Read this shard, and name the generation in everything that is said about it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ShardAssigned {
+    #[prost(uint32, tag = "1")]
+    pub shard: u32,
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+    /// Where to begin: after the checkpoint, or where the group begins.
+    #[prost(message, optional, tag = "3")]
+    pub start: ::core::option::Option<StartPosition>,
+    /// The checkpoint, when there is one: the last record that was processed, and its last part that was
+    /// when not all of it was.
+    #[prost(uint64, optional, tag = "4")]
+    pub sequence_number: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "5")]
+    pub part: ::core::option::Option<u64>,
+    /// Records from the checkpoint up to here expired before anybody read them; 0: none.
+    #[prost(uint64, tag = "6")]
+    pub expired_records: u64,
+    /// It is revoked already, and taken after this long.
+    #[prost(uint64, optional, tag = "7")]
+    pub revoked_us: ::core::option::Option<u64>,
+}
+/// Stop reading, finish what is being processed, save checkpoints, release.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ShardsRevoked {
+    #[prost(message, repeated, tag = "1")]
+    pub leases: ::prost::alloc::vec::Vec<Lease>,
+    /// After this long they are taken.
+    #[prost(uint64, tag = "2")]
+    pub deadline_us: u64,
+}
+/// These leases have ended: nothing said about them is heard any more.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ShardsLost {
+    #[prost(message, repeated, tag = "1")]
+    pub leases: ::prost::alloc::vec::Vec<Lease>,
+    /// Why, for a person.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CheckpointsSaved {
+    #[prost(uint64, tag = "1")]
+    pub request: u64,
+    /// Those that were refused; all others are durable.
+    #[prost(message, repeated, tag = "2")]
+    pub refused: ::prost::alloc::vec::Vec<CheckpointRefused>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CheckpointRefused {
+    #[prost(uint32, tag = "1")]
+    pub shard: u32,
+    #[prost(message, optional, tag = "2")]
+    pub refusal: ::core::option::Option<Refusal>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Left {}
+/// Names the lease that a read is for: it is refused, or ends, when the lease is not the current one.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReadLease {
+    #[prost(string, tag = "1")]
+    pub group: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListGroupsRequest {
+    /// Empty: of all streams.
+    #[prost(string, tag = "1")]
+    pub stream: ::prost::alloc::string::String,
+    /// Groups after this one, as `stream/group`; empty: from the first.
+    #[prost(string, tag = "2")]
+    pub after: ::prost::alloc::string::String,
+    /// 0: 100. Up to 1000.
+    #[prost(uint32, tag = "3")]
+    pub limit: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListGroupsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub groups: ::prost::alloc::vec::Vec<GroupSummary>,
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupSummary {
+    #[prost(string, tag = "1")]
+    pub stream: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub group: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub members: u32,
+    /// Shards that are not finished.
+    #[prost(uint32, tag = "4")]
+    pub shards: u32,
+    #[prost(message, optional, tag = "5")]
+    pub lag: ::core::option::Option<Lag>,
+}
+/// What is stored and not processed yet.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Lag {
+    #[prost(uint64, tag = "1")]
+    pub records: u64,
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    /// Age of the oldest of them.
+    #[prost(uint64, tag = "3")]
+    pub age_us: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DescribeGroupRequest {
+    #[prost(string, tag = "1")]
+    pub stream: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub group: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DescribeGroupResponse {
+    #[prost(message, optional, tag = "1")]
+    pub summary: ::core::option::Option<GroupSummary>,
+    #[prost(message, repeated, tag = "2")]
+    pub members: ::prost::alloc::vec::Vec<GroupMember>,
+    /// By index; finished ones too, while they are kept.
+    #[prost(message, repeated, tag = "3")]
+    pub shards: ::prost::alloc::vec::Vec<GroupShard>,
+    /// Hand-overs that reached their deadline: records may have been processed twice.
+    #[prost(uint64, tag = "4")]
+    pub forced: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupMember {
+    #[prost(string, tag = "1")]
+    pub member: ::prost::alloc::string::String,
+    #[prost(fixed64, tag = "2")]
+    pub instance: u64,
+    /// Its session is open.
+    #[prost(bool, tag = "3")]
+    pub connected: bool,
+    #[prost(uint64, tag = "4")]
+    pub heard_ago_us: u64,
+    #[prost(uint32, tag = "5")]
+    pub shards: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupShard {
+    #[prost(uint32, tag = "1")]
+    pub shard: u32,
+    #[prost(enumeration = "GroupShardState", tag = "2")]
+    pub state: i32,
+    /// Empty: nobody.
+    #[prost(string, tag = "3")]
+    pub member: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub generation: u64,
+    #[prost(uint64, optional, tag = "5")]
+    pub sequence_number: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "6")]
+    pub part: ::core::option::Option<u64>,
+    /// 0: never.
+    #[prost(uint64, tag = "7")]
+    pub checkpointed_us: u64,
+    #[prost(message, optional, tag = "8")]
+    pub lag: ::core::option::Option<Lag>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResetGroupRequest {
+    #[prost(string, tag = "1")]
+    pub stream: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub group: ::prost::alloc::string::String,
+    /// Empty: all shards.
+    #[prost(uint32, repeated, tag = "3")]
+    pub shards: ::prost::alloc::vec::Vec<u32>,
+    #[prost(message, optional, tag = "4")]
+    pub to: ::core::option::Option<StartPosition>,
+    /// Also while members hold the shards; their leases end first.
+    #[prost(bool, tag = "5")]
+    pub force: bool,
+    /// Only says what would change.
+    #[prost(bool, tag = "6")]
+    pub dry_run: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ResetGroupResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub shards: ::prost::alloc::vec::Vec<ShardReset>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ShardReset {
+    #[prost(uint32, tag = "1")]
+    pub shard: u32,
+    /// Where the group would have gone on before; not set: where it begins.
+    #[prost(uint64, optional, tag = "2")]
+    pub before: ::core::option::Option<u64>,
+    /// Where it goes on.
+    #[prost(uint64, tag = "3")]
+    pub after: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteGroupRequest {
+    #[prost(string, tag = "1")]
+    pub stream: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub group: ::prost::alloc::string::String,
+    /// Also while it has members.
+    #[prost(bool, tag = "3")]
+    pub force: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteGroupResponse {}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum GroupShardState {
+    Unspecified = 0,
+    /// Waits for its parents to be finished.
+    Waiting = 1,
+    Free = 2,
+    Held = 3,
+    Revoked = 4,
+    Finished = 5,
+}
+impl GroupShardState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "GROUP_SHARD_STATE_UNSPECIFIED",
+            Self::Waiting => "GROUP_SHARD_STATE_WAITING",
+            Self::Free => "GROUP_SHARD_STATE_FREE",
+            Self::Held => "GROUP_SHARD_STATE_HELD",
+            Self::Revoked => "GROUP_SHARD_STATE_REVOKED",
+            Self::Finished => "GROUP_SHARD_STATE_FINISHED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "GROUP_SHARD_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "GROUP_SHARD_STATE_WAITING" => Some(Self::Waiting),
+            "GROUP_SHARD_STATE_FREE" => Some(Self::Free),
+            "GROUP_SHARD_STATE_HELD" => Some(Self::Held),
+            "GROUP_SHARD_STATE_REVOKED" => Some(Self::Revoked),
+            "GROUP_SHARD_STATE_FINISHED" => Some(Self::Finished),
+            _ => None,
+        }
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateStreamRequest {
     /// \[a-zA-Z0-9_.-\]{1,128}
@@ -430,6 +816,103 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("flumen.v1.Admin", "DeleteStream"));
             self.inner.unary(req, path, codec).await
         }
+        pub async fn list_groups(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListGroupsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListGroupsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/flumen.v1.Admin/ListGroups",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("flumen.v1.Admin", "ListGroups"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn describe_group(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DescribeGroupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DescribeGroupResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/flumen.v1.Admin/DescribeGroup",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("flumen.v1.Admin", "DescribeGroup"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Moves where a group goes on.
+        pub async fn reset_group(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ResetGroupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ResetGroupResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/flumen.v1.Admin/ResetGroup",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("flumen.v1.Admin", "ResetGroup"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn delete_group(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteGroupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteGroupResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/flumen.v1.Admin/DeleteGroup",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("flumen.v1.Admin", "DeleteGroup"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -478,6 +961,35 @@ pub mod admin_server {
             request: tonic::Request<super::DeleteStreamRequest>,
         ) -> std::result::Result<
             tonic::Response<super::DeleteStreamResponse>,
+            tonic::Status,
+        >;
+        async fn list_groups(
+            &self,
+            request: tonic::Request<super::ListGroupsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListGroupsResponse>,
+            tonic::Status,
+        >;
+        async fn describe_group(
+            &self,
+            request: tonic::Request<super::DescribeGroupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DescribeGroupResponse>,
+            tonic::Status,
+        >;
+        /// Moves where a group goes on.
+        async fn reset_group(
+            &self,
+            request: tonic::Request<super::ResetGroupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ResetGroupResponse>,
+            tonic::Status,
+        >;
+        async fn delete_group(
+            &self,
+            request: tonic::Request<super::DeleteGroupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteGroupResponse>,
             tonic::Status,
         >;
     }
@@ -781,6 +1293,180 @@ pub mod admin_server {
                     };
                     Box::pin(fut)
                 }
+                "/flumen.v1.Admin/ListGroups" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListGroupsSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::ListGroupsRequest>
+                    for ListGroupsSvc<T> {
+                        type Response = super::ListGroupsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListGroupsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::list_groups(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListGroupsSvc(inner);
+                        let codec = crate::codec::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/flumen.v1.Admin/DescribeGroup" => {
+                    #[allow(non_camel_case_types)]
+                    struct DescribeGroupSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::DescribeGroupRequest>
+                    for DescribeGroupSvc<T> {
+                        type Response = super::DescribeGroupResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DescribeGroupRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::describe_group(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DescribeGroupSvc(inner);
+                        let codec = crate::codec::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/flumen.v1.Admin/ResetGroup" => {
+                    #[allow(non_camel_case_types)]
+                    struct ResetGroupSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::ResetGroupRequest>
+                    for ResetGroupSvc<T> {
+                        type Response = super::ResetGroupResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ResetGroupRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::reset_group(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ResetGroupSvc(inner);
+                        let codec = crate::codec::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/flumen.v1.Admin/DeleteGroup" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteGroupSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::DeleteGroupRequest>
+                    for DeleteGroupSvc<T> {
+                        type Response = super::DeleteGroupResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteGroupRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::delete_group(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteGroupSvc(inner);
+                        let codec = crate::codec::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -838,6 +1524,9 @@ pub struct ReadRequest {
     /// At most 30 s.
     #[prost(uint64, tag = "6")]
     pub max_wait_us: u64,
+    /// Read as a member of a group.
+    #[prost(message, optional, tag = "7")]
+    pub lease: ::core::option::Option<ReadLease>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SubscribeRequest {
@@ -852,12 +1541,15 @@ pub struct SubscribeRequest {
     #[prost(uint64, tag = "4")]
     pub max_bytes: u64,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ShardStart {
     #[prost(uint32, tag = "1")]
     pub shard: u32,
     #[prost(message, optional, tag = "2")]
     pub start: ::core::option::Option<StartPosition>,
+    /// Read as a member of a group: the subscription ends with the lease.
+    #[prost(message, optional, tag = "3")]
+    pub lease: ::core::option::Option<ReadLease>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadResponse {
@@ -1022,6 +1714,29 @@ pub mod consumer_client {
                 .insert(GrpcMethod::new("flumen.v1.Consumer", "Subscribe"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// One member of a consumer group, for as long as the session is open. When it breaks the member
+        /// keeps its shards until its session timeout.
+        pub async fn group(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::GroupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::GroupResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/flumen.v1.Consumer/Group");
+            let mut req = request.into_streaming_request();
+            req.extensions_mut().insert(GrpcMethod::new("flumen.v1.Consumer", "Group"));
+            self.inner.streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1053,6 +1768,18 @@ pub mod consumer_server {
             &self,
             request: tonic::Request<super::SubscribeRequest>,
         ) -> std::result::Result<tonic::Response<Self::SubscribeStream>, tonic::Status>;
+        /// Server streaming response type for the Group method.
+        type GroupStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::GroupResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// One member of a consumer group, for as long as the session is open. When it breaks the member
+        /// keeps its shards until its session timeout.
+        async fn group(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::GroupRequest>>,
+        ) -> std::result::Result<tonic::Response<Self::GroupStream>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct ConsumerServer<T> {
@@ -1215,6 +1942,54 @@ pub mod consumer_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/flumen.v1.Consumer/Group" => {
+                    #[allow(non_camel_case_types)]
+                    struct GroupSvc<T: Consumer>(pub Arc<T>);
+                    impl<
+                        T: Consumer,
+                    > tonic::server::StreamingService<super::GroupRequest>
+                    for GroupSvc<T> {
+                        type Response = super::GroupResponse;
+                        type ResponseStream = T::GroupStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::GroupRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Consumer>::group(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GroupSvc(inner);
+                        let codec = crate::codec::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

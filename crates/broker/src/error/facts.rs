@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use flumen_record::{BatchError, RecordError};
+use flumen_stream::group::{CheckpointError, GroupError};
 
 use super::{Error, ErrorKind};
 
@@ -11,7 +12,7 @@ use super::{Error, ErrorKind};
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Every reason there is, with its kind.
-pub(crate) const REASONS: [(&str, ErrorKind); 31] = [
+pub(crate) const REASONS: [(&str, ErrorKind); 40] = [
     ("STREAM_NOT_FOUND", ErrorKind::NotFound),
     ("STREAM_EXISTS", ErrorKind::AlreadyExists),
     ("SHARD_NOT_FOUND", ErrorKind::NotFound),
@@ -40,6 +41,15 @@ pub(crate) const REASONS: [(&str, ErrorKind); 31] = [
     ("POISONED", ErrorKind::Poisoned),
     ("DISK_STUCK", ErrorKind::Unavailable),
     ("SESSION_ENDED", ErrorKind::Conflict),
+    ("GROUP_NOT_FOUND", ErrorKind::NotFound),
+    ("GROUP_IN_USE", ErrorKind::Conflict),
+    ("CHECKPOINT_BEHIND", ErrorKind::Conflict),
+    ("CHECKPOINT_BEYOND_END", ErrorKind::Invalid),
+    ("STALE_LEASE", ErrorKind::Conflict),
+    ("MEMBER_REPLACED", ErrorKind::Conflict),
+    ("MEMBER_EXPIRED", ErrorKind::Conflict),
+    ("SHARD_OPEN", ErrorKind::Conflict),
+    ("GROUPS_FAILED", ErrorKind::Unavailable),
     ("DRAINING", ErrorKind::Unavailable),
     ("CATALOG_FAILED", ErrorKind::Internal),
     ("IO", ErrorKind::Internal),
@@ -49,12 +59,17 @@ impl Error {
     /// What the caller should do.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::StreamNotFound { .. } | Self::ShardNotFound { .. } => ErrorKind::NotFound,
+            Self::StreamNotFound { .. }
+            | Self::ShardNotFound { .. }
+            | Self::GroupNotFound { .. }
+            | Self::Checkpoint(CheckpointError::NoShard { .. }) => ErrorKind::NotFound,
             Self::StreamExists { .. } => ErrorKind::AlreadyExists,
             Self::OutOfBounds { .. }
             | Self::Record(_)
             | Self::Batch(_)
             | Self::BeyondEnd { .. }
+            | Self::GroupBeyondEnd(_)
+            | Self::Checkpoint(CheckpointError::Beyond { .. })
             | Self::UnknownProducer { .. } => ErrorKind::Invalid,
             Self::WrongShard { .. }
             | Self::NoShard { .. }
@@ -63,13 +78,19 @@ impl Error {
             | Self::SequenceReused { .. }
             | Self::ProducerStateLost { .. }
             | Self::AlreadyAppended { .. }
+            | Self::GroupInUse(_)
+            | Self::Checkpoint(_)
+            | Self::StaleLease { .. }
+            | Self::MemberReplaced
+            | Self::MemberExpired
+            | Self::ShardOpen { .. }
             | Self::SessionEnded => ErrorKind::Conflict,
             Self::Throttled { .. } | Self::QueueFull { .. } => ErrorKind::Throttled,
             Self::StorageFull { .. } => ErrorKind::Full,
             Self::Trimmed { .. } => ErrorKind::Expired,
             Self::DataLoss { .. } => ErrorKind::Corrupt,
             Self::OutcomeUnknown | Self::Poisoned => ErrorKind::Poisoned,
-            Self::DiskStuck { .. } | Self::Draining => ErrorKind::Unavailable,
+            Self::DiskStuck { .. } | Self::GroupsFailed | Self::Draining => ErrorKind::Unavailable,
             Self::Catalog { .. } | Self::Io { .. } => ErrorKind::Internal,
         }
     }
@@ -101,6 +122,20 @@ impl Error {
             Self::Poisoned => "POISONED",
             Self::DiskStuck { .. } => "DISK_STUCK",
             Self::SessionEnded => "SESSION_ENDED",
+            Self::GroupNotFound { .. } => "GROUP_NOT_FOUND",
+            Self::GroupInUse(_) | Self::Checkpoint(CheckpointError::Held { .. }) => "GROUP_IN_USE",
+            Self::Checkpoint(CheckpointError::Behind { .. }) => "CHECKPOINT_BEHIND",
+            Self::GroupBeyondEnd(_) | Self::Checkpoint(CheckpointError::Beyond { .. }) => {
+                "CHECKPOINT_BEYOND_END"
+            }
+            Self::Checkpoint(CheckpointError::NoShard { .. }) => "SHARD_NOT_FOUND",
+            Self::StaleLease { .. } | Self::Checkpoint(CheckpointError::Stale { .. }) => {
+                "STALE_LEASE"
+            }
+            Self::MemberReplaced => "MEMBER_REPLACED",
+            Self::MemberExpired => "MEMBER_EXPIRED",
+            Self::ShardOpen { .. } => "SHARD_OPEN",
+            Self::GroupsFailed => "GROUPS_FAILED",
             Self::Draining => "DRAINING",
             Self::Catalog { .. } => "CATALOG_FAILED",
             Self::Io { .. } => "IO",
@@ -160,7 +195,64 @@ impl Error {
             Self::Io { segment, kind } => {
                 vec![("segment", segment.clone()), ("kind", kind.to_string())]
             }
+            Self::GroupNotFound { .. }
+            | Self::GroupInUse(_)
+            | Self::GroupBeyondEnd(_)
+            | Self::Checkpoint(_)
+            | Self::StaleLease { .. }
+            | Self::ShardOpen { .. } => self.group_metadata(),
             other => other.append_metadata(),
+        }
+    }
+
+    /// The refused values of what was asked of a group.
+    fn group_metadata(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::GroupNotFound { stream, group } => {
+                vec![("stream", stream.to_string()), ("group", group.to_string())]
+            }
+            Self::GroupInUse(GroupError::Held { shard, member })
+            | Self::Checkpoint(CheckpointError::Held { shard, member }) => {
+                vec![("shard", shard.to_string()), ("member", member.to_string())]
+            }
+            Self::GroupInUse(GroupError::HasMembers { group, members }) => {
+                vec![
+                    ("group", group.to_string()),
+                    ("members", members.to_string()),
+                ]
+            }
+            Self::GroupBeyondEnd(GroupError::Beyond { shard, asked, end })
+            | Self::Checkpoint(CheckpointError::Beyond { shard, asked, end }) => vec![
+                ("shard", shard.to_string()),
+                ("asked", asked.to_string()),
+                ("end", end.to_string()),
+            ],
+            Self::Checkpoint(CheckpointError::Stale {
+                shard,
+                asked,
+                current,
+            }) => vec![
+                ("shard", shard.to_string()),
+                ("generation", asked.to_string()),
+                ("current", current.to_string()),
+            ],
+            Self::Checkpoint(CheckpointError::Behind {
+                shard,
+                asked,
+                current,
+            }) => vec![
+                ("shard", shard.to_string()),
+                ("asked", asked.to_string()),
+                ("current", current.to_string()),
+            ],
+            Self::StaleLease { shard, generation } => vec![
+                ("shard", shard.to_string()),
+                ("generation", generation.to_string()),
+            ],
+            Self::ShardOpen { shard } | Self::Checkpoint(CheckpointError::NoShard { shard }) => {
+                vec![("shard", shard.to_string())]
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -195,7 +287,10 @@ impl Error {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Throttled { retry_after } | Self::QueueFull { retry_after } => Some(*retry_after),
-            Self::StorageFull { .. } | Self::DiskStuck { .. } | Self::Draining => Some(RETRY_AFTER),
+            Self::StorageFull { .. }
+            | Self::DiskStuck { .. }
+            | Self::GroupsFailed
+            | Self::Draining => Some(RETRY_AFTER),
             _ => None,
         }
     }

@@ -3,7 +3,9 @@
 use std::io::ErrorKind;
 
 use flumen_log::{ReadError, WriteError};
+use flumen_record::StreamName;
 use flumen_stream::CatalogError;
+use flumen_stream::group::GroupError;
 
 use super::Error;
 
@@ -87,6 +89,33 @@ impl From<CatalogError> for Error {
             CatalogError::Open(_) => Self::Catalog {
                 reason: "its log does not open",
             },
+        }
+    }
+}
+
+impl Error {
+    /// What the groups of a stream refuse.
+    pub(crate) fn group(stream: &StreamName, error: GroupError) -> Self {
+        let stream = stream.clone();
+        match error {
+            GroupError::NoStream { .. } => Self::StreamNotFound { stream },
+            GroupError::NotFound { group } => Self::GroupNotFound { stream, group },
+            GroupError::NoShard { shard } => Self::ShardNotFound { stream, shard },
+            GroupError::OutOfBounds {
+                setting,
+                value,
+                min,
+                max,
+            } => Self::OutOfBounds {
+                setting,
+                value,
+                min,
+                max,
+            },
+            error @ GroupError::Beyond { .. } => Self::GroupBeyondEnd(error),
+            error @ (GroupError::SessionInUse { .. }
+            | GroupError::Held { .. }
+            | GroupError::HasMembers { .. }) => Self::GroupInUse(error),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use flumen_api::v1;
-use flumen_record::{Frames, SequenceNumber, ShardIndex, StreamName, Timestamp};
+use flumen_record::{Frames, GroupName, SequenceNumber, ShardIndex, StreamName, Timestamp};
 
 use super::StartPosition;
 use super::batch::ConsumedBatch;
@@ -53,6 +53,36 @@ impl Client {
         start: StartPosition,
         budget: ReadBudget,
     ) -> Result<ReadReply, Error> {
+        self.read_once(stream, shard, start, budget, None).await
+    }
+
+    /// [`Client::read`] as the holder of a lease: refused, or answered early with a refusal, when it
+    /// is not the current one.
+    pub(crate) async fn read_leased(
+        &self,
+        stream: &StreamName,
+        shard: ShardIndex,
+        start: StartPosition,
+        budget: ReadBudget,
+        group: &GroupName,
+        generation: u64,
+    ) -> Result<ReadReply, Error> {
+        let lease = v1::ReadLease {
+            group: group.to_string(),
+            generation,
+        };
+        self.read_once(stream, shard, start, budget, Some(lease))
+            .await
+    }
+
+    async fn read_once(
+        &self,
+        stream: &StreamName,
+        shard: ShardIndex,
+        start: StartPosition,
+        budget: ReadBudget,
+        lease: Option<v1::ReadLease>,
+    ) -> Result<ReadReply, Error> {
         let mut consumer = self.consumer();
         let call = consumer.read(v1::ReadRequest {
             stream: stream.to_string(),
@@ -61,6 +91,7 @@ impl Client {
             max_bytes: budget.max_bytes,
             max_records: budget.max_records,
             max_wait_us: micros(budget.max_wait),
+            lease,
         });
         let bound = self.config().call_timeout + budget.max_wait;
         let response = self.call(bound, call).await?;

@@ -116,7 +116,7 @@ const CASES: &[Case] = &[
                 .refused(1, "exists already");
             stage
                 .flumen("stream create a/b", b"")
-                .refused(2, "a stream name is made of");
+                .refused(2, "a name is made of");
             stage
                 .flumen("stream create few --retention 5m", b"")
                 .refused(1, "retention");

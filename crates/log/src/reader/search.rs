@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flumen_record::{SequenceNumber, ShardId, Timestamp};
 
-use super::{LogReader, Plan, take_runs};
+use super::{LOOKS, LogReader, Lookup, Plan, take_runs};
 use crate::error::ReadError;
 use crate::footer::FooterRow;
 use crate::index::{ColdStart, Run};
@@ -82,6 +82,24 @@ impl LogReader {
             id = found.row.previous;
         }
         Ok((None, next))
+    }
+
+    /// The run that holds `from`, or the next after it; `None` at the end.
+    pub(crate) fn first_run(
+        &self,
+        shard: ShardId,
+        from: SequenceNumber,
+    ) -> Result<Option<Run>, ReadError> {
+        for _ in 0..LOOKS {
+            let plan = match self.look_up(shard, from, 1)? {
+                Lookup::Recent(plan) => Some(plan),
+                Lookup::Cold => self.look_up_cold(shard, from, 1)?,
+            };
+            if let Some(plan) = plan {
+                return Ok(plan.runs.first().copied());
+            }
+        }
+        Err(self.keeps_moving())
     }
 
     /// The runs from `from` on, by footers. `Ok(None)`: the index moved meanwhile, look up again.

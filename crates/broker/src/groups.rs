@@ -1,0 +1,273 @@
+//! Consumer groups, running: one thread takes what came, decides, makes it durable, tells members.
+//!
+//! Decisions are `flumen_stream::group`'s. Here is the inbox before it (`Groups`), the thread
+//! (`worker`), what a member's session holds (`member`), who may read (`fence`), and what is asked
+//! about groups beside (`asking`, `lag`).
+
+mod asking;
+mod fence;
+mod lag;
+mod member;
+mod worker;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use flumen_stream::group::{Answer, Coordinator, Event, GroupError, Request, RequestId, SessionId};
+use flumen_record::GroupName;
+use tokio::sync::oneshot;
+
+use crate::Error;
+use crate::lock::lock;
+use crate::node::Node;
+use crate::streams::Stream;
+
+pub use asking::{
+    GroupLag, GroupPosition, GroupReset, GroupState, GroupStatus, LeaseStatus, MemberStatus,
+};
+pub use fence::LeaseGuard;
+pub use member::{JoinGroup, Membership, MemberLease, MemberWord, SavedCheckpoint};
+pub(crate) use fence::Fences;
+pub(crate) use member::MemberQueue;
+pub(crate) use worker::start;
+
+/// What waits for the thread, at most: then whoever says more is refused.
+const INBOX_MAX: usize = 256 << 10;
+
+/// Something for the thread.
+enum Input {
+    /// Somebody said something.
+    Event(Event),
+    /// A member's session opens; its join follows.
+    Opened(SessionId, Arc<MemberQueue>),
+    /// Who waits for the answer to a request, which follows.
+    Asked(RequestId, oneshot::Sender<Result<Answer, GroupError>>),
+    /// A look at what is decided and durable.
+    Look(Box<dyn FnOnce(&Coordinator) + Send>),
+}
+
+#[derive(Default)]
+struct Inbox {
+    inputs: Vec<Input>,
+    /// End, leaving everything as it is, or (with an answer) in order.
+    stop: bool,
+    closing: Option<oneshot::Sender<Result<(), Error>>>,
+}
+
+/// The handle of the thread.
+pub(crate) struct Groups {
+    inbox: Mutex<Inbox>,
+    woken: Condvar,
+    sessions: AtomicU64,
+    requests: AtomicU64,
+    /// Its log has failed: it decides nothing any more.
+    failed: AtomicBool,
+    /// Held while a stream's shards are read and told, so that the last word is the newest.
+    telling: Mutex<()>,
+    pub(crate) fences: Fences,
+    pub(crate) counters: GroupCounters,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What groups did, for metrics.
+#[derive(Debug, Default)]
+pub(crate) struct GroupCounters {
+    /// Groups there are.
+    pub(crate) groups: AtomicU64,
+    /// Open sessions.
+    pub(crate) sessions: AtomicU64,
+    /// Checkpoints made durable.
+    pub(crate) checkpoints: AtomicU64,
+    /// Leases granted.
+    pub(crate) leases_granted: AtomicU64,
+    /// Leases taken without a release.
+    pub(crate) leases_lost: AtomicU64,
+    /// Rounds of the groups' log.
+    pub(crate) rounds: AtomicU64,
+}
+
+impl std::fmt::Debug for Groups {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Groups")
+            .field("failed", &self.failed)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for Groups {
+    fn default() -> Self {
+        Self {
+            inbox: Mutex::default(),
+            woken: Condvar::new(),
+            sessions: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            failed: AtomicBool::new(false),
+            telling: Mutex::default(),
+            fences: Fences::default(),
+            counters: GroupCounters::default(),
+            thread: Mutex::default(),
+        }
+    }
+}
+
+impl Groups {
+    /// [`Error::GroupsFailed`] once the groups' log has failed.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.failed.load(Ordering::Acquire) {
+            Err(Error::GroupsFailed)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Gives the thread inputs that belong together. Refused when it is far behind.
+    fn push(&self, inputs: impl IntoIterator<Item = Input>) -> Result<(), Error> {
+        self.check()?;
+        let mut inbox = lock(&self.inbox);
+        if inbox.stop {
+            return Err(Error::Draining);
+        }
+        if inbox.inputs.len() >= INBOX_MAX {
+            return Err(Error::QueueFull {
+                retry_after: Duration::from_secs(1),
+            });
+        }
+        let was_empty = inbox.inputs.is_empty();
+        inbox.inputs.extend(inputs);
+        drop(inbox);
+        if was_empty {
+            self.woken.notify_one();
+        }
+        Ok(())
+    }
+
+    fn say(&self, event: Event) -> Result<(), Error> {
+        self.push([Input::Event(event)])
+    }
+
+    /// Tells a stream's shards as they are now, before `then`.
+    fn tell_shards(
+        &self,
+        stream: &Stream,
+        then: impl IntoIterator<Item = Input>,
+    ) -> Result<(), Error> {
+        let _in_order = lock(&self.telling);
+        let shards = Input::Event(worker::shards_of(&stream.state().info));
+        self.push([shards].into_iter().chain(then))
+    }
+
+    /// A stream has other shards than before.
+    pub(crate) fn stream_changed(&self, stream: &Stream) {
+        if let Err(error) = self.tell_shards(stream, []) {
+            tracing::warn!(stream = %stream.name, %error, "groups were not told of its shards");
+        }
+    }
+
+    /// A stream is gone.
+    pub(crate) fn stream_deleted(&self, stream: &Stream) {
+        let _in_order = lock(&self.telling);
+        let stream = stream.state().info.id;
+        self.fences.forget_stream(stream);
+        // Told again at the next start, by its absence.
+        let _ = self.say(Event::StreamDeleted { stream });
+    }
+
+    /// Asks something of a group and waits until the answer is durable.
+    async fn ask(
+        &self,
+        stream: &Stream,
+        group: &GroupName,
+        request: Request,
+    ) -> Result<Answer, Error> {
+        let id = RequestId(self.requests.fetch_add(1, Ordering::Relaxed));
+        let (answer, answered) = oneshot::channel();
+        let event = Event::Request {
+            id,
+            stream: stream.state().info.id,
+            group: group.clone(),
+            request,
+        };
+        self.tell_shards(stream, [Input::Asked(id, answer), Input::Event(event)])?;
+        let answer = answered.await.map_err(|_| self.gone())?;
+        answer.map_err(|error| Error::group(&stream.name, error))
+    }
+
+    /// Looks at what is decided and durable.
+    async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Coordinator) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let (seen, found) = oneshot::channel();
+        let look = Box::new(move |coordinator: &Coordinator| {
+            // Who asked may be gone.
+            let _ = seen.send(look(coordinator));
+        });
+        self.push([Input::Look(look)])?;
+        found.await.map_err(|_| self.gone())
+    }
+
+    /// Why the thread does not answer.
+    fn gone(&self) -> Error {
+        self.check().err().unwrap_or(Error::Draining)
+    }
+
+    /// Ends the thread in order: everything said before is decided and durable.
+    pub(crate) async fn close(&self) -> Result<(), Error> {
+        let (done, closed) = oneshot::channel();
+        {
+            let mut inbox = lock(&self.inbox);
+            inbox.stop = true;
+            inbox.closing = Some(done);
+        }
+        self.woken.notify_one();
+        // A thread that has ended before has said why then.
+        closed.await.unwrap_or(Ok(()))
+    }
+
+    /// Waits for the thread. Blocks.
+    pub(crate) fn join(&self) {
+        if let Some(thread) = lock(&self.thread).take() {
+            let _ = thread.join();
+        }
+    }
+
+    /// Tells the thread to end as it is.
+    pub(crate) fn stop(&self) {
+        lock(&self.inbox).stop = true;
+        self.woken.notify_one();
+    }
+
+    /// Blocks until there are inputs, or `patience` is over. `None`: end.
+    fn wait(&self, patience: Option<Duration>) -> Option<Vec<Input>> {
+        let inbox = lock(&self.inbox);
+        let idle = |inbox: &mut Inbox| inbox.inputs.is_empty() && !inbox.stop;
+        let mut inbox = match patience {
+            Some(patience) => {
+                self.woken
+                    .wait_timeout_while(inbox, patience, idle)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0
+            }
+            None => self
+                .woken
+                .wait_while(inbox, idle)
+                .unwrap_or_else(PoisonError::into_inner),
+        };
+        let inputs = std::mem::take(&mut inbox.inputs);
+        if inputs.is_empty() && inbox.stop {
+            return None;
+        }
+        Some(inputs)
+    }
+}
+
+impl Node {
+    /// The stream and, for its groups, proof that they work.
+    fn groups_of(&self, name: &flumen_record::StreamName) -> Result<Arc<Stream>, Error> {
+        self.check_serving()?;
+        self.groups.check()?;
+        self.streams.get(name)
+    }
+}

@@ -1,0 +1,323 @@
+//! What is asked about groups, and done to them from outside.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use flumen_record::{GroupName, SequenceNumber, ShardIndex, StreamName, Timestamp};
+use flumen_stream::StartPosition;
+use flumen_stream::group::{
+    Answer, Checkpoint, GroupDescription, GroupSummary, Request, Reset, ShardDescription,
+};
+
+use super::lag::{backlog, lag, oldest, position};
+use crate::Error;
+use crate::node::Node;
+use crate::streams::Stream;
+
+/// What is stored and not processed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GroupLag {
+    /// Records.
+    pub records: u64,
+    /// Stored bytes; of a long backlog an estimate.
+    pub bytes: u64,
+    /// Age of the oldest of them.
+    pub age: Duration,
+}
+
+/// Who has a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeaseStatus {
+    /// Its parents are not finished.
+    Waiting,
+    /// Nobody.
+    Free,
+    /// This member.
+    Held(String),
+    /// This member, asked to hand it over.
+    Revoked(String),
+    /// It is closed and processed to its end.
+    Finished,
+}
+
+/// One shard of a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupPosition {
+    /// Which.
+    pub shard: ShardIndex,
+    /// Who has it.
+    pub lease: LeaseStatus,
+    /// Of the last lease.
+    pub generation: u64,
+    /// How far it is processed, and when that was said.
+    pub checkpoint: Option<(Checkpoint, Timestamp)>,
+    /// What is left.
+    pub lag: GroupLag,
+}
+
+/// A group at a glance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// Its stream.
+    pub stream: StreamName,
+    /// Its name.
+    pub group: GroupName,
+    /// Members.
+    pub members: usize,
+    /// Shards that are not finished.
+    pub shards: usize,
+    /// Over all shards; the age is that of the oldest record.
+    pub lag: GroupLag,
+}
+
+/// A group in full.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupState {
+    /// At a glance.
+    pub status: GroupStatus,
+    /// Members: name, instance, whether its session is open, when it was last heard, shards.
+    pub members: Vec<MemberStatus>,
+    /// Shards, by index.
+    pub shards: Vec<GroupPosition>,
+    /// Hand-overs that reached their deadline.
+    pub forced: u64,
+}
+
+/// One member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberStatus {
+    /// Its name.
+    pub member: String,
+    /// Its process.
+    pub instance: u64,
+    /// Whether its session is open.
+    pub connected: bool,
+    /// When it was last heard.
+    pub heard_ago: Duration,
+    /// Shards that it holds.
+    pub shards: usize,
+}
+
+/// What a reset does to one shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupReset {
+    /// Which.
+    pub shard: ShardIndex,
+    /// Where the group would have gone on; `None`: where it begins.
+    pub before: Option<SequenceNumber>,
+    /// Where it goes on.
+    pub after: SequenceNumber,
+}
+
+impl Node {
+    /// [`crate::Broker::describe_group`].
+    pub(crate) async fn describe_group(
+        self: &Arc<Self>,
+        stream: &StreamName,
+        group: &GroupName,
+    ) -> Result<GroupState, Error> {
+        let stream = self.groups_of(stream)?;
+        let described = self.described(&stream, group).await?;
+        self.state_of(&stream, described, true).await
+    }
+
+    async fn described(
+        self: &Arc<Self>,
+        stream: &Arc<Stream>,
+        group: &GroupName,
+    ) -> Result<GroupDescription, Error> {
+        let (id, name) = (stream.state().info.id, group.clone());
+        let described = self
+            .groups
+            .look(move |coordinator| coordinator.describe(id, &name))
+            .await?;
+        described.ok_or_else(|| Error::GroupNotFound {
+            stream: stream.name.clone(),
+            group: group.clone(),
+        })
+    }
+
+    /// [`crate::Broker::list_groups`].
+    pub(crate) async fn list_groups(
+        self: &Arc<Self>,
+        stream: Option<&StreamName>,
+        after: Option<(StreamName, GroupName)>,
+        limit: usize,
+    ) -> Result<(Vec<GroupStatus>, bool), Error> {
+        let only = match stream {
+            Some(stream) => Some(self.groups_of(stream)?.state().info.id),
+            None => None,
+        };
+        let streams = self.streams.all();
+        let after = match after {
+            Some((stream, group)) => {
+                let there = streams.iter().find(|one| one.name == stream);
+                Some((there.map(|there| there.state().info.id), group))
+            }
+            None => None,
+        };
+        let found = self.groups.look(move |coordinator| {
+            let after = after.as_ref().and_then(|(id, group)| Some(((*id)?, group)));
+            let page = coordinator.list(only, after, limit.saturating_add(1));
+            let described = |one: &GroupSummary| coordinator.describe(one.stream, &one.name);
+            page.iter().filter_map(described).collect::<Vec<_>>()
+        });
+        let mut found = found.await?;
+        let more = found.len() > limit;
+        found.truncate(limit);
+        let mut page = Vec::with_capacity(found.len());
+        for described in found {
+            let there = streams
+                .iter()
+                .find(|one| one.state().info.id == described.stream);
+            // A stream that was deleted meanwhile takes its groups along.
+            if let Some(there) = there {
+                page.push(self.state_of(there, described, false).await?.status);
+            }
+        }
+        Ok((page, more))
+    }
+
+    /// Adds to what the coordinator knows what is left to process.
+    async fn state_of(
+        self: &Arc<Self>,
+        stream: &Arc<Stream>,
+        described: GroupDescription,
+        exact: bool,
+    ) -> Result<GroupState, Error> {
+        let now = self.clock.now();
+        let monotonic = self.clock.monotonic();
+        let state = stream.state();
+        let mut all = GroupLag::default();
+        let mut shards = Vec::with_capacity(described.shards.len());
+        for shard in &described.shards {
+            let mut left = GroupLag::default();
+            if let Some(handle) = state.shard(shard.shard)
+                && !shard.is_finished
+            {
+                let checkpoint = shard.checkpoint.map(|(checkpoint, _)| checkpoint);
+                let (start, created) = (described.start, described.created);
+                let from = position(self, handle, checkpoint, start, created).await?;
+                let behind = backlog(handle, from);
+                let first = if exact {
+                    oldest(self, handle, from, &behind).await?
+                } else {
+                    behind.oldest
+                };
+                left = lag(&behind, first, now);
+            }
+            all.add(left);
+            shards.push(GroupPosition {
+                shard: shard.shard,
+                lease: lease_of(shard),
+                generation: shard.generation.value(),
+                checkpoint: shard.checkpoint,
+                lag: left,
+            });
+        }
+        let members = described.members.into_iter().map(|member| {
+            let left = member.deadline.saturating_sub(monotonic);
+            MemberStatus {
+                member: member.name.to_string(),
+                instance: member.instance.value(),
+                connected: member.is_present,
+                heard_ago: member.session_timeout.saturating_sub(left),
+                shards: member.leases,
+            }
+        });
+        let members: Vec<_> = members.collect();
+        let unfinished = shards
+            .iter()
+            .filter(|shard| shard.lease != LeaseStatus::Finished)
+            .count();
+        Ok(GroupState {
+            status: GroupStatus {
+                stream: stream.name.clone(),
+                group: described.name,
+                members: members.len(),
+                shards: unfinished,
+                lag: all,
+            },
+            members,
+            shards,
+            forced: described.forced,
+        })
+    }
+
+    /// [`crate::Broker::reset_group`].
+    pub(crate) async fn reset_group(
+        self: &Arc<Self>,
+        stream: &StreamName,
+        group: &GroupName,
+        shards: Vec<ShardIndex>,
+        to: StartPosition,
+        (force, dry_run): (bool, bool),
+    ) -> Result<Vec<GroupReset>, Error> {
+        let stream = self.groups_of(stream)?;
+        let state = stream.state();
+        let shards = if shards.is_empty() {
+            state.shards.iter().map(|shard| shard.id.index()).collect()
+        } else {
+            shards
+        };
+        let mut resets = Vec::with_capacity(shards.len());
+        for index in shards {
+            let shard = stream.shard(index)?;
+            let at = self.resolve(&shard, to).await?;
+            resets.push((index, Checkpoint::at(at)));
+        }
+        let request = Request::Reset(Reset {
+            shards: resets,
+            force,
+            dry_run,
+        });
+        match self.groups.ask(&stream, group, request).await? {
+            Answer::Reset(report) => Ok(report
+                .shards
+                .into_iter()
+                .map(|reset| GroupReset {
+                    shard: reset.shard,
+                    before: reset.from.map(Checkpoint::next),
+                    after: reset.to.next(),
+                })
+                .collect()),
+            Answer::Checkpoints(_) | Answer::Deleted => Ok(Vec::new()),
+        }
+    }
+
+    /// [`crate::Broker::delete_group`].
+    pub(crate) async fn delete_group(
+        self: &Arc<Self>,
+        stream: &StreamName,
+        group: &GroupName,
+        force: bool,
+    ) -> Result<(), Error> {
+        let stream = self.groups_of(stream)?;
+        let request = Request::Delete { force };
+        self.groups.ask(&stream, group, request).await?;
+        self.groups.fences.forget(stream.state().info.id, group);
+        Ok(())
+    }
+
+    /// Lag of every group, from memory, for metrics: at most `limit` groups.
+    pub(crate) async fn group_lags(
+        self: &Arc<Self>,
+        limit: usize,
+    ) -> Result<Vec<GroupStatus>, Error> {
+        if self.groups.counters.groups.load(Ordering::Relaxed) == 0 {
+            return Ok(Vec::new());
+        }
+        Ok(self.list_groups(None, None, limit).await?.0)
+    }
+}
+
+fn lease_of(shard: &ShardDescription) -> LeaseStatus {
+    match &shard.holder {
+        _ if shard.is_finished => LeaseStatus::Finished,
+        Some(holder) if shard.revoked.is_some() => LeaseStatus::Revoked(holder.to_string()),
+        Some(holder) => LeaseStatus::Held(holder.to_string()),
+        None if shard.is_waiting => LeaseStatus::Waiting,
+        None => LeaseStatus::Free,
+    }
+}

@@ -1,0 +1,114 @@
+//! What a group has not processed yet.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flumen_log::Backlog;
+use flumen_record::{SequenceNumber, Timestamp};
+use flumen_stream::group::{Checkpoint, InitialPosition};
+
+use super::GroupLag;
+use crate::Error;
+use crate::node::Node;
+use crate::streams::ShardHandle;
+
+impl GroupLag {
+    /// Both together; the age is that of the older.
+    pub(super) fn add(&mut self, other: Self) {
+        self.records += other.records;
+        self.bytes += other.bytes;
+        self.age = self.age.max(other.age);
+    }
+}
+
+/// Where a group goes on in a shard: what `backlog` begins at. A group without a checkpoint that
+/// began at a time has read nothing before it; that it may be found the disk is looked at.
+pub(super) async fn position(
+    node: &Arc<Node>,
+    shard: &Arc<ShardHandle>,
+    checkpoint: Option<Checkpoint>,
+    start: InitialPosition,
+    created: Timestamp,
+) -> Result<SequenceNumber, Error> {
+    let horizon = shard.bounds().trim_horizon;
+    let at = match (checkpoint, start) {
+        (Some(checkpoint), _) => return Ok(checkpoint.next().max(horizon)),
+        (None, InitialPosition::TrimHorizon) => return Ok(horizon),
+        (None, InitialPosition::Latest) => created,
+        (None, InitialPosition::AtTimestamp(at)) => at,
+    };
+    // Children are read from their first record.
+    if !shard.info.parents.is_empty() {
+        return Ok(horizon);
+    }
+    node.resolve(shard, flumen_stream::StartPosition::AtTimestamp(at))
+        .await
+}
+
+/// What is left of a shard from there, from memory. Over all logs that it lies in.
+pub(super) fn backlog(shard: &ShardHandle, from: SequenceNumber) -> Backlog {
+    let mut all = Backlog::default();
+    for (place, next) in shard.places_with_next() {
+        if next.is_some_and(|next| next <= from) {
+            continue;
+        }
+        let reader = place.lane.reader();
+        let begin = from.max(place.from);
+        let Some(mut here) = reader.backlog(shard.id, begin) else {
+            continue;
+        };
+        if let Some(next) = next
+            && let Some(beyond) = reader.backlog(shard.id, next)
+        {
+            // What lies behind the place where the next log took over is no record of it.
+            here.records = here.records.saturating_sub(beyond.records);
+            here.bytes = here.bytes.saturating_sub(beyond.bytes);
+        }
+        if here.records > 0 && all.records == 0 {
+            all.oldest = here.oldest;
+        }
+        all.records += here.records;
+        all.bytes += here.bytes;
+    }
+    all
+}
+
+/// Lag as people read it.
+pub(super) fn lag(backlog: &Backlog, oldest: Option<Timestamp>, now: Timestamp) -> GroupLag {
+    let age = oldest.map_or(Duration::ZERO, |oldest| now.since(oldest));
+    GroupLag {
+        records: backlog.records,
+        bytes: backlog.bytes,
+        age: if backlog.records > 0 { age } else { Duration::ZERO },
+    }
+}
+
+/// When the first record that is left arrived; looks at the disk when that is not in memory.
+pub(super) async fn oldest(
+    node: &Arc<Node>,
+    shard: &Arc<ShardHandle>,
+    from: SequenceNumber,
+    backlog: &Backlog,
+) -> Result<Option<Timestamp>, Error> {
+    if backlog.records == 0 || backlog.oldest.is_some() {
+        return Ok(backlog.oldest);
+    }
+    let shard = Arc::clone(shard);
+    node.blocking_read(move || {
+        for (place, next) in shard.places_with_next() {
+            if next.is_some_and(|next| next <= from) {
+                continue;
+            }
+            let begin = from.max(place.from);
+            match place.lane.reader().arrival_of(shard.id, begin) {
+                Ok(Some(arrival)) => return Ok(Some(arrival)),
+                Ok(None) => {}
+                // Trimmed meanwhile: there is less lag than there was.
+                Err(flumen_log::ReadError::Trimmed { .. } | flumen_log::ReadError::UnknownShard { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(None)
+    })
+    .await
+}

@@ -1,0 +1,353 @@
+//! One member's session: what it says goes to the thread, what it is told waits here until taken.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use flumen_record::{GroupName, MemberName, SequenceNumber, ShardIndex, StreamName};
+use flumen_stream::StartPosition;
+use flumen_stream::group::{
+    Answer, Checkpoint, CheckpointItem, Event, FencedReason, Generation, GroupError,
+    InitialPosition, InstanceId, Join, LostReason, Request, RequestId, SessionId,
+};
+use tokio::sync::oneshot;
+
+use super::Input;
+use crate::Error;
+use crate::lock::lock;
+use crate::node::Node;
+use crate::streams::Stream;
+
+/// What a member has not taken, at most: one that reads nothing is ended.
+const UNREAD_MAX: usize = 64 << 10;
+
+/// How a member joins.
+#[derive(Debug, Clone)]
+pub struct JoinGroup {
+    /// The group.
+    pub group: GroupName,
+    /// Who it is.
+    pub member: MemberName,
+    /// A random number of its process.
+    pub instance: u64,
+    /// How long it may be silent; `None`: the default.
+    pub session_timeout: Option<Duration>,
+    /// Where a new group begins.
+    pub start: InitialPosition,
+}
+
+/// A lease as a member is told of it.
+#[derive(Debug, Clone)]
+pub struct MemberLease {
+    /// The shard.
+    pub shard: ShardIndex,
+    /// What everything said about it names.
+    pub generation: u64,
+    /// Where to begin.
+    pub start: StartPosition,
+    /// What is processed, when anything is.
+    pub checkpoint: Option<Checkpoint>,
+    /// Records that expired between the checkpoint and what is kept.
+    pub expired_records: u64,
+    /// It is revoked already, and taken after this long.
+    pub revoked: Option<Duration>,
+}
+
+/// What a member is told.
+#[derive(Debug)]
+pub enum MemberWord {
+    /// It is in.
+    Joined {
+        /// How long it may be silent.
+        session_timeout: Duration,
+        /// What it has kept.
+        kept: Vec<MemberLease>,
+    },
+    /// Its sign of life arrived.
+    Heartbeat(u64),
+    /// It has a lease.
+    Assigned(MemberLease),
+    /// It shall hand a lease over, within this long.
+    Revoked {
+        /// The shard.
+        shard: ShardIndex,
+        /// Of the lease.
+        generation: u64,
+        /// After this long it is taken.
+        deadline: Duration,
+    },
+    /// A lease is over.
+    Lost {
+        /// The shard.
+        shard: ShardIndex,
+        /// Of the lease.
+        generation: u64,
+        /// Why.
+        reason: LostReason,
+    },
+    /// Its checkpoints, each durable or refused, in order.
+    Saved {
+        /// The number that the member gave them.
+        request: u64,
+        /// The outcomes.
+        outcomes: Vec<SavedCheckpoint>,
+    },
+    /// It is out, in order.
+    Left,
+    /// The session is over.
+    Ended(Error),
+}
+
+/// What became of one checkpoint.
+#[derive(Debug)]
+pub struct SavedCheckpoint {
+    /// The shard.
+    pub shard: ShardIndex,
+    /// Whether it is durable.
+    pub outcome: Result<(), Error>,
+}
+
+/// What a member is told and has not taken yet.
+#[derive(Debug)]
+pub(crate) struct MemberQueue {
+    pub(super) stream: Arc<Stream>,
+    pub(super) group: GroupName,
+    state: Mutex<QueueState>,
+}
+
+#[derive(Debug, Default)]
+struct QueueState {
+    words: VecDeque<MemberWord>,
+    waker: Option<Waker>,
+    /// The session is gone.
+    closed: bool,
+}
+
+impl MemberQueue {
+    /// Tells the member something. `false`: it takes nothing, or is gone.
+    pub(super) fn tell(&self, word: MemberWord) -> bool {
+        let mut state = lock(&self.state);
+        let too_many = state.words.len() >= UNREAD_MAX;
+        if state.closed || too_many {
+            return false;
+        }
+        state.words.push_back(word);
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        true
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<MemberWord> {
+        let mut state = lock(&self.state);
+        match state.words.pop_front() {
+            Some(word) => Poll::Ready(word),
+            None => {
+                state.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// Checkpoints on their way.
+#[derive(Debug)]
+struct Saving {
+    request: u64,
+    shards: Vec<ShardIndex>,
+    answer: oneshot::Receiver<Result<Answer, GroupError>>,
+}
+
+/// An open session of a member. Dropping it leaves the member its shards until its session timeout.
+#[derive(Debug)]
+pub struct Membership {
+    node: Arc<Node>,
+    session: SessionId,
+    queue: Arc<MemberQueue>,
+    saving: VecDeque<Saving>,
+}
+
+impl Node {
+    /// [`crate::Broker::join_group`].
+    pub(crate) fn join_group(
+        self: &Arc<Self>,
+        stream: &StreamName,
+        join: JoinGroup,
+    ) -> Result<Membership, Error> {
+        let stream = self.groups_of(stream)?;
+        let session = self.groups.sessions.fetch_add(1, Ordering::Relaxed) + 1;
+        let session = SessionId::new(session);
+        let queue = Arc::new(MemberQueue {
+            stream: Arc::clone(&stream),
+            group: join.group.clone(),
+            state: Mutex::default(),
+        });
+        let event = Event::Join(Join {
+            session,
+            stream: stream.state().info.id,
+            group: join.group,
+            member: join.member,
+            instance: InstanceId::new(join.instance),
+            session_timeout: join.session_timeout,
+            start: join.start,
+        });
+        let opened = Input::Opened(session, Arc::clone(&queue));
+        self.groups
+            .tell_shards(&stream, [opened, Input::Event(event)])?;
+        Ok(Membership {
+            node: Arc::clone(self),
+            session,
+            queue,
+            saving: VecDeque::new(),
+        })
+    }
+}
+
+impl Membership {
+    /// A sign of life; the number comes back.
+    pub fn heartbeat(&self, beat: u64) -> Result<(), Error> {
+        let session = self.session;
+        self.node.groups.say(Event::Heartbeat { session, beat })
+    }
+
+    /// Saves checkpoints: (shard, generation, how far). `None` as how far: to the end of the closed
+    /// shard. Answered together, in the order of the calls.
+    pub fn save(
+        &mut self,
+        request: u64,
+        checkpoints: Vec<(ShardIndex, u64, Option<Checkpoint>)>,
+    ) -> Result<(), Error> {
+        let mut items = Vec::with_capacity(checkpoints.len());
+        for (shard, generation, checkpoint) in checkpoints {
+            let checkpoint = match checkpoint {
+                Some(checkpoint) => checkpoint,
+                None => Checkpoint::at(self.end_of(shard)?),
+            };
+            items.push(CheckpointItem {
+                shard,
+                generation: Some(Generation::new(generation)),
+                checkpoint,
+            });
+        }
+        let groups = &self.node.groups;
+        let id = RequestId(groups.requests.fetch_add(1, Ordering::Relaxed));
+        let (answer, answered) = oneshot::channel();
+        let shards = items.iter().map(|item| item.shard).collect();
+        let event = Event::Request {
+            id,
+            stream: self.queue.stream.state().info.id,
+            group: self.queue.group.clone(),
+            request: Request::Checkpoint {
+                session: Some(self.session),
+                items,
+            },
+        };
+        groups.push([Input::Asked(id, answer), Input::Event(event)])?;
+        self.saving.push_back(Saving {
+            request,
+            shards,
+            answer: answered,
+        });
+        Ok(())
+    }
+
+    /// Where a closed shard ends.
+    fn end_of(&self, index: ShardIndex) -> Result<SequenceNumber, Error> {
+        let shard = self.queue.stream.shard(index)?;
+        shard
+            .closed_at()
+            .ok_or(Error::ShardOpen { shard: index })
+    }
+
+    /// Gives leases back.
+    pub fn release(&self, leases: Vec<(ShardIndex, u64)>) -> Result<(), Error> {
+        let leases = leases.into_iter();
+        let leases = leases.map(|(shard, generation)| (shard, Generation::new(generation)));
+        self.node.groups.say(Event::Release {
+            session: self.session,
+            leases: leases.collect(),
+        })
+    }
+
+    /// Ends the membership in order.
+    pub fn leave(&self) -> Result<(), Error> {
+        let session = self.session;
+        self.node.groups.say(Event::Leave { session })
+    }
+
+    /// Checkpoints whose answer is not taken yet.
+    pub fn saving(&self) -> usize {
+        self.saving.len()
+    }
+
+    /// The next word for the member.
+    pub fn poll_word(&mut self, cx: &mut Context<'_>) -> Poll<MemberWord> {
+        if let Some(saving) = self.saving.front_mut()
+            && let Poll::Ready(answer) = Pin::new(&mut saving.answer).poll(cx)
+        {
+            let answer = answer.map_err(|_| self.node.groups.gone());
+            let Some(saving) = self.saving.pop_front() else {
+                return Poll::Pending;
+            };
+            return Poll::Ready(self.saved(saving, answer));
+        }
+        self.queue.poll(cx)
+    }
+
+    fn saved(
+        &self,
+        saving: Saving,
+        answer: Result<Result<Answer, GroupError>, Error>,
+    ) -> MemberWord {
+        let stream = &self.queue.stream.name;
+        let answer = answer.and_then(|answer| answer.map_err(|error| Error::group(stream, error)));
+        let Saving {
+            request, shards, ..
+        } = saving;
+        let outcomes = match answer {
+            Ok(Answer::Checkpoints(outcomes)) => shards
+                .into_iter()
+                .zip(outcomes)
+                .map(|(shard, outcome)| SavedCheckpoint {
+                    shard,
+                    outcome: outcome.map_err(Error::Checkpoint),
+                })
+                .collect(),
+            Ok(Answer::Reset(_) | Answer::Deleted) => Vec::new(),
+            Err(error) => shards
+                .into_iter()
+                .map(|shard| SavedCheckpoint {
+                    shard,
+                    outcome: Err(error.clone()),
+                })
+                .collect(),
+        };
+        MemberWord::Saved { request, outcomes }
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        lock(&self.queue.state).closed = true;
+        let session = self.session;
+        // When the thread is gone there is nobody to tell.
+        let _ = self.node.groups.say(Event::SessionLost { session });
+    }
+}
+
+/// Why a session was ended, for its member.
+pub(super) fn fenced(queue: &MemberQueue, reason: FencedReason) -> Error {
+    match reason {
+        FencedReason::Replaced | FencedReason::Superseded => Error::MemberReplaced,
+        FencedReason::Silent | FencedReason::NotMember => Error::MemberExpired,
+        FencedReason::Deleted => Error::GroupNotFound {
+            stream: queue.stream.name.clone(),
+            group: queue.group.clone(),
+        },
+    }
+}

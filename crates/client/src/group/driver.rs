@@ -1,0 +1,531 @@
+//! The task that speaks with the broker for a member: joins, heartbeats, checkpoints, releases; and
+//! starts and ends the workers of its shards.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flumen_api::v1;
+use flumen_api::v1::group_request::Request;
+use flumen_api::v1::group_response::Response;
+use flumen_record::{MemberName, SequenceNumber, ShardIndex, StreamName, Timestamp};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use super::leases::{Grant, Leases, Progress};
+use super::worker::{self, Hold, WorkerContext};
+use super::{GroupConfig, GroupEvent, GroupStats, Handler};
+use crate::consumer::wire;
+use crate::description::micros;
+use crate::retry::{Backoff, RetryPolicy, random_seed};
+use crate::{Client, ConsumeError, Error, StartPosition, reason};
+
+/// Words of workers that wait for the driver.
+const WORDS_MAX: usize = 1024;
+/// Words to the broker that wait for the connection.
+const OUT_MAX: usize = 64;
+/// How long a leaving member waits for the broker's last word.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a worker tells the driver.
+#[derive(Debug)]
+pub(super) enum Word {
+    /// Records are processed.
+    Processed {
+        shard: ShardIndex,
+        generation: u64,
+        progress: Progress,
+        records: u64,
+    },
+    /// An attempt failed.
+    Failed,
+    /// A record is in the dead-letter stream.
+    DeadLettered,
+    /// Nothing more will be processed under this lease.
+    Done { shard: ShardIndex, generation: u64 },
+}
+
+/// An open session.
+struct Session {
+    out: mpsc::Sender<v1::GroupRequest>,
+    responses: Streaming<v1::GroupResponse>,
+    /// Heartbeats that are not answered, by number.
+    sent: HashMap<u64, Instant>,
+    session_timeout: Duration,
+}
+
+struct Driver<H> {
+    client: Client,
+    stream: StreamName,
+    config: Arc<GroupConfig>,
+    member: MemberName,
+    instance: u64,
+    handler: Arc<H>,
+    events: mpsc::Sender<GroupEvent>,
+    stopping: watch::Receiver<bool>,
+    leases: Leases,
+    workers: HashMap<ShardIndex, watch::Sender<Hold>>,
+    /// Until when handlers may run.
+    fence: watch::Sender<Instant>,
+    words: mpsc::Sender<Word>,
+    heard: mpsc::Receiver<Word>,
+    requests: u64,
+    stats: GroupStats,
+    leaving: bool,
+}
+
+/// Joins, and returns the task that goes on from there.
+pub(super) async fn start<H: Handler>(
+    client: Client,
+    stream: StreamName,
+    config: GroupConfig,
+    handler: H,
+    stopping: watch::Receiver<bool>,
+    events: mpsc::Sender<GroupEvent>,
+) -> Result<impl Future<Output = Result<GroupStats, ConsumeError>> + Send, ConsumeError> {
+    let member = match &config.member {
+        Some(member) => member.clone(),
+        None => random_member(),
+    };
+    let (fence, _) = watch::channel(Instant::now());
+    let (words, heard) = mpsc::channel(WORDS_MAX);
+    let mut driver = Driver {
+        client,
+        stream,
+        config: Arc::new(config),
+        member,
+        instance: random_seed(),
+        handler: Arc::new(handler),
+        events,
+        stopping,
+        leases: Leases::default(),
+        workers: HashMap::new(),
+        fence,
+        words,
+        heard,
+        requests: 0,
+        stats: GroupStats::default(),
+        leaving: false,
+    };
+    let session = driver.join().await?;
+    Ok(driver.run(session))
+}
+
+fn random_member() -> MemberName {
+    let name = format!("member-{:016x}", random_seed());
+    name.parse().expect("BUG: hexadecimal digits make a name")
+}
+
+impl<H: Handler> Driver<H> {
+    async fn run(mut self, session: Session) -> Result<GroupStats, ConsumeError> {
+        let mut session = session;
+        loop {
+            let error = match self.converse(&mut session).await {
+                Ok(()) => return Ok(self.stats),
+                Err(error) => error,
+            };
+            self.leases.disconnected();
+            // Silent for too long: its shards are given away, and it begins anew.
+            let may_join_again = error.reason() == reason::MEMBER_EXPIRED;
+            if !error.is_retryable() && !may_join_again {
+                self.lose_all(&error.to_string());
+                return Err(ConsumeError::Refused(error));
+            }
+            tracing::debug!(stream = %self.stream, %error, "the group session broke");
+            drop(session);
+            session = match self.join().await {
+                Ok(session) => session,
+                Err(error) => {
+                    self.lose_all(&error.to_string());
+                    return Err(error);
+                }
+            };
+        }
+    }
+
+    /// Opens a session, trying again for as long as an outage is ridden out. Workers go on meanwhile,
+    /// up to the fence.
+    async fn join(&mut self) -> Result<Session, ConsumeError> {
+        let mut backoff = Backoff::new(RetryPolicy::default(), random_seed());
+        let begun = Instant::now();
+        loop {
+            let error = match self.try_join().await {
+                Ok(session) => return Ok(session),
+                Err(error) if error.is_retryable() => error,
+                Err(error) => return Err(ConsumeError::Refused(error)),
+            };
+            let waited = begun.elapsed();
+            if waited > self.config.retry_for || *self.stopping.borrow() {
+                return Err(ConsumeError::Unavailable {
+                    waited,
+                    last: error,
+                });
+            }
+            let next = Instant::now() + backoff.next(error.retry_after());
+            self.listen_until(next).await;
+        }
+    }
+
+    /// Hears workers until then, so that they are not held up by an outage.
+    async fn listen_until(&mut self, then: Instant) {
+        loop {
+            tokio::select! {
+                () = sleep_until(then) => return,
+                Some(word) = self.heard.recv() => self.hear(word),
+            }
+        }
+    }
+
+    async fn try_join(&mut self) -> Result<Session, Error> {
+        let (out, requests) = mpsc::channel(OUT_MAX);
+        let join = v1::JoinGroup {
+            stream: self.stream.to_string(),
+            group: self.config.group.to_string(),
+            member: self.member.to_string(),
+            instance: self.instance,
+            session_timeout_us: micros(self.config.session_timeout),
+            start: Some(wire(self.config.start)),
+        };
+        // Heard by the broker after now: its timeout begins no earlier.
+        let sent = Instant::now();
+        let request = |request| v1::GroupRequest {
+            request: Some(request),
+        };
+        // The channel is new and empty.
+        let _ = out.try_send(request(Request::Join(join)));
+        let mut consumer = self.client.consumer();
+        let bound = self.client.config().connect_timeout;
+        let opening = async {
+            let responses = consumer.group(ReceiverStream::new(requests)).await;
+            let mut responses = responses
+                .map_err(|status| self.client.failure(&status))?
+                .into_inner();
+            let first = responses
+                .message()
+                .await
+                .map_err(|status| self.client.failure(&status))?;
+            Ok((responses, first))
+        };
+        let opened = tokio::time::timeout(bound, opening).await;
+        let (responses, first) =
+            opened.unwrap_or_else(|_| Err(Error::timed_out(self.client.endpoint(), bound)))?;
+        let Some(Response::Joined(joined)) = first.and_then(|first| first.response) else {
+            return Err(Error::session_ended(self.client.endpoint()));
+        };
+        let session_timeout = Duration::from_micros(joined.session_timeout_us);
+        let session = Session {
+            out,
+            responses,
+            sent: HashMap::new(),
+            session_timeout,
+        };
+        self.move_fence(sent, session_timeout);
+        let kept: Vec<Grant> = joined.kept.iter().map(grant).collect();
+        for (shard, generation) in self.leases.not_among(&kept) {
+            self.lose(shard, generation, "it was given away during an outage");
+        }
+        let member = self.member.clone();
+        let joined = GroupEvent::Joined {
+            member,
+            kept: kept.len(),
+        };
+        self.tell(joined);
+        kept.iter().for_each(|grant| self.assigned(grant));
+        Ok(session)
+    }
+
+    /// Handlers may run until the broker's timeout, counted from a moment before it heard from us.
+    fn move_fence(&self, heard_after: Instant, session_timeout: Duration) {
+        let margin = self.config.margin.min(session_timeout / 2);
+        self.fence
+            .send_replace(heard_after + session_timeout.saturating_sub(margin));
+    }
+
+    /// Speaks until the session breaks; `Ok` when the member has left.
+    async fn converse(&mut self, session: &mut Session) -> Result<(), Error> {
+        let mut heartbeats = interval(session.session_timeout / 4);
+        heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut checkpoints = interval(self.config.checkpoint_interval.max(Duration::from_millis(1)));
+        checkpoints.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut number = 0;
+        let mut give_up: Option<Instant> = None;
+        loop {
+            self.release(session).await?;
+            if self.leaving && self.leases.is_empty() && give_up.is_none() {
+                let leave = Request::Leave(v1::LeaveGroup {});
+                self.say(session, leave).await?;
+                give_up = Some(Instant::now() + LEAVE_PATIENCE);
+            }
+            tokio::select! {
+                biased;
+                _ = heartbeats.tick() => {
+                    number += 1;
+                    session.sent.insert(number, Instant::now());
+                    self.say(session, Request::Heartbeat(v1::Heartbeat { number })).await?;
+                }
+                response = session.responses.message() => {
+                    let response = response.map_err(|status| self.client.failure(&status))?;
+                    let Some(response) = response else {
+                        return if give_up.is_some() {
+                            Ok(())
+                        } else {
+                            Err(Error::session_ended(self.client.endpoint()))
+                        };
+                    };
+                    if self.answer(session, response) {
+                        return Ok(());
+                    }
+                }
+                Some(word) = self.heard.recv() => {
+                    self.hear(word);
+                    // What came meanwhile, at once.
+                    while let Ok(word) = self.heard.try_recv() {
+                        self.hear(word);
+                    }
+                    if self.leaving {
+                        self.save(session).await?;
+                    }
+                }
+                _ = checkpoints.tick() => self.save(session).await?,
+                stopped = self.stopping.wait_for(|stop| *stop), if !self.leaving => {
+                    drop(stopped);
+                    self.leaving = true;
+                    self.workers.values().for_each(|worker| {
+                        worker.send_replace(Hold::Revoked);
+                    });
+                }
+                () = until(give_up) => return Ok(()),
+            }
+        }
+    }
+
+    async fn say(&self, session: &Session, request: Request) -> Result<(), Error> {
+        let request = v1::GroupRequest {
+            request: Some(request),
+        };
+        let sent = session.out.send(request).await;
+        sent.map_err(|_| Error::session_ended(self.client.endpoint()))
+    }
+
+    /// Sends what is processed and not saved.
+    async fn save(&mut self, session: &Session) -> Result<(), Error> {
+        let request = self.requests + 1;
+        let save = self.leases.to_save(request);
+        if save.is_empty() {
+            return Ok(());
+        }
+        self.requests = request;
+        let checkpoints = save.into_iter().map(|save| {
+            let (number, end) = match save.progress {
+                Progress::Through(number) => (number.value(), false),
+                Progress::End => (0, true),
+            };
+            v1::Checkpoint {
+                shard: save.shard.value(),
+                generation: save.generation,
+                sequence_number: number,
+                part: None,
+                end_of_shard: end,
+            }
+        });
+        let checkpoints = v1::SaveCheckpoints {
+            request,
+            checkpoints: checkpoints.collect(),
+        };
+        self.say(session, Request::Checkpoints(checkpoints)).await
+    }
+
+    /// Gives back what is done and saved.
+    async fn release(&mut self, session: &Session) -> Result<(), Error> {
+        let released = self.leases.take_released();
+        if released.is_empty() {
+            return Ok(());
+        }
+        let leases = released.into_iter().map(|(shard, generation)| {
+            self.workers.remove(&shard);
+            v1::Lease {
+                shard: shard.value(),
+                generation,
+            }
+        });
+        let leases = leases.collect();
+        self.say(session, Request::Release(v1::ReleaseLeases { leases }))
+            .await
+    }
+
+    /// Takes the broker's word; `true` when it was the last.
+    fn answer(&mut self, session: &mut Session, response: v1::GroupResponse) -> bool {
+        match response.response {
+            Some(Response::Heartbeat(heard)) => {
+                if let Some(sent) = session.sent.remove(&heard.number) {
+                    session.sent.retain(|number, _| *number > heard.number);
+                    self.move_fence(sent, session.session_timeout);
+                }
+            }
+            Some(Response::Assigned(assigned)) => {
+                for shard in &assigned.shards {
+                    self.assigned(&grant(shard));
+                }
+            }
+            Some(Response::Revoked(revoked)) => {
+                for lease in revoked.leases {
+                    self.revoked(ShardIndex::new(lease.shard), lease.generation);
+                }
+            }
+            Some(Response::Lost(lost)) => {
+                for lease in lost.leases {
+                    let shard = ShardIndex::new(lease.shard);
+                    self.lose(shard, lease.generation, &lost.reason);
+                }
+            }
+            Some(Response::Checkpoints(saved)) => self.saved(saved),
+            Some(Response::Left(_)) => return true,
+            // Said once, in front; or by a broker that is newer than this.
+            Some(Response::Joined(_)) | None => {}
+        }
+        false
+    }
+
+    fn saved(&mut self, saved: v1::CheckpointsSaved) {
+        let mut refused = Vec::with_capacity(saved.refused.len());
+        for refusal in saved.refused {
+            let shard = ShardIndex::new(refusal.shard);
+            let reason = refusal.refusal.map(Error::of_refusal);
+            let reason = reason.as_ref().map_or("", |error| error.message());
+            tracing::warn!(stream = %self.stream, %shard, reason, "a checkpoint was refused");
+            refused.push(shard);
+        }
+        let (durable, finished) = self.leases.saved(saved.request, &refused);
+        self.stats.checkpoints += durable;
+        for shard in finished {
+            self.workers.remove(&shard);
+            self.tell(GroupEvent::Finished { shard });
+        }
+    }
+
+    fn assigned(&mut self, grant: &Grant) {
+        if !self.leases.grant(grant) {
+            return;
+        }
+        self.tell(GroupEvent::Assigned {
+            shard: grant.shard,
+            generation: grant.generation,
+            expired_records: grant.expired_records,
+        });
+        let first = if self.leaving || grant.revoked {
+            Hold::Revoked
+        } else {
+            Hold::Held
+        };
+        let (hold, held) = watch::channel(first);
+        if let Some(before) = self.workers.insert(grant.shard, hold) {
+            before.send_replace(Hold::Lost);
+        }
+        worker::start(
+            WorkerContext {
+                client: self.client.clone(),
+                stream: self.stream.clone(),
+                config: Arc::clone(&self.config),
+                words: self.words.clone(),
+                events: self.events.clone(),
+                fence: self.fence.subscribe(),
+                hold: held,
+            },
+            grant,
+            Arc::clone(&self.handler),
+        );
+    }
+
+    fn revoked(&mut self, shard: ShardIndex, generation: u64) {
+        if !self.leases.holds(shard, generation) {
+            return;
+        }
+        if let Some(worker) = self.workers.get(&shard) {
+            worker.send_if_modified(|hold| {
+                let held = *hold == Hold::Held;
+                if held {
+                    *hold = Hold::Revoked;
+                }
+                held
+            });
+        }
+        self.tell(GroupEvent::Revoked { shard });
+    }
+
+    fn lose(&mut self, shard: ShardIndex, generation: u64, reason: &str) {
+        if !self.leases.drop(shard, generation) {
+            return;
+        }
+        if let Some(worker) = self.workers.remove(&shard) {
+            worker.send_replace(Hold::Lost);
+        }
+        self.stats.lost += 1;
+        self.tell(GroupEvent::Lost {
+            shard,
+            reason: reason.to_owned(),
+        });
+    }
+
+    fn lose_all(&mut self, reason: &str) {
+        for (shard, generation) in self.leases.not_among(&[]) {
+            self.lose(shard, generation, reason);
+        }
+    }
+
+    fn hear(&mut self, word: Word) {
+        match word {
+            Word::Processed {
+                shard,
+                generation,
+                progress,
+                records,
+            } => {
+                self.stats.records += records;
+                self.leases.processed(shard, generation, progress);
+            }
+            Word::Failed => self.stats.failures += 1,
+            Word::DeadLettered => self.stats.dead_lettered += 1,
+            Word::Done { shard, generation } => self.leases.done(shard, generation),
+        }
+    }
+
+    /// Events that nobody takes are not waited for.
+    fn tell(&self, event: GroupEvent) {
+        let _ = self.events.try_send(event);
+    }
+}
+
+async fn until(then: Option<Instant>) {
+    match then {
+        Some(then) => sleep_until(then).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn grant(shard: &v1::ShardAssigned) -> Grant {
+    use v1::start_position::Position;
+
+    let position = shard
+        .start
+        .as_ref()
+        .and_then(|start| start.position.as_ref());
+    let start = match position {
+        Some(Position::Latest(_)) => StartPosition::Latest,
+        Some(Position::AtSequenceNumber(at)) => StartPosition::At(SequenceNumber::new(*at)),
+        Some(Position::AfterSequenceNumber(at)) => StartPosition::After(SequenceNumber::new(*at)),
+        Some(Position::AtTimestampUs(at)) => {
+            StartPosition::AtTimestamp(Timestamp::from_micros(*at))
+        }
+        Some(Position::TrimHorizon(_)) | None => StartPosition::TrimHorizon,
+    };
+    Grant {
+        shard: ShardIndex::new(shard.shard),
+        generation: shard.generation,
+        start,
+        expired_records: shard.expired_records,
+        revoked: shard.revoked_us.is_some(),
+    }
+}

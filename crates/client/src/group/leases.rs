@@ -1,0 +1,295 @@
+//! Which shards a member holds, what of them is processed and what of that is saved. Pure.
+
+use std::collections::BTreeMap;
+
+use flumen_record::{SequenceNumber, ShardIndex};
+
+use crate::StartPosition;
+
+/// A shard to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Grant {
+    pub(super) shard: ShardIndex,
+    pub(super) generation: u64,
+    pub(super) start: StartPosition,
+    pub(super) expired_records: u64,
+    /// It is to be handed over already.
+    pub(super) revoked: bool,
+}
+
+/// How far a shard is processed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// Up to and with this record.
+    Through(SequenceNumber),
+    /// To the end of the closed shard.
+    End,
+}
+
+/// One thing to save.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ToSave {
+    pub(super) shard: ShardIndex,
+    pub(super) generation: u64,
+    pub(super) progress: Progress,
+}
+
+#[derive(Debug)]
+struct Lease {
+    generation: u64,
+    /// Processed and not on its way to the broker.
+    unsaved: Option<Progress>,
+    /// On its way, in this request.
+    saving: Option<(u64, Progress)>,
+    /// Nothing more will be processed under this lease.
+    done: bool,
+}
+
+/// The leases of a member.
+#[derive(Debug, Default)]
+pub(super) struct Leases {
+    by_shard: BTreeMap<ShardIndex, Lease>,
+}
+
+impl Leases {
+    /// Takes a grant in. `false`: it is known already.
+    pub(super) fn grant(&mut self, grant: &Grant) -> bool {
+        let known = self.by_shard.get(&grant.shard);
+        if known.is_some_and(|lease| lease.generation >= grant.generation) {
+            return false;
+        }
+        self.by_shard.insert(
+            grant.shard,
+            Lease {
+                generation: grant.generation,
+                unsaved: None,
+                saving: None,
+                done: false,
+            },
+        );
+        true
+    }
+
+    /// After joining again: the leases that are not among those that the broker has kept.
+    pub(super) fn not_among(&self, kept: &[Grant]) -> Vec<(ShardIndex, u64)> {
+        let is_kept = |shard: ShardIndex, generation: u64| {
+            kept.iter()
+                .any(|grant| (grant.shard, grant.generation) == (shard, generation))
+        };
+        self.by_shard
+            .iter()
+            .map(|(shard, lease)| (*shard, lease.generation))
+            .filter(|(shard, generation)| !is_kept(*shard, *generation))
+            .collect()
+    }
+
+    /// Whether this lease is held.
+    pub(super) fn holds(&self, shard: ShardIndex, generation: u64) -> bool {
+        self.by_shard
+            .get(&shard)
+            .is_some_and(|lease| lease.generation == generation)
+    }
+
+    /// Drops a lease; `false` when there is none of this generation.
+    pub(super) fn drop(&mut self, shard: ShardIndex, generation: u64) -> bool {
+        let held = self.holds(shard, generation);
+        if held {
+            self.by_shard.remove(&shard);
+        }
+        held
+    }
+
+    fn lease(&mut self, shard: ShardIndex, generation: u64) -> Option<&mut Lease> {
+        self.by_shard
+            .get_mut(&shard)
+            .filter(|lease| lease.generation == generation)
+    }
+
+    /// More is processed.
+    pub(super) fn processed(&mut self, shard: ShardIndex, generation: u64, progress: Progress) {
+        if let Some(lease) = self.lease(shard, generation) {
+            lease.unsaved = Some(progress);
+        }
+    }
+
+    /// Nothing more will be processed under this lease.
+    pub(super) fn done(&mut self, shard: ShardIndex, generation: u64) {
+        if let Some(lease) = self.lease(shard, generation) {
+            lease.done = true;
+        }
+    }
+
+    /// What to save now, in `request`. What is on its way already waits for its answer.
+    pub(super) fn to_save(&mut self, request: u64) -> Vec<ToSave> {
+        let mut save = Vec::new();
+        for (shard, lease) in &mut self.by_shard {
+            if lease.saving.is_none()
+                && let Some(progress) = lease.unsaved.take()
+            {
+                lease.saving = Some((request, progress));
+                save.push(ToSave {
+                    shard: *shard,
+                    generation: lease.generation,
+                    progress,
+                });
+            }
+        }
+        save
+    }
+
+    /// A request was answered; how many of its checkpoints are durable, and the shards that are
+    /// processed to their end: their leases are gone with it.
+    pub(super) fn saved(
+        &mut self,
+        request: u64,
+        refused: &[ShardIndex],
+    ) -> (u64, Vec<ShardIndex>) {
+        let (mut durable, mut finished) = (0, Vec::new());
+        for (shard, lease) in &mut self.by_shard {
+            let Some((_, progress)) = lease.saving.take_if(|(sent, _)| *sent == request) else {
+                continue;
+            };
+            if refused.contains(shard) {
+                continue;
+            }
+            durable += 1;
+            if progress == Progress::End {
+                finished.push(*shard);
+            }
+        }
+        for shard in &finished {
+            self.by_shard.remove(shard);
+        }
+        (durable, finished)
+    }
+
+    /// The session broke: what was on its way is to be saved again.
+    pub(super) fn disconnected(&mut self) {
+        for lease in self.by_shard.values_mut() {
+            if let Some((_, progress)) = lease.saving.take() {
+                lease.unsaved.get_or_insert(progress);
+            }
+        }
+    }
+
+    /// Leases whose work is done and saved: to be released. They are gone from here.
+    pub(super) fn take_released(&mut self) -> Vec<(ShardIndex, u64)> {
+        let ready = |lease: &Lease| lease.done && lease.unsaved.is_none() && lease.saving.is_none();
+        let released: Vec<_> = self
+            .by_shard
+            .iter()
+            .filter(|(_, lease)| ready(lease))
+            .map(|(shard, lease)| (*shard, lease.generation))
+            .collect();
+        for (shard, _) in &released {
+            self.by_shard.remove(shard);
+        }
+        released
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_shard.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_shard.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: ShardIndex = ShardIndex::new(0);
+    const B: ShardIndex = ShardIndex::new(1);
+
+    fn grant(shard: ShardIndex, generation: u64) -> Grant {
+        Grant {
+            shard,
+            generation,
+            start: StartPosition::TrimHorizon,
+            expired_records: 0,
+            revoked: false,
+        }
+    }
+
+    fn through(n: u64) -> Progress {
+        Progress::Through(SequenceNumber::new(n))
+    }
+
+    #[test]
+    fn a_grant_counts_once_and_a_later_one_replaces_it() {
+        let mut leases = Leases::default();
+        assert!(leases.grant(&grant(A, 3)));
+        assert!(!leases.grant(&grant(A, 3)));
+        assert!(!leases.grant(&grant(A, 2)));
+        assert!(leases.grant(&grant(A, 5)));
+        assert!(leases.holds(A, 5) && !leases.holds(A, 3));
+        leases.processed(A, 3, through(9));
+        assert!(leases.to_save(1).is_empty(), "of a lease that is gone");
+    }
+
+    #[test]
+    fn what_is_processed_is_saved_once_and_again_after_a_break() {
+        let mut leases = Leases::default();
+        leases.grant(&grant(A, 1));
+        leases.processed(A, 1, through(4));
+        leases.processed(A, 1, through(7));
+        let first = leases.to_save(1);
+        assert_eq!(first.len(), 1);
+        assert_eq!(first[0].progress, through(7));
+        leases.processed(A, 1, through(9));
+        assert!(leases.to_save(2).is_empty(), "one is on its way");
+        leases.disconnected();
+        assert_eq!(leases.to_save(3)[0].progress, through(9));
+        assert_eq!(leases.saved(1, &[]), (0, vec![]), "an answer of before the break");
+        assert_eq!(leases.saved(3, &[]), (1, vec![]));
+        assert!(leases.to_save(4).is_empty());
+    }
+
+    #[test]
+    fn a_break_saves_what_was_on_its_way_when_nothing_newer_is_there() {
+        let mut leases = Leases::default();
+        leases.grant(&grant(A, 1));
+        leases.processed(A, 1, through(4));
+        leases.to_save(1);
+        leases.disconnected();
+        assert_eq!(leases.to_save(2)[0].progress, through(4));
+    }
+
+    #[test]
+    fn a_lease_is_released_when_its_work_is_done_and_saved() {
+        let mut leases = Leases::default();
+        leases.grant(&grant(A, 1));
+        leases.grant(&grant(B, 2));
+        leases.processed(A, 1, through(4));
+        leases.done(A, 1);
+        leases.done(B, 2);
+        assert_eq!(leases.take_released(), [(B, 2)]);
+        leases.to_save(1);
+        assert!(leases.take_released().is_empty());
+        leases.saved(1, &[]);
+        assert_eq!(leases.take_released(), [(A, 1)]);
+        assert!(leases.is_empty());
+    }
+
+    #[test]
+    fn a_finished_shard_is_gone_once_that_is_durable() {
+        let mut leases = Leases::default();
+        leases.grant(&grant(A, 1));
+        leases.processed(A, 1, Progress::End);
+        leases.to_save(1);
+        assert_eq!(leases.saved(1, &[]), (1, vec![A]));
+        assert!(leases.is_empty());
+    }
+
+    #[test]
+    fn leases_that_the_broker_has_not_kept_are_told() {
+        let mut leases = Leases::default();
+        leases.grant(&grant(A, 1));
+        leases.grant(&grant(B, 2));
+        assert_eq!(leases.not_among(&[grant(A, 1), grant(B, 3)]), [(B, 2)]);
+        assert!(leases.drop(B, 2) && !leases.drop(B, 2));
+        assert_eq!(leases.len(), 1);
+    }
+}
