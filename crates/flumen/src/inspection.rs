@@ -52,7 +52,7 @@ pub(crate) fn inspect(data_dir: &Path) -> Result<Inspection> {
                 found.rounds += log.rounds;
                 found.bytes += log.file_bytes;
                 found.tail_rounds += log.tail_rounds;
-                if key != LogKey::CATALOG {
+                if key.holds_records() {
                     found.records += log.records;
                     named = named.max(log.catalog_named);
                 }

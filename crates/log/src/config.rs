@@ -73,7 +73,8 @@ impl LogConfig {
 pub struct LogKey {
     /// What an ack from this log promises.
     pub durability: Durability,
-    /// Retention class in hours: 1, 6, 24, 168, 720 or 8760. 0 is the catalog.
+    /// Retention class in hours: 1, 6, 24, 168, 720 or 8760. 0: it holds no records of streams, but
+    /// what the node itself remembers.
     pub class_hours: u32,
     /// Lanes of one class are numbered from 0.
     pub lane: u32,
@@ -87,10 +88,25 @@ impl LogKey {
         lane: 0,
     };
 
+    /// The log of consumer groups.
+    pub const GROUPS: Self = Self {
+        durability: Durability::Disk,
+        class_hours: 0,
+        lane: 1,
+    };
+
+    /// Whether it holds records of streams, and not what the node itself remembers.
+    pub fn holds_records(&self) -> bool {
+        self.class_hours > 0
+    }
+
     /// The folder of this log in the data directory.
     pub fn dir_name(&self) -> String {
         if *self == Self::CATALOG {
             return "catalog".to_owned();
+        }
+        if *self == Self::GROUPS {
+            return "groups".to_owned();
         }
         let durability = match self.durability {
             Durability::Memory => "memory",
@@ -103,6 +119,9 @@ impl LogKey {
     pub fn from_dir_name(name: &str) -> Option<Self> {
         if name == "catalog" {
             return Some(Self::CATALOG);
+        }
+        if name == "groups" {
+            return Some(Self::GROUPS);
         }
         let (durability, rest) = name.strip_prefix("log-")?.split_once('-')?;
         let (class, lane) = rest.split_once("h-")?;

@@ -204,9 +204,9 @@ impl Shared {
         self.free_bytes.load(Ordering::Relaxed)
     }
 
-    /// Below this much free space appends are refused. The catalog's are not.
+    /// Below this much free space appends are refused. What the node itself remembers is not.
     pub(crate) fn floor_bytes(&self) -> u64 {
-        if self.key.class_hours == 0 {
+        if !self.key.holds_records() {
             return 0;
         }
         self.config.free_space_floor_bytes.unwrap_or_else(|| {

@@ -1,5 +1,5 @@
 //! What a stream means: shards, hash ranges, start positions, producers' sequences, quotas,
-//! retention decisions, the catalog.
+//! retention decisions, the catalog, consumer groups.
 //!
 //! Synchronous; `now` is an argument; its only I/O is the log handed to it. It refuses to know
 //! threads, sockets and status codes.
@@ -9,6 +9,7 @@ mod admission;
 mod catalog;
 mod config;
 mod error;
+pub mod group;
 mod quota;
 pub mod retention;
 mod shard;

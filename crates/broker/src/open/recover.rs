@@ -93,7 +93,7 @@ fn open_logs(
         path: "the data directory".to_owned(),
         source,
     })?;
-    keys.extend(there.into_iter().filter(|key| *key != LogKey::CATALOG));
+    keys.extend(there.into_iter().filter(LogKey::holds_records));
     let (mut logs, mut found) = (Vec::new(), BTreeMap::new());
     for key in keys {
         let mut replay = Listen { key, history };

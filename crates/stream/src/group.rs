@@ -1,0 +1,50 @@
+//! Consumer groups: who reads which shard, how far they came, and who may say so.
+//!
+//! Synchronous, as the whole crate: [`Coordinator::step`] takes events and the time, and answers
+//! with a [`Step`]: *changes* to be made durable by [`GroupLog::commit`], and *effects*, which are
+//! sent only once they are. The reasons stand in `docs/decisions/0002-consumer-groups.md`, the
+//! bytes in `docs/format.md`, "Group records".
+//!
+//! - What a change does is written once ([`Coordinator`] and recovery run the same code), so that
+//!   what is in memory is what the log adds up to.
+//! - A generation is never granted twice, not even by a group that was deleted and made anew.
+//! - Time is monotonic (`now`); the wall clock (`at`) is only remembered and shown.
+//!
+//! | File | Purpose |
+//! |---|---|
+//! | `name` | names, numbers, checkpoints |
+//! | `event` | what the coordinator is told, and what it answers |
+//! | `state`, `change` | what the durable changes add up to; their bytes |
+//! | `coordinator/*` | the decisions |
+//! | `strategy` | who should have which shard |
+//! | `query` | what can be asked without deciding anything |
+//! | `group_log` | the log that changes and snapshots lie in |
+
+mod change;
+mod config;
+mod coordinator;
+mod error;
+mod event;
+mod group_log;
+mod name;
+mod query;
+mod state;
+mod strategy;
+#[cfg(test)]
+mod tests;
+
+pub use change::GroupChange;
+pub use config::GroupConfig;
+pub use coordinator::Coordinator;
+pub use error::{CheckpointError, GroupError, GroupLogError, GroupNameError};
+pub use event::{
+    Answer, Assignment, CheckpointItem, Effect, Event, FencedReason, InitialPosition, Join,
+    LostReason, ReadFrom, Request, RequestId, Reset, ResetReport, ResetShard, ShardFacts, Step,
+};
+pub use group_log::GroupLog;
+pub use name::{
+    Checkpoint, Generation, GroupName, GroupNumber, InstanceId, MemberName, MemberNumber, SessionId,
+};
+pub use query::{GroupDescription, GroupSummary, MemberDescription, ShardDescription};
+pub use state::LeaseWatch;
+pub use strategy::{Balanced, ShardLoad, Strategy};

@@ -1,0 +1,258 @@
+//! The decisions: what follows from what happens, and from nothing happening.
+
+mod balance;
+mod members;
+mod requests;
+mod shards;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use flumen_record::{ShardIndex, StreamId, Timestamp};
+
+use super::change::GroupChange;
+use super::state::{Group, State, Stream};
+use super::{
+    Assignment, Balanced, Effect, Event, GroupConfig, GroupNumber, LostReason, MemberNumber,
+    SessionId, Step, Strategy,
+};
+
+/// All consumer groups of a node.
+///
+/// The caller makes the changes of a step durable before it sends the effects and before it asks
+/// for the next step. When that fails for good, or its outcome is unknown, the coordinator is
+/// ahead of the log and must not be used any more.
+#[derive(Debug)]
+pub struct Coordinator {
+    config: GroupConfig,
+    strategy: Box<dyn Strategy>,
+    pub(super) state: State,
+    pub(super) streams: BTreeMap<StreamId, Stream>,
+    sessions: BTreeMap<SessionId, (GroupNumber, MemberNumber)>,
+    /// When which group's deadlines are looked at: each group at most once, never too late.
+    timers: BTreeSet<(Duration, GroupNumber)>,
+    /// Groups whose balance may have changed in this step.
+    unbalanced: BTreeSet<GroupNumber>,
+    now: Duration,
+    wall: Timestamp,
+    step: Step,
+}
+
+impl Coordinator {
+    /// A node without groups.
+    pub fn new(config: GroupConfig) -> Self {
+        Self::recover(config, State::default(), Timestamp::ZERO, Duration::ZERO)
+    }
+
+    /// Goes on from what the log adds up to, whose last record was written `at`. Every member has
+    /// one session timeout from `now` to come back. Until the caller has told the shards of a
+    /// stream ([`Coordinator::streams`]) nothing of it is granted.
+    pub(super) fn recover(config: GroupConfig, state: State, at: Timestamp, now: Duration) -> Self {
+        let mut coordinator = Self {
+            config,
+            strategy: Box::new(Balanced),
+            state,
+            streams: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            unbalanced: BTreeSet::new(),
+            now,
+            wall: at,
+            step: Step {
+                at,
+                ..Step::default()
+            },
+        };
+        for (number, group) in &mut coordinator.state.groups {
+            for member in group.members.values_mut() {
+                member.heard = now;
+                member.session = None;
+            }
+            if let Some(deadline) = next_deadline(group) {
+                group.check_at = Some(deadline);
+                coordinator.timers.insert((deadline, *number));
+            }
+        }
+        coordinator
+    }
+
+    /// Distributes shards by another strategy.
+    #[must_use]
+    pub fn with_strategy(mut self, strategy: Box<dyn Strategy>) -> Self {
+        self.strategy = strategy;
+        self
+    }
+
+    /// Takes what happened since the last step, in order, and what is due at `now`. `now` is
+    /// monotonic; `wall` is the time of day.
+    pub fn step(
+        &mut self,
+        now: Duration,
+        wall: Timestamp,
+        events: impl IntoIterator<Item = Event>,
+    ) -> Step {
+        self.now = self.now.max(now);
+        self.wall = wall;
+        self.step.at = self.step.at.max(wall);
+        for event in events {
+            self.take(event);
+        }
+        // After the events: a sign of life that waited in a queue is one.
+        self.expire();
+        self.balance();
+        let at = self.step.at;
+        let next = Step {
+            at,
+            ..Step::default()
+        };
+        std::mem::replace(&mut self.step, next)
+    }
+
+    /// When [`Coordinator::step`] has something to do even if nothing happens.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Join(join) => self.join(join),
+            Event::Heartbeat { session, beat } => self.heartbeat(session, beat),
+            Event::Release { session, leases } => self.release(session, &leases),
+            Event::Leave { session } => self.leave(session),
+            Event::SessionLost { session } => self.session_lost(session),
+            Event::Request {
+                id,
+                stream,
+                group,
+                request,
+            } => {
+                let answer = self.answer(stream, &group, request);
+                self.effect(Effect::Answered { id, answer });
+            }
+            Event::ShardsChanged { stream, shards } => self.shards_changed(stream, shards),
+            Event::StreamDeleted { stream } => self.stream_deleted(stream),
+            Event::LoadObserved { stream, loads } => self.load_observed(stream, &loads),
+        }
+    }
+
+    /// Decides a change: from now on it is true here, and in the log before anybody is told.
+    fn change(&mut self, change: GroupChange) {
+        let applied = self.state.apply(&change, self.step.at);
+        applied.expect("BUG: a change was decided that cannot be made");
+        self.step.changes.push(change);
+    }
+
+    fn effect(&mut self, effect: Effect) {
+        self.step.effects.push(effect);
+    }
+
+    fn group(&self, number: GroupNumber) -> &Group {
+        let group = self.state.groups.get(&number);
+        group.expect("BUG: a group is gone that was just there")
+    }
+
+    fn group_mut(&mut self, number: GroupNumber) -> &mut Group {
+        let group = self.state.groups.get_mut(&number);
+        group.expect("BUG: a group is gone that was just there")
+    }
+
+    /// The session of a lease's holder, if it is there.
+    fn session_of(&self, group: GroupNumber, member: MemberNumber) -> Option<SessionId> {
+        let member = self.state.groups.get(&group)?.members.get(&member)?;
+        member.session
+    }
+
+    /// Looks at a group's deadlines at `at`, or earlier if that was planned.
+    fn check_at(&mut self, number: GroupNumber, at: Duration) {
+        let group = self.group_mut(number);
+        let planned = group.check_at;
+        if planned.is_some_and(|planned| planned <= at) {
+            return;
+        }
+        group.check_at = Some(at);
+        if let Some(planned) = planned {
+            self.timers.remove(&(planned, number));
+        }
+        self.timers.insert((at, number));
+    }
+
+    /// Ends what has reached its deadline.
+    fn expire(&mut self) {
+        while let Some((at, number)) = self.timers.first().copied() {
+            if at > self.now {
+                break;
+            }
+            self.timers.pop_first();
+            let Some(group) = self.state.groups.get_mut(&number) else {
+                continue;
+            };
+            group.check_at = None;
+            self.expire_members(number);
+            self.expire_hand_overs(number);
+            if let Some(next) = next_deadline(self.group(number)) {
+                self.check_at(number, next);
+            }
+        }
+    }
+
+    /// A lease as its holder is told of it.
+    fn assignment(&self, number: GroupNumber, index: ShardIndex) -> Option<Assignment> {
+        let group = self.state.groups.get(&number)?;
+        let shard = group.shards.get(&index)?;
+        let stream = self.streams.get(&group.stream);
+        Some(Assignment {
+            shard: index,
+            generation: shard.generation,
+            from: group.read_from(index),
+            end: stream.and_then(|stream| stream.end(index)),
+            watch: shard.watch.clone(),
+            revoked: shard.hand_over.map(|hand_over| hand_over.deadline),
+        })
+    }
+
+    fn grant(&mut self, number: GroupNumber, shard: ShardIndex, member: MemberNumber) {
+        let generation = self.group(number).generation.next();
+        self.change(GroupChange::Granted {
+            group: number,
+            shard,
+            generation,
+            member,
+        });
+        let session = self.session_of(number, member);
+        if let (Some(session), Some(lease)) = (session, self.assignment(number, shard)) {
+            self.effect(Effect::Assigned { session, lease });
+        }
+    }
+
+    /// Ends a lease and tells its member, if it is there.
+    fn take_lease(&mut self, number: GroupNumber, index: ShardIndex, reason: LostReason) {
+        let Some(shard) = self.group(number).shards.get(&index) else {
+            return;
+        };
+        let Some(holder) = shard.holder else { return };
+        let generation = shard.generation;
+        self.change(GroupChange::Freed {
+            group: number,
+            shard: index,
+            forced: reason == LostReason::Forced,
+        });
+        if let Some(session) = self.session_of(number, holder) {
+            self.effect(Effect::Lost {
+                session,
+                shard: index,
+                generation,
+                reason,
+            });
+        }
+        self.unbalanced.insert(number);
+    }
+}
+
+/// The earliest time at which something of a group is due.
+fn next_deadline(group: &Group) -> Option<Duration> {
+    let members = group.members.values().map(super::state::Member::deadline);
+    let hand_overs = group.shards.values().filter_map(|shard| shard.hand_over);
+    members
+        .chain(hand_overs.map(|hand_over| hand_over.deadline))
+        .min()
+}

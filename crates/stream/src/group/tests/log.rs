@@ -1,0 +1,344 @@
+//! The groups' log: what is written is what was decided, whatever happens in between.
+
+use std::sync::Arc;
+
+use flumen_log::{Grain, MemoryStorage};
+use proptest::prelude::*;
+
+use super::change::encode_group;
+use super::*;
+
+const NOW: Timestamp = Timestamp::from_micros(1_000_000);
+
+fn config() -> GroupConfig {
+    GroupConfig {
+        snapshot_bytes_min: 2_000,
+        snapshot_growth: 1,
+        snapshot_piece_bytes: 100,
+        ..GroupConfig::default()
+    }
+}
+
+fn open(storage: &MemoryStorage) -> (GroupLog, Coordinator) {
+    let storage = Arc::new(storage.clone());
+    let (log, coordinator, _) = GroupLog::open(storage, config(), NOW, seconds(100)).unwrap();
+    (log, coordinator)
+}
+
+/// All that is durable, byte by byte.
+fn image(coordinator: &Coordinator) -> Vec<u8> {
+    let mut out = Vec::new();
+    let state = &coordinator.state;
+    out.extend(state.last_group.value().to_le_bytes());
+    out.extend(state.generation_floor.value().to_le_bytes());
+    for (number, group) in &state.groups {
+        encode_group(*number, group, &mut out);
+    }
+    out
+}
+
+fn shards(stream: StreamId, count: u32) -> Event {
+    Event::ShardsChanged {
+        stream,
+        shards: (0..count).map(|index| super::open(index, &[])).collect(),
+    }
+}
+
+/// Something that changes something, by dice.
+fn event(dice: u64, session: u64) -> Event {
+    let group: GroupName = format!("g{}", dice % 7).parse().unwrap();
+    let stream = STREAM;
+    match dice / 7 % 5 {
+        0 => Event::Join(Join {
+            session: SessionId::new(session),
+            stream,
+            group,
+            member: format!("m{}", dice / 64 % 3).parse().unwrap(),
+            instance: InstanceId::new(dice / 64 % 2),
+            session_timeout: None,
+            start: InitialPosition::Latest,
+        }),
+        1 => Event::Leave {
+            session: SessionId::new(session.saturating_sub(dice / 64 % 6)),
+        },
+        2 if (dice / 64).is_multiple_of(4) => Event::Request {
+            id: RequestId(0),
+            stream,
+            group,
+            request: Request::Delete { force: true },
+        },
+        _ => Event::Request {
+            id: RequestId(0),
+            stream,
+            group,
+            request: Request::Reset(Reset {
+                shards: vec![(shard((dice / 64 % 4) as u32), at(dice / 3 % 1000))],
+                force: true,
+                dry_run: false,
+            }),
+        },
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn opened_again_it_is_what_it_was(
+        dice in prop::collection::vec(any::<u64>(), 1..120),
+        cut in any::<u64>(),
+    ) {
+        let mut storage = MemoryStorage::new();
+        let (mut log, mut coordinator) = open(&storage);
+        let mut now = seconds(100);
+        let step = coordinator.step(now, NOW, [shards(STREAM, 4)]);
+        log.commit(&step, &coordinator, NOW).unwrap();
+        for (dice, session) in dice.iter().zip(1..) {
+            now += Duration::from_millis(dice % 3000);
+            let step = coordinator.step(now, NOW, [event(*dice, session)]);
+            log.commit(&step, &coordinator, NOW).unwrap();
+            if dice.is_multiple_of(23) {
+                drop(log);
+                storage = storage.crash_keeping(Grain::Sector, cut);
+                let before = image(&coordinator);
+                (log, coordinator) = open(&storage);
+                prop_assert_eq!(image(&coordinator), before);
+                let step = coordinator.step(now, NOW, [shards(STREAM, 4)]);
+                log.commit(&step, &coordinator, NOW).unwrap();
+            }
+        }
+        log.close(NOW).unwrap();
+        let (log, again) = open(&storage);
+        prop_assert_eq!(image(&again), image(&coordinator));
+        prop_assert!(log.records() > 0 || dice.len() < 20);
+    }
+
+    #[test]
+    fn any_bytes_are_an_error_or_what_they_say(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let before = rest;
+            let Ok(change) = GroupChange::decode(&mut rest) else { break };
+            let mut encoded = Vec::new();
+            change.encode(&mut encoded);
+            let taken = before.len() - rest.len();
+            prop_assert_eq!(&encoded[..], &before[..taken]);
+        }
+    }
+}
+
+/// One of each kind.
+fn every_kind() -> Vec<GroupChange> {
+    let mut node = Node::new(3);
+    let mut changes = Vec::new();
+    let a = node.join("a");
+    changes.append(&mut node.last.changes);
+    node.join("b");
+    changes.append(&mut node.last.changes);
+    node.checkpoint(0, Some(1), Checkpoint::after_part(number(1 << 40), 3))
+        .unwrap();
+    changes.append(&mut node.last.changes);
+    node.wait_alive(DRAIN, &[a]);
+    node.release(a, 0, 1);
+    changes.append(&mut node.last.changes);
+    node.shards(vec![super::open(1, &[])]);
+    changes.append(&mut node.last.changes);
+    node.step(vec![Event::Leave { session: a }]);
+    changes.append(&mut node.last.changes);
+    let state = node.coordinator.state.clone();
+    let (number, mut group) = state.groups.into_iter().next().unwrap();
+    group.check_at = None;
+    changes.push(GroupChange::SnapshotBegin {
+        last_group: number,
+        generation_floor: generation(300),
+    });
+    changes.push(GroupChange::SnapshotGroup(Box::new(change::GroupImage {
+        number,
+        group,
+    })));
+    changes.push(GroupChange::SnapshotEnd { groups: 1 });
+    node.request(Request::Delete { force: true }).unwrap();
+    changes.append(&mut node.last.changes);
+    changes
+}
+
+#[test]
+fn changes_read_back_as_written_and_nothing_shorter_is_one() {
+    let mut kinds = std::collections::BTreeSet::new();
+    for change in every_kind() {
+        let mut bytes = Vec::new();
+        change.encode(&mut bytes);
+        kinds.insert(bytes[0]);
+        let mut rest = bytes.as_slice();
+        let read = GroupChange::decode(&mut rest).unwrap();
+        assert!(rest.is_empty());
+        let mut again = Vec::new();
+        read.encode(&mut again);
+        assert_eq!(again, bytes);
+        assert_eq!(format!("{read:?}"), format!("{change:?}"));
+        for length in 0..bytes.len() {
+            let cut = GroupChange::decode(&mut &bytes[..length]);
+            assert!(cut.is_err(), "{change:?} cut at {length}");
+        }
+    }
+    assert_eq!(kinds, (1..=11).collect());
+}
+
+#[test]
+fn a_checkpoint_is_small() {
+    let mut bytes = Vec::new();
+    GroupChange::Checkpointed {
+        group: GroupNumber::new(10_000),
+        shard: shard(3),
+        checkpoint: at(1 << 40),
+    }
+    .encode(&mut bytes);
+    assert!(bytes.len() <= 12, "{}", bytes.len());
+}
+
+#[test]
+fn what_does_not_follow_is_refused() {
+    let mut state = state::State::default();
+    for (change, expected) in [
+        (
+            GroupChange::MemberLeft {
+                group: GroupNumber::new(1),
+                member: MemberNumber::new(1),
+            },
+            "it is about a group that does not exist",
+        ),
+        (
+            GroupChange::SnapshotEnd { groups: 1 },
+            "the snapshot it ends is not complete",
+        ),
+    ] {
+        assert_eq!(state.apply(&change, NOW), Err(expected));
+    }
+}
+
+#[test]
+fn members_have_one_session_timeout_to_come_back_after_a_restart() {
+    let storage = MemoryStorage::new();
+    let (mut log, mut coordinator) = open(&storage);
+    let mut wall = NOW;
+    let mut commit =
+        |log: &mut GroupLog, coordinator: &mut Coordinator, now, events: Vec<Event>| {
+            let step = coordinator.step(now, wall, events);
+            log.commit(&step, coordinator, wall).unwrap();
+            // The wall clock is of no concern, however it jumps.
+            wall = wall.saturating_sub(seconds(3600));
+            step
+        };
+    let join = |session, member: &str, instance| {
+        Event::Join(Join {
+            session: SessionId::new(session),
+            stream: STREAM,
+            group: group(),
+            member: member.parse().unwrap(),
+            instance: InstanceId::new(instance),
+            session_timeout: None,
+            start: InitialPosition::TrimHorizon,
+        })
+    };
+    let events = vec![
+        shards(STREAM, 3),
+        join(1, "a", 1),
+        join(2, "b", 1),
+        join(3, "c", 1),
+    ];
+    commit(&mut log, &mut coordinator, seconds(100), events);
+    let leases = |coordinator: &Coordinator| {
+        let shards = coordinator.describe(STREAM, &group()).unwrap().shards;
+        let holder = |shard: &ShardDescription| {
+            let holder = shard.holder.as_ref().map_or("-", |holder| holder.as_str());
+            format!("{holder}:{}", shard.generation)
+        };
+        shards.iter().map(holder).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(leases(&coordinator), "a:1 b:2 c:3");
+    drop(log);
+    let storage = storage.crash_keeping(Grain::Page, 0);
+    let (mut log, mut coordinator) = open(&storage);
+    assert_eq!(coordinator.streams().collect::<Vec<_>>(), [STREAM]);
+    // The monotonic clock of another process, which knows nothing of the first one's.
+    commit(
+        &mut log,
+        &mut coordinator,
+        seconds(100),
+        vec![shards(STREAM, 3)],
+    );
+    commit(
+        &mut log,
+        &mut coordinator,
+        seconds(105),
+        vec![join(1, "a", 1)],
+    );
+    commit(
+        &mut log,
+        &mut coordinator,
+        seconds(106),
+        vec![join(2, "b", 2)],
+    );
+    assert_eq!(leases(&coordinator), "a:1 b:4 c:3");
+    commit(&mut log, &mut coordinator, seconds(109), Vec::new());
+    assert_eq!(leases(&coordinator), "a:1 b:4 c:3");
+    commit(&mut log, &mut coordinator, seconds(110), Vec::new());
+    assert!(
+        leases(&coordinator).ends_with(":5"),
+        "{}",
+        leases(&coordinator)
+    );
+}
+
+#[test]
+fn old_records_go_once_a_snapshot_stands() {
+    let storage = MemoryStorage::new();
+    let (mut log, mut coordinator) = open(&storage);
+    let step = coordinator.step(seconds(1), NOW, [shards(STREAM, 4)]);
+    log.commit(&step, &coordinator, NOW).unwrap();
+    for round in 0..2_000_u64 {
+        let group: GroupName = format!("g{}", round % 10).parse().unwrap();
+        let step = coordinator.step(
+            seconds(1),
+            NOW,
+            [Event::Request {
+                id: RequestId(0),
+                stream: STREAM,
+                group,
+                request: Request::Checkpoint {
+                    session: None,
+                    items: vec![CheckpointItem {
+                        shard: shard((round % 4) as u32),
+                        generation: None,
+                        checkpoint: at(round + 1),
+                    }],
+                },
+            }],
+        );
+        log.commit(&step, &coordinator, NOW).unwrap();
+    }
+    assert_eq!(log.records() / 2_000, 1);
+    let before = image(&coordinator);
+    log.close(NOW).unwrap();
+    let storage: Arc<dyn flumen_log::Storage> = Arc::new(storage);
+    let (log, _) = flumen_log::Log::open(
+        Arc::clone(&storage),
+        flumen_log::LogKey::GROUPS,
+        flumen_log::LogConfig::default(),
+        NOW,
+        &mut Ignore,
+    )
+    .unwrap();
+    let bounds = log.reader().bounds(flumen_record::ShardId::from_value(0));
+    assert!(bounds.unwrap().trim_horizon > number(1_000), "{bounds:?}");
+    log.close(NOW).unwrap();
+    let (_, again, _) = GroupLog::open(storage, config(), NOW, seconds(1)).unwrap();
+    assert_eq!(image(&again), before);
+}
+
+struct Ignore;
+
+impl flumen_log::Replay for Ignore {
+    fn state(&mut self, _: flumen_record::ShardId, _: bytes::Bytes) {}
+    fn batch(&mut self, _: flumen_record::ShardId, _: &flumen_log::BatchMark, _: bool) {}
+}
