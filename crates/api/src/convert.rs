@@ -48,7 +48,9 @@ pub enum ConvertError {
         error: NameError,
     },
     /// A group begins at a time or an end, not at a number.
-    #[error("{field} is a sequence number, which is a place in one shard; take trim_horizon, latest or a time")]
+    #[error(
+        "{field} is a sequence number, which is a place in one shard; take trim_horizon, latest or a time"
+    )]
     Position {
         /// Which.
         field: &'static str,
@@ -119,7 +121,9 @@ impl ConvertError {
         let mut metadata = vec![("field", self.field().to_owned())];
         match self {
             Self::Missing { .. } | Self::NotUtf8 { .. } | Self::Position { .. } => {}
-            Self::StreamName { shown, .. } | Self::Name { shown, .. } => metadata.push(("value", shown.clone())),
+            Self::StreamName { shown, .. } | Self::Name { shown, .. } => {
+                metadata.push(("value", shown.clone()))
+            }
             Self::HashKeyLength { bytes, .. } => metadata.push(("bytes", bytes.to_string())),
             Self::EmptyRange { range, .. } => {
                 metadata.push(("start", format!("{:032x}", range.start.value())));

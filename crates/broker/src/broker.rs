@@ -152,7 +152,10 @@ impl Broker {
     ) -> Result<LeaseGuard, Error> {
         let stream = self.node.streams.get(stream)?;
         let stream = stream.state().info.id;
-        self.node.groups.fences.guard(stream, group, shard, generation)
+        self.node
+            .groups
+            .fences
+            .guard(stream, group, shard, generation)
     }
 
     /// Up to `limit` groups of one stream or of all, by stream and name, after one of a page before;

@@ -8,8 +8,8 @@ mod tests;
 use std::time::Duration;
 
 use flumen_record::{
-    BatchError, GroupName, HashKey, HashRange, ProducerId, ProducerSequence, RecordError, SequenceNumber,
-    ShardIndex, StreamName,
+    BatchError, GroupName, HashKey, HashRange, ProducerId, ProducerSequence, RecordError,
+    SequenceNumber, ShardIndex, StreamName,
 };
 use flumen_stream::group::{CheckpointError, GroupError};
 use thiserror::Error;

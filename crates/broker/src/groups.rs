@@ -15,8 +15,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use flumen_stream::group::{Answer, Coordinator, Event, GroupError, Request, RequestId, SessionId};
 use flumen_record::GroupName;
+use flumen_stream::group::{Answer, Coordinator, Event, GroupError, Request, RequestId, SessionId};
 use tokio::sync::oneshot;
 
 use crate::Error;
@@ -27,10 +27,10 @@ use crate::streams::Stream;
 pub use asking::{
     GroupLag, GroupPosition, GroupReset, GroupState, GroupStatus, LeaseStatus, MemberStatus,
 };
-pub use fence::LeaseGuard;
-pub use member::{JoinGroup, Membership, MemberLease, MemberWord, SavedCheckpoint};
 pub(crate) use fence::Fences;
+pub use fence::LeaseGuard;
 pub(crate) use member::MemberQueue;
+pub use member::{JoinGroup, MemberLease, MemberWord, Membership, SavedCheckpoint};
 pub(crate) use worker::start;
 
 /// What waits for the thread, at most: then whoever says more is refused.

@@ -49,8 +49,8 @@ pub use clock::Clock;
 pub use config::BrokerConfig;
 pub use error::{Error, ErrorKind};
 pub use groups::{
-    GroupLag, GroupPosition, GroupReset, GroupState, GroupStatus, JoinGroup, LeaseGuard, LeaseStatus,
-    MemberLease, MemberStatus, MemberWord, Membership, SavedCheckpoint,
+    GroupLag, GroupPosition, GroupReset, GroupState, GroupStatus, JoinGroup, LeaseGuard,
+    LeaseStatus, MemberLease, MemberStatus, MemberWord, Membership, SavedCheckpoint,
 };
 pub use metrics::{HistogramSnapshot, Metrics, MetricsSnapshot};
 pub use reply::{

@@ -92,7 +92,8 @@ fn open_blocking(
     node.metrics.attach(&node);
     start(&node, recovered, &runtime);
     let (log, coordinator, _) = opened;
-    let housekeeping = Housekeeping::start(log.housekeeper(), "groups".to_owned(), node.clock.clone());
+    let housekeeping =
+        Housekeeping::start(log.housekeeper(), "groups".to_owned(), node.clock.clone());
     *lock(&node.groups_housekeeping) = housekeeping;
     groups::start(&node, log, coordinator);
     crate::retention::start(&node, &runtime);

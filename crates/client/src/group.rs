@@ -107,10 +107,7 @@ pub type HandlerError = Box<dyn StdError + Send + Sync>;
 /// `Ok` means that all records are processed and may be checkpointed.
 pub trait Handler: Send + Sync + 'static {
     /// Processes these records. The future may be dropped: see the module.
-    fn handle(
-        &self,
-        batch: GroupBatch,
-    ) -> impl Future<Output = Result<(), HandlerError>> + Send;
+    fn handle(&self, batch: GroupBatch) -> impl Future<Output = Result<(), HandlerError>> + Send;
 }
 
 impl<F, R> Handler for F
@@ -118,10 +115,7 @@ where
     F: Fn(GroupBatch) -> R + Send + Sync + 'static,
     R: Future<Output = Result<(), HandlerError>> + Send,
 {
-    fn handle(
-        &self,
-        batch: GroupBatch,
-    ) -> impl Future<Output = Result<(), HandlerError>> + Send {
+    fn handle(&self, batch: GroupBatch) -> impl Future<Output = Result<(), HandlerError>> + Send {
         self(batch)
     }
 }
@@ -230,9 +224,15 @@ impl GroupConsumer {
     ) -> Result<Self, ConsumeError> {
         let (stop, stopping) = watch::channel(false);
         let (events, taken) = mpsc::channel(EVENTS_MAX);
-        let driver =
-            driver::start(client.clone(), stream.clone(), config, handler, stopping, events)
-                .await?;
+        let driver = driver::start(
+            client.clone(),
+            stream.clone(),
+            config,
+            handler,
+            stopping,
+            events,
+        )
+        .await?;
         Ok(Self {
             stop,
             driver: tokio::spawn(driver),

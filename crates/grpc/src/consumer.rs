@@ -8,9 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use flumen_api::convert::{ConvertError, group_name, stream_name};
 use flumen_api::v1;
-use flumen_broker::{
-    Broker, Delivery, Error, LeaseGuard, ReadBudget, StartPosition, Subscription,
-};
+use flumen_broker::{Broker, Delivery, Error, LeaseGuard, ReadBudget, StartPosition, Subscription};
 use flumen_record::{SequenceNumber, ShardIndex, StreamName, Timestamp};
 
 use crate::drain::{Drain, DrainWait};

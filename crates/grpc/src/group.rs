@@ -312,9 +312,10 @@ fn initial_position(start: StartPosition) -> Result<InitialPosition, Facts> {
         StartPosition::TrimHorizon => Ok(InitialPosition::TrimHorizon),
         StartPosition::Latest => Ok(InitialPosition::Latest),
         StartPosition::AtTimestamp(at) => Ok(InitialPosition::AtTimestamp(at)),
-        StartPosition::At(_) | StartPosition::After(_) => {
-            Err(ConvertError::Position { field: "join.start" }.into())
+        StartPosition::At(_) | StartPosition::After(_) => Err(ConvertError::Position {
+            field: "join.start",
         }
+        .into()),
     }
 }
 
@@ -334,10 +335,7 @@ pub(crate) async fn list(
     let after = match request.after.split_once('/') {
         None if request.after.is_empty() => None,
         None => return Err(ConvertError::Missing { field: "after" }.into()),
-        Some((stream, group)) => Some((
-            stream_name("after", stream)?,
-            group_name("after", group)?,
-        )),
+        Some((stream, group)) => Some((stream_name("after", stream)?, group_name("after", group)?)),
     };
     let limit = match request.limit as usize {
         0 => LIST_DEFAULT,

@@ -185,7 +185,10 @@ mod tests {
         state.append(later, ShardEpoch::new(1));
         state.release(1);
         let found = state.backlog(number(50));
-        assert_eq!((found.records, found.bytes, found.oldest), (150, 3000, None));
+        assert_eq!(
+            (found.records, found.bytes, found.oldest),
+            (150, 3000, None)
+        );
         assert_eq!(state.backlog(number(100)).bytes, 3000);
     }
 }

@@ -31,11 +31,11 @@ mod storage;
 mod testing;
 mod work;
 
+pub use backlog::Backlog;
 pub use config::{LogConfig, LogKey, list_logs};
 pub use error::{OpenError, ReadError, SyncError, WriteError};
 pub use housekeeper::{Housekeeper, HousekeepingReport};
 pub use log::{Log, LogStats, NewFrame, RoundNumber, SyncDone, SyncJob};
-pub use backlog::Backlog;
 pub use reader::{FoundFrames, LogReader, ShardBounds};
 pub use recovery::{
     BatchMark, LogInspection, Quarantined, Recovery, Replay, ShardRecovery, inspect,

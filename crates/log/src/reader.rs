@@ -95,7 +95,7 @@ impl LogReader {
         self.shared.stats()
     }
 
-    fn cell(&self, shard: ShardId) -> Result<Arc<ShardCell>, ReadError> {
+    pub(crate) fn cell(&self, shard: ShardId) -> Result<Arc<ShardCell>, ReadError> {
         self.shared
             .index
             .get(shard)

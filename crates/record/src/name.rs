@@ -65,4 +65,3 @@ fn check(text: &str, max_bytes: usize) -> Result<(), NameError> {
         None => Ok(()),
     }
 }
-

@@ -36,15 +36,14 @@ mod tests;
 pub use change::GroupChange;
 pub use config::GroupConfig;
 pub use coordinator::Coordinator;
-pub use error::{CheckpointError, GroupError, GroupLogError, GroupNameError};
+pub use error::{CheckpointError, GroupError, GroupLogError};
 pub use event::{
     Answer, Assignment, CheckpointItem, Effect, Event, FencedReason, InitialPosition, Join,
     LostReason, ReadFrom, Request, RequestId, Reset, ResetReport, ResetShard, ShardFacts, Step,
 };
+pub use flumen_record::{GroupName, MemberName};
 pub use group_log::GroupLog;
-pub use name::{
-    Checkpoint, Generation, GroupName, GroupNumber, InstanceId, MemberName, MemberNumber, SessionId,
-};
+pub use name::{Checkpoint, Generation, GroupNumber, InstanceId, MemberNumber, SessionId};
 pub use query::{GroupDescription, GroupSummary, MemberDescription, ShardDescription};
 pub use state::LeaseWatch;
 pub use strategy::{Balanced, ShardLoad, Strategy};

@@ -79,7 +79,11 @@ pub(super) fn lag(backlog: &Backlog, oldest: Option<Timestamp>, now: Timestamp) 
     GroupLag {
         records: backlog.records,
         bytes: backlog.bytes,
-        age: if backlog.records > 0 { age } else { Duration::ZERO },
+        age: if backlog.records > 0 {
+            age
+        } else {
+            Duration::ZERO
+        },
     }
 }
 
@@ -104,7 +108,10 @@ pub(super) async fn oldest(
                 Ok(Some(arrival)) => return Ok(Some(arrival)),
                 Ok(None) => {}
                 // Trimmed meanwhile: there is less lag than there was.
-                Err(flumen_log::ReadError::Trimmed { .. } | flumen_log::ReadError::UnknownShard { .. }) => {}
+                Err(
+                    flumen_log::ReadError::Trimmed { .. }
+                    | flumen_log::ReadError::UnknownShard { .. },
+                ) => {}
                 Err(error) => return Err(error.into()),
             }
         }

@@ -1,9 +1,9 @@
 //! One member's session: what it says goes to the thread, what it is told waits here until taken.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -259,9 +259,7 @@ impl Membership {
     /// Where a closed shard ends.
     fn end_of(&self, index: ShardIndex) -> Result<SequenceNumber, Error> {
         let shard = self.queue.stream.shard(index)?;
-        shard
-            .closed_at()
-            .ok_or(Error::ShardOpen { shard: index })
+        shard.closed_at().ok_or(Error::ShardOpen { shard: index })
     }
 
     /// Gives leases back.

@@ -151,10 +151,7 @@ impl Worker {
         }
         let mut said = false;
         loop {
-            match self
-                .log
-                .commit(step, &self.coordinator, self.clock.now())
-            {
+            match self.log.commit(step, &self.coordinator, self.clock.now()) {
                 Ok(()) => break,
                 Err(GroupLogError::Write(error)) => {
                     if !std::mem::replace(&mut said, true) {
@@ -206,14 +203,7 @@ impl Worker {
                 };
                 (session, joined)
             }
-            Effect::Refused { session, error } => {
-                let Some(queue) = self.sessions.remove(&session) else {
-                    return;
-                };
-                let error = Error::group(&queue.stream.name, error);
-                queue.tell(MemberWord::Ended(error));
-                return;
-            }
+            Effect::Refused { session, error } => return self.refuse(session, error),
             Effect::HeartbeatAnswered { session, beat } => (session, MemberWord::Heartbeat(beat)),
             Effect::Assigned { session, lease } => {
                 counters.leases_granted.fetch_add(1, Ordering::Relaxed);
@@ -252,12 +242,7 @@ impl Worker {
                 (session, lost)
             }
             Effect::Fenced { session, reason } => return self.fence(session, reason),
-            Effect::Left { session } => {
-                if let Some(queue) = self.sessions.remove(&session) {
-                    queue.tell(MemberWord::Left);
-                }
-                return;
-            }
+            Effect::Left { session } => return self.farewell(session),
             Effect::Answered { id, answer } => return self.answer(id, answer),
         };
         let told = self
@@ -268,6 +253,19 @@ impl Worker {
             // It reads nothing: as if its connection had broken.
             self.sessions.remove(&session);
             let _ = self.groups.say(Event::SessionLost { session });
+        }
+    }
+
+    fn refuse(&mut self, session: SessionId, error: GroupError) {
+        if let Some(queue) = self.sessions.remove(&session) {
+            let error = Error::group(&queue.stream.name, error);
+            queue.tell(MemberWord::Ended(error));
+        }
+    }
+
+    fn farewell(&mut self, session: SessionId) {
+        if let Some(queue) = self.sessions.remove(&session) {
+            queue.tell(MemberWord::Left);
         }
     }
 
@@ -311,7 +309,7 @@ impl Worker {
             ReadFrom::AtTimestamp(at) => (StartPosition::AtTimestamp(at), None, 0),
             ReadFrom::Checkpoint(checkpoint) => {
                 let horizon = shard.map(|shard| shard.bounds().trim_horizon);
-                let horizon = horizon.unwrap_or(checkpoint.next());
+                let horizon = horizon.unwrap_or_else(|| checkpoint.next());
                 let from = checkpoint.next().max(horizon);
                 let expired = from.value().saturating_sub(checkpoint.next().value());
                 (StartPosition::At(from), Some(checkpoint), expired)

@@ -60,7 +60,9 @@ pub(super) async fn put(
         retry
             .run(|| async {
                 let outcomes = client.put(stream, part.to_vec()).await?;
-                outcomes.into_iter().try_for_each(|outcome| outcome.map(drop))
+                outcomes
+                    .into_iter()
+                    .try_for_each(|outcome| outcome.map(drop))
             })
             .await?;
     }

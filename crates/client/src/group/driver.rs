@@ -248,7 +248,11 @@ impl<H: Handler> Driver<H> {
     async fn converse(&mut self, session: &mut Session) -> Result<(), Error> {
         let mut heartbeats = interval(session.session_timeout / 4);
         heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut checkpoints = interval(self.config.checkpoint_interval.max(Duration::from_millis(1)));
+        let mut checkpoints = interval(
+            self.config
+                .checkpoint_interval
+                .max(Duration::from_millis(1)),
+        );
         checkpoints.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut number = 0;
         let mut give_up: Option<Instant> = None;
@@ -290,8 +294,7 @@ impl<H: Handler> Driver<H> {
                     }
                 }
                 _ = checkpoints.tick() => self.save(session).await?,
-                stopped = self.stopping.wait_for(|stop| *stop), if !self.leaving => {
-                    drop(stopped);
+                () = stopped(&mut self.stopping), if !self.leaving => {
                     self.leaving = true;
                     self.workers.values().for_each(|worker| {
                         worker.send_replace(Hold::Revoked);
@@ -313,7 +316,7 @@ impl<H: Handler> Driver<H> {
     /// Sends what is processed and not saved.
     async fn save(&mut self, session: &Session) -> Result<(), Error> {
         let request = self.requests + 1;
-        let save = self.leases.to_save(request);
+        let save = self.leases.take_unsaved(request);
         if save.is_empty() {
             return Ok(());
         }
@@ -496,6 +499,11 @@ impl<H: Handler> Driver<H> {
     fn tell(&self, event: GroupEvent) {
         let _ = self.events.try_send(event);
     }
+}
+
+/// Resolves when the member is to leave, or nobody holds it any more.
+async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    let _ = stopping.wait_for(|stop| *stop).await;
 }
 
 async fn until(then: Option<Instant>) {

@@ -120,7 +120,7 @@ impl Leases {
     }
 
     /// What to save now, in `request`. What is on its way already waits for its answer.
-    pub(super) fn to_save(&mut self, request: u64) -> Vec<ToSave> {
+    pub(super) fn take_unsaved(&mut self, request: u64) -> Vec<ToSave> {
         let mut save = Vec::new();
         for (shard, lease) in &mut self.by_shard {
             if lease.saving.is_none()
@@ -139,11 +139,7 @@ impl Leases {
 
     /// A request was answered; how many of its checkpoints are durable, and the shards that are
     /// processed to their end: their leases are gone with it.
-    pub(super) fn saved(
-        &mut self,
-        request: u64,
-        refused: &[ShardIndex],
-    ) -> (u64, Vec<ShardIndex>) {
+    pub(super) fn saved(&mut self, request: u64, refused: &[ShardIndex]) -> (u64, Vec<ShardIndex>) {
         let (mut durable, mut finished) = (0, Vec::new());
         for (shard, lease) in &mut self.by_shard {
             let Some((_, progress)) = lease.saving.take_if(|(sent, _)| *sent == request) else {
@@ -190,10 +186,6 @@ impl Leases {
     pub(super) fn is_empty(&self) -> bool {
         self.by_shard.is_empty()
     }
-
-    pub(super) fn len(&self) -> usize {
-        self.by_shard.len()
-    }
 }
 
 #[cfg(test)]
@@ -226,7 +218,7 @@ mod tests {
         assert!(leases.grant(&grant(A, 5)));
         assert!(leases.holds(A, 5) && !leases.holds(A, 3));
         leases.processed(A, 3, through(9));
-        assert!(leases.to_save(1).is_empty(), "of a lease that is gone");
+        assert!(leases.take_unsaved(1).is_empty(), "of a lease that is gone");
     }
 
     #[test]
@@ -235,16 +227,20 @@ mod tests {
         leases.grant(&grant(A, 1));
         leases.processed(A, 1, through(4));
         leases.processed(A, 1, through(7));
-        let first = leases.to_save(1);
+        let first = leases.take_unsaved(1);
         assert_eq!(first.len(), 1);
         assert_eq!(first[0].progress, through(7));
         leases.processed(A, 1, through(9));
-        assert!(leases.to_save(2).is_empty(), "one is on its way");
+        assert!(leases.take_unsaved(2).is_empty(), "one is on its way");
         leases.disconnected();
-        assert_eq!(leases.to_save(3)[0].progress, through(9));
-        assert_eq!(leases.saved(1, &[]), (0, vec![]), "an answer of before the break");
+        assert_eq!(leases.take_unsaved(3)[0].progress, through(9));
+        assert_eq!(
+            leases.saved(1, &[]),
+            (0, vec![]),
+            "an answer of before the break"
+        );
         assert_eq!(leases.saved(3, &[]), (1, vec![]));
-        assert!(leases.to_save(4).is_empty());
+        assert!(leases.take_unsaved(4).is_empty());
     }
 
     #[test]
@@ -252,9 +248,9 @@ mod tests {
         let mut leases = Leases::default();
         leases.grant(&grant(A, 1));
         leases.processed(A, 1, through(4));
-        leases.to_save(1);
+        leases.take_unsaved(1);
         leases.disconnected();
-        assert_eq!(leases.to_save(2)[0].progress, through(4));
+        assert_eq!(leases.take_unsaved(2)[0].progress, through(4));
     }
 
     #[test]
@@ -266,7 +262,7 @@ mod tests {
         leases.done(A, 1);
         leases.done(B, 2);
         assert_eq!(leases.take_released(), [(B, 2)]);
-        leases.to_save(1);
+        leases.take_unsaved(1);
         assert!(leases.take_released().is_empty());
         leases.saved(1, &[]);
         assert_eq!(leases.take_released(), [(A, 1)]);
@@ -278,7 +274,7 @@ mod tests {
         let mut leases = Leases::default();
         leases.grant(&grant(A, 1));
         leases.processed(A, 1, Progress::End);
-        leases.to_save(1);
+        leases.take_unsaved(1);
         assert_eq!(leases.saved(1, &[]), (1, vec![A]));
         assert!(leases.is_empty());
     }
@@ -290,6 +286,6 @@ mod tests {
         leases.grant(&grant(B, 2));
         assert_eq!(leases.not_among(&[grant(A, 1), grant(B, 3)]), [(B, 2)]);
         assert!(leases.drop(B, 2) && !leases.drop(B, 2));
-        assert_eq!(leases.len(), 1);
+        assert!(!leases.is_empty());
     }
 }

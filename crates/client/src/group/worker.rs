@@ -92,11 +92,7 @@ impl<H: Handler> Worker<H> {
             tracing::error!(%stream, %shard, %at, %reason, "a shard of a consumer group stands still");
             self.tell(GroupEvent::Stopped { shard, at, reason });
             // The lease is kept: whoever gets it next would fail at the same record.
-            let _ = self
-                .context
-                .hold
-                .wait_for(|hold| *hold != Hold::Held)
-                .await;
+            let _ = self.context.hold.wait_for(|hold| *hold != Hold::Held).await;
         }
         let (shard, generation) = (self.shard, self.generation);
         self.say(Word::Done { shard, generation }).await;
@@ -187,11 +183,7 @@ impl<H: Handler> Worker<H> {
     }
 
     /// Goes on behind a gap, or stands still before it.
-    fn step_over(
-        &self,
-        from: StartPosition,
-        gap: Error,
-    ) -> Result<(StartPosition, Ahead), Halt> {
+    fn step_over(&self, from: StartPosition, gap: Error) -> Result<(StartPosition, Ahead), Halt> {
         let number = |name| gap.metadata(name).and_then(|text| text.parse().ok());
         let (asked, to) = match gap.reason() {
             reason::TRIMMED => (number("asked"), number("horizon")),

@@ -457,6 +457,14 @@ impl Producer for Fake {
 #[tonic::async_trait]
 impl Consumer for Fake {
     type SubscribeStream = Responses<ReadResponse>;
+    type GroupStream = Responses<v1::GroupResponse>;
+
+    async fn group(
+        &self,
+        _: Request<tonic::Streaming<v1::GroupRequest>>,
+    ) -> Result<Response<Self::GroupStream>, Status> {
+        Err(Status::unimplemented("group"))
+    }
 
     async fn read(&self, request: Request<ReadRequest>) -> Result<Response<ReadResponse>, Status> {
         let request = request.into_inner();
@@ -513,6 +521,34 @@ impl Consumer for Fake {
 
 #[tonic::async_trait]
 impl Admin for Fake {
+    async fn list_groups(
+        &self,
+        _: Request<v1::ListGroupsRequest>,
+    ) -> Result<Response<v1::ListGroupsResponse>, Status> {
+        Err(Status::unimplemented("groups"))
+    }
+
+    async fn describe_group(
+        &self,
+        _: Request<v1::DescribeGroupRequest>,
+    ) -> Result<Response<v1::DescribeGroupResponse>, Status> {
+        Err(Status::unimplemented("groups"))
+    }
+
+    async fn reset_group(
+        &self,
+        _: Request<v1::ResetGroupRequest>,
+    ) -> Result<Response<v1::ResetGroupResponse>, Status> {
+        Err(Status::unimplemented("groups"))
+    }
+
+    async fn delete_group(
+        &self,
+        _: Request<v1::DeleteGroupRequest>,
+    ) -> Result<Response<v1::DeleteGroupResponse>, Status> {
+        Err(Status::unimplemented("groups"))
+    }
+
     async fn create_stream(
         &self,
         _: Request<v1::CreateStreamRequest>,

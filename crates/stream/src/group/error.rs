@@ -1,27 +1,10 @@
 //! What can go wrong with consumer groups.
 
 use flumen_log::{OpenError, ReadError, SyncError, WriteError};
-use flumen_record::{RecordError, SequenceNumber, ShardIndex, StreamId};
+use flumen_record::{GroupName, MemberName, RecordError, SequenceNumber, ShardIndex, StreamId};
 use thiserror::Error;
 
-use super::{Checkpoint, Generation, GroupName, MemberName};
-
-/// Why a text is not the name of a group or member.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum GroupNameError {
-    /// Empty, or longer than 128 bytes.
-    #[error("a name has 1 to 128 characters, this one has {bytes}")]
-    Length {
-        /// Its length in bytes.
-        bytes: usize,
-    },
-    /// A character outside the allowed ones.
-    #[error("a name is made of a-z A-Z 0-9 _ . - only, found {character:?}")]
-    Character {
-        /// The first one that is not allowed.
-        character: char,
-    },
-}
+use super::{Checkpoint, Generation};
 
 /// Why a request was refused. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

@@ -1,65 +1,8 @@
 //! Names, numbers and places of consumer groups.
 
 use std::fmt;
-use std::str::FromStr;
-use std::sync::Arc;
 
 use flumen_record::SequenceNumber;
-
-use super::GroupNameError;
-
-/// The longest name of a group or member, in bytes.
-const NAME_MAX_BYTES: usize = 128;
-
-fn check_name(text: &str) -> Result<(), GroupNameError> {
-    if text.is_empty() || text.len() > NAME_MAX_BYTES {
-        return Err(GroupNameError::Length { bytes: text.len() });
-    }
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
-    match text.chars().find(|c| !allowed(*c)) {
-        Some(character) => Err(GroupNameError::Character { character }),
-        None => Ok(()),
-    }
-}
-
-macro_rules! name {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(Arc<str>);
-
-        impl $name {
-            /// The name as text.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = GroupNameError;
-
-            fn from_str(text: &str) -> Result<Self, GroupNameError> {
-                check_name(text).map(|()| Self(Arc::from(text)))
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-    };
-}
-
-name! {
-    /// A consumer group's name, unique in its stream: 1 to 128 of `a-z A-Z 0-9 _ . -`. Cheap to
-    /// clone.
-    GroupName
-}
-name! {
-    /// A member's name, unique in its group: 1 to 128 of `a-z A-Z 0-9 _ . -`. Cheap to clone.
-    MemberName
-}
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident) => {
@@ -188,24 +131,6 @@ impl fmt::Display for Checkpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_are_as_those_of_streams() {
-        assert!("orders-billing_2.a".parse::<GroupName>().is_ok());
-        assert!("a".repeat(128).parse::<MemberName>().is_ok());
-        assert_eq!(
-            "a".repeat(129).parse::<MemberName>(),
-            Err(GroupNameError::Length { bytes: 129 })
-        );
-        assert_eq!(
-            "".parse::<GroupName>(),
-            Err(GroupNameError::Length { bytes: 0 })
-        );
-        assert_eq!(
-            "a b".parse::<GroupName>(),
-            Err(GroupNameError::Character { character: ' ' })
-        );
-    }
 
     #[test]
     fn checkpoints_are_ordered_by_what_is_processed() {
