@@ -242,7 +242,7 @@ async fn list(client: &Client, output: &mut Output) -> Result<()> {
             size(stream.shards.iter().map(|shard| shard.stored_bytes).sum()),
         ]
     }));
-    Ok(table(output, &rows)?)
+    Ok(output.table(&rows)?)
 }
 
 /// Numbers between the horizon and the end: the records kept, but for recorded jumps.
@@ -289,26 +289,7 @@ fn describe(output: &mut Output, stream: &StreamDescription) -> Result<(), Outpu
             format!("{:032x}", shard.range.start.value()),
         ]
     }));
-    table(output, &rows)
-}
-
-/// Columns as wide as their widest cell, numbers or not.
-fn table<const N: usize>(output: &mut Output, rows: &[[String; N]]) -> Result<(), OutputError> {
-    let mut widths = [0; N];
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.chars().count().max(*width);
-        }
-    }
-    for row in rows {
-        let cells = row
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:width$}"));
-        let line = cells.collect::<Vec<_>>().join("  ");
-        output.line(line.trim_end())?;
-    }
-    Ok(())
+    output.table(&rows)
 }
 
 fn stream_json(stream: &StreamDescription, with_shards: bool) -> Value {
