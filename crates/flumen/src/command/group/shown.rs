@@ -101,7 +101,9 @@ pub(super) fn resets(
     output.line(&format!("{verb} {group} of {stream}: {shards}"))?;
     let mut rows = vec![["SHARD", "BEFORE", "", "AFTER"].map(str::to_owned)];
     rows.extend(resets.iter().map(|reset| {
-        let before = reset.before.map_or("-".to_owned(), |at| at.to_string());
+        let before = reset
+            .before
+            .map_or_else(|| "-".to_owned(), |at| at.to_string());
         let (shard, after) = (reset.shard.to_string(), reset.after.to_string());
         [shard, before, "→".to_owned(), after]
     }));
