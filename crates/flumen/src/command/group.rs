@@ -31,7 +31,7 @@ pub(crate) enum Verb {
         /// The group
         group: GroupName,
     },
-    /// Move where a group goes on
+    /// Move where a group goes on, or will begin
     Reset(Reset),
     /// Delete a group and its checkpoints
     Delete {
