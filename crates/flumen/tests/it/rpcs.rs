@@ -998,6 +998,7 @@ fn what_is_no_call_is_refused_for_a_reason() {
 /// A reader that names a lease is served while the lease stands, and not a moment longer: a read is
 /// refused, and a subscription ends, also when there is nothing to read.
 #[test]
+#[expect(clippy::too_many_lines, reason = "one story")]
 fn whoever_reads_for_a_lease_ends_with_it() {
     let stage = Stage::set();
     let wire = &stage.wire;
