@@ -461,7 +461,7 @@ impl Consumer for Fake {
 
     async fn group(
         &self,
-        _: Request<tonic::Streaming<v1::GroupRequest>>,
+        _: Request<Streaming<v1::GroupRequest>>,
     ) -> Result<Response<Self::GroupStream>, Status> {
         Err(Status::unimplemented("group"))
     }
