@@ -13,3 +13,4 @@ mod fake;
 mod groups;
 mod node;
 mod producer;
+mod reshard;
