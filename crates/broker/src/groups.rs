@@ -31,9 +31,9 @@ pub use asking::{
 };
 pub(crate) use fence::Fences;
 pub use fence::LeaseGuard;
+pub(crate) use loads::start as start_loads;
 pub(crate) use member::MemberQueue;
 pub use member::{JoinGroup, MemberLease, MemberWord, Membership, SavedCheckpoint};
-pub(crate) use loads::start as start_loads;
 pub(crate) use worker::start;
 
 /// What waits for the thread, at most: then whoever says more is refused.

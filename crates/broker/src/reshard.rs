@@ -51,16 +51,14 @@ impl Node {
         let name = name.clone();
         self.change(move |node| async move {
             let stream = node.streams.get(&name)?;
-            let bounded = |max| {
-                (1..=max)
-                    .contains(&shards)
-                    .then_some(())
-                    .ok_or(Error::OutOfBounds {
-                        setting: "shards",
-                        value: u64::from(shards),
-                        min: 1,
-                        max: u64::from(max),
-                    })
+            let bounded = |max| match shards {
+                shards if (1..=max).contains(&shards) => Ok(()),
+                _ => Err(Error::OutOfBounds {
+                    setting: "shards",
+                    value: u64::from(shards),
+                    min: 1,
+                    max: u64::from(max),
+                }),
             };
             bounded(node.config.stream.shards_per_stream_max)?;
             loop {

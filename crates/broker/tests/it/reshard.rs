@@ -262,7 +262,6 @@ async fn puts_go_on_across_splits_and_merges() {
             }
         }
         let longest = resharding.await.unwrap();
-        println!("{durability:?}: longest reshard {longest:?}");
         assert!(longest < Duration::from_secs(1), "{longest:?}");
         let found = by_key(&broker, &stream).await;
         assert!(found == expected, "{durability:?}");

@@ -238,7 +238,11 @@ fn even_shards_scale_to_even_shards() {
         );
         let spread = most.unwrap() - least.unwrap();
         assert!(spread <= u128::from(from * to), "{from} to {to}: {spread}");
-        assert_eq!(steps as u32, from.abs_diff(to), "{from} to {to}");
+        assert_eq!(
+            u32::try_from(steps),
+            Ok(from.abs_diff(to)),
+            "{from} to {to}"
+        );
         assert_eq!(took, waves, "{from} to {to}");
     }
 }
