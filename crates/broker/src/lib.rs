@@ -10,7 +10,8 @@
 //! | `broker` | the handle, and nothing but calls |
 //! | `open`, `shutdown` | from a data directory to running threads, and back |
 //! | `node`, `streams` | what the parts share: lanes, streams, where each shard lies |
-//! | `changes` | create, update, delete |
+//! | `changes`, `reshard`, `hold` | create, update, delete, split, merge; shards that wait meanwhile |
+//! | `auto_scale`, `load` | splits and merges by load, and what a shard takes |
 //! | `session`, `pending`, `put` | batches on their way in, acks on their way out |
 //! | `lane/*`, `round` | the thread that writes a log; whose turn it is |
 //! | `tail`, `read`, `subscription` | readable ends, reading, pushing |
@@ -18,14 +19,17 @@
 //! | `clock`, `metrics`, `error` | time, numbers, refusals |
 #![forbid(unsafe_code)]
 
+mod auto_scale;
 mod broker;
 mod changes;
 mod clock;
 mod config;
 mod describe;
 mod error;
+mod hold;
 mod housekeeping;
 mod lane;
+mod load;
 mod lock;
 mod metrics;
 mod node;
@@ -34,6 +38,7 @@ mod pending;
 mod put;
 mod read;
 mod reply;
+mod reshard;
 mod retention;
 mod round;
 mod session;
@@ -54,4 +59,7 @@ pub use session::{Ack, AckReceiver, AppendSender, Appended};
 pub use subscription::{Delivery, Subscription};
 
 // The words of the lower layers that edges speak.
-pub use flumen_stream::{NewStream, StartPosition, StreamSettings, StreamUpdate};
+pub use flumen_stream::{
+    AutoScale, AutoScaleChange, AutoScaleUpdate, NewStream, Reshard, StartPosition, StreamSettings,
+    StreamUpdate,
+};

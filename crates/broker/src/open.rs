@@ -18,7 +18,7 @@ use crate::housekeeping::Housekeeping;
 use crate::lane::{Control, Lane, LaneContext, OpenShard};
 use crate::lock::lock;
 use crate::node::{Lanes, Node};
-use crate::streams::{Place, ShardHandle, Stream, Streams};
+use crate::streams::{Place, ShardHandle, Streams};
 use crate::{BrokerConfig, Clock, Error, Metrics};
 pub(crate) use recover::Ignore;
 use recover::{Recovered, RecoveredShard};
@@ -79,6 +79,7 @@ fn open_blocking(
     start(&node, recovered, &runtime);
     crate::retention::start(&node, &runtime);
     crate::housekeeping::start_resting(&node, &runtime);
+    crate::auto_scale::start(&node, &runtime);
     Ok(node)
 }
 
@@ -138,7 +139,7 @@ fn start(node: &Arc<Node>, recovered: Recovered, runtime: &Handle) {
             })
         };
         let handles = info.shards.iter().map(handle).collect();
-        node.streams.insert(Stream::new(Arc::clone(info), handles));
+        node.streams.add(Arc::clone(info), handles);
     }
     let housekeeper = catalog.housekeeper();
     let housekeeping = Housekeeping::start(housekeeper, "catalog".to_owned(), node.clock.clone());

@@ -20,6 +20,7 @@
 
 mod admin;
 mod append;
+mod auto_scale;
 mod client;
 mod config;
 mod consumer;
@@ -30,6 +31,7 @@ mod put;
 mod retry;
 
 pub use append::{Ack, AckReceiver, Acks, AppendSender, AppendSession, Stored};
+pub use auto_scale::{AutoScale, AutoScaleUpdate};
 pub use client::Client;
 pub use config::{ClientConfig, ConsumerConfig, GapPolicy, ProducerConfig, ReadUntil};
 pub use consumer::{
@@ -38,7 +40,7 @@ pub use consumer::{
 };
 pub use description::{NewStream, ShardDescription, StreamDescription, StreamUpdate};
 pub use error::{Code, ConsumeError, Error, SendError, reason};
-pub use flumen_record::{Compression, Durability, Header, Record, StreamName};
+pub use flumen_record::{Compression, Durability, HashKey, Header, Record, ShardIndex, StreamName};
 pub use producer::{Delivered, Delivery, Producer, ProducerStats, Receipt};
 pub use put::PutOutcome;
 pub use retry::{Backoff, RetryPolicy};

@@ -11,7 +11,7 @@ use super::{Error, ErrorKind};
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Every reason there is, with its kind.
-pub(crate) const REASONS: [(&str, ErrorKind); 31] = [
+pub(crate) const REASONS: [(&str, ErrorKind); 33] = [
     ("STREAM_NOT_FOUND", ErrorKind::NotFound),
     ("STREAM_EXISTS", ErrorKind::AlreadyExists),
     ("SHARD_NOT_FOUND", ErrorKind::NotFound),
@@ -25,6 +25,8 @@ pub(crate) const REASONS: [(&str, ErrorKind); 31] = [
     ("WRONG_SHARD", ErrorKind::Conflict),
     ("NO_SHARD", ErrorKind::Conflict),
     ("SHARD_CLOSED", ErrorKind::Conflict),
+    ("SHARDS_NOT_ADJACENT", ErrorKind::Invalid),
+    ("SPLIT_OUTSIDE", ErrorKind::Invalid),
     ("OUT_OF_SEQUENCE", ErrorKind::Conflict),
     ("SEQUENCE_REUSED", ErrorKind::Conflict),
     ("PRODUCER_STATE_LOST", ErrorKind::Conflict),
@@ -55,6 +57,8 @@ impl Error {
             | Self::Record(_)
             | Self::Batch(_)
             | Self::BeyondEnd { .. }
+            | Self::NotAdjacent { .. }
+            | Self::SplitOutside { .. }
             | Self::UnknownProducer { .. } => ErrorKind::Invalid,
             Self::WrongShard { .. }
             | Self::NoShard { .. }
@@ -86,6 +90,8 @@ impl Error {
             Self::WrongShard { .. } => "WRONG_SHARD",
             Self::NoShard { .. } => "NO_SHARD",
             Self::ShardClosed { .. } => "SHARD_CLOSED",
+            Self::NotAdjacent { .. } => "SHARDS_NOT_ADJACENT",
+            Self::SplitOutside { .. } => "SPLIT_OUTSIDE",
             Self::OutOfSequence { .. } => "OUT_OF_SEQUENCE",
             Self::SequenceReused { .. } => "SEQUENCE_REUSED",
             Self::ProducerStateLost { .. } => "PRODUCER_STATE_LOST",
@@ -164,7 +170,7 @@ impl Error {
         }
     }
 
-    /// The refused values of an append; nothing where there is nothing to say.
+    /// The refused values of an append or a reshard; nothing where there is nothing to say.
     fn append_metadata(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::WrongShard { shard, span, range } => vec![
@@ -178,6 +184,15 @@ impl Error {
             Self::ShardClosed { shard, end } => {
                 vec![("shard", shard.to_string()), ("end", end.to_string())]
             }
+            Self::NotAdjacent { shard, other } => {
+                vec![("shard", shard.to_string()), ("other", other.to_string())]
+            }
+            Self::SplitOutside { shard, key, range } => vec![
+                ("shard", shard.to_string()),
+                ("hash_key", hash_key(*key)),
+                ("range_start", hash_key(range.start)),
+                ("range_end", hash_key(range.end)),
+            ],
             Self::OutOfSequence { expected, got } => {
                 vec![("expected", expected.to_string()), ("got", got.to_string())]
             }

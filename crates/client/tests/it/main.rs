@@ -12,3 +12,4 @@ mod end_to_end;
 mod fake;
 mod node;
 mod producer;
+mod reshard;
