@@ -270,6 +270,9 @@ pub struct ShardsLost {
     /// Why, for a person.
     #[prost(string, tag = "2")]
     pub reason: ::prost::alloc::string::String,
+    /// The shards are closed and processed to their end: nothing is left undone.
+    #[prost(bool, tag = "3")]
+    pub finished: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CheckpointsSaved {

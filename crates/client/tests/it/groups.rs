@@ -7,7 +7,7 @@ use std::time::Duration;
 use flumen_client::{
     Client, ConsumeError, FailurePolicy, GiveUp, GroupBatch, GroupConfig, GroupConsumer,
     GroupEvent, GroupName, HandlerError, NewStream, Record, ResetScope, RetryPolicy, ShardLease,
-    StartPosition, StreamName,
+    ShardProgress, StartPosition, StreamDescription, StreamName,
 };
 use flumen_record::ShardIndex;
 use tokio::sync::Notify;
@@ -33,6 +33,14 @@ fn config(member: &str) -> GroupConfig {
         margin: Duration::from_millis(200),
         checkpoint_interval: Duration::from_millis(20),
         ..GroupConfig::new(group())
+    }
+}
+
+/// One that a busy machine does not take for gone.
+fn patient(member: &str) -> GroupConfig {
+    GroupConfig {
+        session_timeout: Duration::from_secs(10),
+        ..config(member)
     }
 }
 
@@ -279,8 +287,8 @@ async fn a_restarted_broker_finds_members_and_checkpoints_where_they_were() {
     let client = node.client();
     create(&client, 4).await;
     let seen = Seen::default();
-    let mut one = join(&client, config("one"), &seen).await;
-    let mut two = join(&client, config("two"), &seen).await;
+    let mut one = join(&client, patient("one"), &seen).await;
+    let mut two = join(&client, patient("two"), &seen).await;
     assigned(&mut two, 2).await;
     let before = holders(&client).await;
     let mut count = 0;
@@ -529,7 +537,7 @@ async fn a_broken_connection_costs_no_lease() {
     let endpoint = format!("http://{}", proxy.address);
     let far = Client::connect(flumen_client::ClientConfig::new(endpoint)).unwrap();
     let seen = Seen::default();
-    let mut member = join(&far, config("one"), &seen).await;
+    let mut member = join(&far, patient("one"), &seen).await;
     assigned(&mut member, 2).await;
     for round in 0..3 {
         put(&client, 4, round * 10, 10).await;
@@ -541,5 +549,59 @@ async fn a_broken_connection_costs_no_lease() {
     seen.assert_once_in_order(4, 30);
     let stats = member.leave().await.unwrap();
     assert_eq!(stats.lost, 0);
+    node.stop().await;
+}
+
+/// Parents are finished before their children begin, whoever holds them: each key stays in order
+/// while its shard is split and merged under load and members come and go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn splits_and_merges_under_load_keep_every_key_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path()).await;
+    let client = node.client();
+    create(&client, 2).await;
+    let seen = Seen::default();
+    let one = join(&client, config("one"), &seen).await;
+    let mut two = join(&client, config("two"), &seen).await;
+    assigned(&mut two, 1).await;
+    let writing = tokio::spawn({
+        let client = client.clone();
+        async move { put(&client, 16, 0, 300).await }
+    });
+    let open = |described: StreamDescription| {
+        let shards = described.shards.into_iter();
+        shards
+            .filter(|shard| shard.open)
+            .map(|shard| shard.index)
+            .collect::<Vec<_>>()
+    };
+    for round in 0..4 {
+        let shards = open(client.describe_stream(&stream()).await.unwrap());
+        let split = client
+            .split_shard(&stream(), shards[0], None)
+            .await
+            .unwrap();
+        let mut ranges: Vec<_> = split.shards.iter().filter(|shard| shard.open).collect();
+        ranges.sort_by_key(|shard| shard.range.start);
+        let (a, b) = (ranges[1].index, ranges[2].index);
+        if round % 2 == 1 {
+            client.merge_shards(&stream(), a, b).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    writing.await.unwrap();
+    seen.until(16 * 300).await;
+    two.leave().await.unwrap();
+    put(&client, 16, 300, 20).await;
+    seen.until(16 * 320).await;
+    seen.assert_once_in_order(16, 320);
+    let stats = one.leave().await.unwrap();
+    assert_eq!(stats.lost, 0);
+    let described = client.describe_group(&stream(), &group()).await.unwrap();
+    assert_eq!(described.summary.lag.records, 0);
+    let unfinished = |shard: &&ShardProgress| shard.lease != ShardLease::Finished;
+    let left = described.shards.iter().filter(unfinished).count();
+    let now_open = open(client.describe_stream(&stream()).await.unwrap()).len();
+    assert_eq!(left, now_open, "{:?}", described.shards);
     node.stop().await;
 }
