@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use flumen_log::Storage;
 use flumen_record::{GroupName, HashKey, ProducerId, ShardIndex, StreamName};
-use flumen_stream::{NewStream, StartPosition, StreamUpdate};
+use flumen_stream::{NewStream, Reshard, StartPosition, StreamUpdate};
 
 use crate::node::Node;
+use crate::reshard::Cause;
 use crate::session::{self, AckReceiver, AppendSender};
 use crate::{
     BrokerConfig, Clock, Error, GroupLags, GroupReset, GroupState, GroupStatus, Health, JoinGroup,
@@ -82,6 +83,33 @@ impl Broker {
     /// Deletes a stream and its records.
     pub async fn delete_stream(&self, name: &StreamName) -> Result<(), Error> {
         self.node.delete_stream(name).await
+    }
+
+    /// Splits a shard or merges two, while writers and readers go on. Batches for the parents wait
+    /// meanwhile, and are answered as closed then, unless they were stored before.
+    pub async fn reshard(
+        &self,
+        stream: &StreamName,
+        step: Reshard,
+    ) -> Result<StreamDescription, Error> {
+        self.node.reshard(stream, step, Cause::Asked).await
+    }
+
+    /// Splits and merges until there are this many open shards, in as few steps as it takes. What
+    /// was done before a failure stays done.
+    pub async fn scale_stream(
+        &self,
+        stream: &StreamName,
+        shards: u32,
+    ) -> Result<StreamDescription, Error> {
+        self.node.scale_stream(stream, shards, Cause::Asked).await
+    }
+
+    /// Changes whenever a stream is created or deleted, or its settings or shards change: who keeps
+    /// something about shards describes the stream again then. Changes that follow each other
+    /// closely are told once.
+    pub fn stream_changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.node.streams.changes()
     }
 
     /// A new producer id.

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use flumen_log::LogKey;
-use flumen_record::{ProducerId, SequenceNumber, ShardId, ShardIndex, StreamName};
+use flumen_record::{ProducerId, SequenceNumber, ShardId, StreamName};
 use flumen_stream::{Catalog, NewStream, Shard, StreamInfo, StreamUpdate};
-use tokio::sync::oneshot;
 
 use crate::describe::describe;
+use crate::hold::{NotChanged, ask};
 use crate::lane::{Control, Lane, OpenShard, PerLane};
 use crate::node::{Node, on_blocking_thread};
 use crate::streams::{Place, ShardHandle, Stream};
@@ -57,7 +57,10 @@ impl Node {
     }
 
     /// Runs a change in a task of its own, after those before it.
-    async fn change<T, F>(self: &Arc<Self>, change: impl FnOnce(Arc<Self>) -> F) -> Result<T, Error>
+    pub(crate) async fn change<T, F>(
+        self: &Arc<Self>,
+        change: impl FnOnce(Arc<Self>) -> F,
+    ) -> Result<T, Error>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
@@ -91,9 +94,7 @@ impl Node {
                 return Err(error);
             }
         };
-        let stream = Stream::new(info, handles);
-        self.streams.insert(Arc::clone(&stream));
-        Ok(describe(&stream))
+        Ok(describe(&self.streams.add(info, handles)))
     }
 
     /// Opens the shards of a new stream in their lanes: all of them, or none.
@@ -103,19 +104,25 @@ impl Node {
     ) -> Result<Vec<Arc<ShardHandle>>, Error> {
         let new_tail = |_| Arc::new(Tail::new(SequenceNumber::ZERO));
         let handles = self.handles(info, new_tail).await?;
+        if let Err(error) = self.open_empty(&handles).await {
+            forget(&handles);
+            return Err(error);
+        }
+        Ok(handles)
+    }
+
+    /// Opens shards that have never held anything in their lanes.
+    pub(crate) async fn open_empty(&self, handles: &[Arc<ShardHandle>]) -> Result<(), Error> {
         let mut by_lane = PerLane::default();
-        for handle in &handles {
+        for handle in handles {
             let shard = Shard::new(handle.id, handle.info.range, &self.config.stream);
             let tail = Arc::clone(&handle.tail);
             by_lane.add(handle.lane(), OpenShard { shard, tail });
         }
         for (lane, shards) in by_lane {
-            if let Err(error) = ask(&lane, |done| Control::Open(shards, Some(done))).await {
-                forget(&handles);
-                return Err(error);
-            }
+            ask(&lane, |done| Control::Open(shards, Some(done))).await?;
         }
-        Ok(handles)
+        Ok(())
     }
 
     async fn delete(self: Arc<Self>, name: StreamName) -> Result<(), Error> {
@@ -164,23 +171,16 @@ impl Node {
                 .await?;
         }
         let held = self.hold(&moving).await?;
-        let moves = held
+        let moves: Vec<_> = held
             .iter()
             .flat_map(|held| &held.numbers)
             .copied()
             .collect();
-        let (info, handles) = match self.record_update(&stream, update, moves).await {
+        let (name, now) = (stream.name.clone(), self.clock.now());
+        let change = move |catalog: &mut Catalog| Ok(catalog.update(&name, &update, &moves, now)?);
+        let (info, handles) = match self.record(&stream, change).await {
             Ok(changed) => changed,
-            Err(NotChanged::Refused(error)) => {
-                release_all(held).await;
-                return Err(error);
-            }
-            Err(NotChanged::Unknown(error)) => {
-                for held in held {
-                    held.freeze().await;
-                }
-                return Err(error);
-            }
+            Err(not_changed) => return Err(not_changed.end(held).await),
         };
         let new_lanes: BTreeMap<ShardId, Arc<Lane>> = handles
             .iter()
@@ -195,17 +195,13 @@ impl Node {
         Ok(describe(&stream))
     }
 
-    /// Writes the change down; its streams' shards as they are after it.
-    async fn record_update(
+    /// Writes a change down; the stream and its shards as they are after it.
+    pub(crate) async fn record(
         self: &Arc<Self>,
         stream: &Stream,
-        update: StreamUpdate,
-        moves: Vec<(ShardIndex, SequenceNumber)>,
+        change: impl FnOnce(&mut Catalog) -> Result<Arc<StreamInfo>, Error> + Send + 'static,
     ) -> Result<(Arc<StreamInfo>, Vec<Arc<ShardHandle>>), NotChanged> {
-        let now = self.clock.now();
         let state = stream.state();
-        let name = stream.name.clone();
-        let change = move |catalog: &mut Catalog| Ok(catalog.update(&name, &update, &moves, now)?);
         let info = match self.with_catalog(change).await {
             Ok(info) => info,
             Err(Error::OutcomeUnknown) => return Err(NotChanged::Unknown(Error::OutcomeUnknown)),
@@ -219,43 +215,6 @@ impl Node {
             Ok(handles) => Ok((info, handles)),
             Err(error) => Err(NotChanged::Unknown(error)),
         }
-    }
-
-    /// Holds shards back in their lanes.
-    async fn hold(&self, shards: &[Arc<ShardHandle>]) -> Result<Vec<Held>, Error> {
-        let mut by_lane = PerLane::default();
-        shards
-            .iter()
-            .for_each(|shard| by_lane.add(shard.lane(), shard.id));
-        let mut held: Vec<Held> = Vec::new();
-        for (lane, ids) in by_lane {
-            match ask(&lane, |done| Control::Hold(ids.clone(), done)).await {
-                Ok(numbers) => {
-                    let all = numbers.len() == ids.len();
-                    let numbers = numbers
-                        .into_iter()
-                        .map(|(id, next)| (id.index(), next))
-                        .collect();
-                    held.push(Held { lane, ids, numbers });
-                    if !all {
-                        // A change with an unknown outcome has frozen some.
-                        release_all(held).await;
-                        return Err(Error::Poisoned);
-                    }
-                }
-                Err(error) => {
-                    // This lane's hold may stand; it does not know whom to answer any more.
-                    held.push(Held {
-                        lane,
-                        ids,
-                        numbers: Vec::new(),
-                    });
-                    release_all(held).await;
-                    return Err(error);
-                }
-            }
-        }
-        Ok(held)
     }
 
     /// The shards of a stream with their lanes, which are started where they are not running.
@@ -284,7 +243,7 @@ impl Node {
     }
 
     /// The lane of a log, which is created when it is first needed.
-    async fn lane(self: &Arc<Self>, key: LogKey) -> Result<Arc<Lane>, Error> {
+    pub(crate) async fn lane(self: &Arc<Self>, key: LogKey) -> Result<Arc<Lane>, Error> {
         if let Some(lane) = self.lanes.get(key) {
             return Ok(lane);
         }
@@ -294,16 +253,8 @@ impl Node {
     }
 }
 
-/// Why a change was not carried through.
-enum NotChanged {
-    /// It is not in the catalog.
-    Refused(Error),
-    /// It may be.
-    Unknown(Error),
-}
-
 /// Tells the lanes of shards to forget them.
-fn forget(shards: &[Arc<ShardHandle>]) {
+pub(crate) fn forget(shards: &[Arc<ShardHandle>]) {
     let mut by_lane = PerLane::default();
     for shard in shards {
         for place in &shard.places {
@@ -313,79 +264,6 @@ fn forget(shards: &[Arc<ShardHandle>]) {
     for (lane, shards) in by_lane {
         lane.send(Control::Forget(shards));
     }
-}
-
-/// Lets everything go on where it is.
-async fn release_all(held: Vec<Held>) {
-    for held in held {
-        held.release(None).await;
-    }
-}
-
-/// Shards that one lane holds back.
-struct Held {
-    lane: Arc<Lane>,
-    ids: Vec<ShardId>,
-    numbers: Vec<(ShardIndex, SequenceNumber)>,
-}
-
-impl Held {
-    /// Lets them go on, here or in another lane.
-    async fn release(self, to: Option<Arc<Lane>>) {
-        let shards = self.ids;
-        // A lane that has ended has answered its batches itself.
-        let _ = ask(&self.lane, |done| Control::Release { shards, to, done }).await;
-    }
-
-    /// Gives them up: nobody knows in which log they go on after the next start, and what one log
-    /// acknowledged would be missing in the other.
-    async fn freeze(self) {
-        tracing::error!(
-            lane = %self.lane.label(),
-            shards = self.ids.len(),
-            "a change of the catalog has an unknown outcome; its shards take appends again after a restart"
-        );
-        let shards = self.ids;
-        let _ = ask(&self.lane, |done| Control::Freeze(shards, done)).await;
-    }
-
-    /// The parts that go to different lanes.
-    fn split_by(self, lanes: &BTreeMap<ShardId, Arc<Lane>>) -> Vec<(Arc<Lane>, Self)> {
-        let mut parts = PerLane::default();
-        for id in self.ids {
-            if let Some(to) = lanes.get(&id) {
-                parts.add(to, id);
-            }
-        }
-        let lane = self.lane;
-        let part = |(to, ids)| {
-            (
-                to,
-                Self {
-                    lane: Arc::clone(&lane),
-                    ids,
-                    numbers: Vec::new(),
-                },
-            )
-        };
-        parts.into_iter().map(part).collect()
-    }
-}
-
-/// Asks a lane for something and waits for its answer.
-pub(crate) async fn ask<T>(
-    lane: &Lane,
-    control: impl FnOnce(oneshot::Sender<T>) -> Control,
-) -> Result<T, Error> {
-    let (done, answer) = oneshot::channel();
-    lane.send(control(done));
-    answer.await.map_err(|_| {
-        if lane.is_poisoned() {
-            Error::Poisoned
-        } else {
-            Error::Draining
-        }
-    })
 }
 
 #[cfg(test)]

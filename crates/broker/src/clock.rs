@@ -140,6 +140,11 @@ impl Clock {
         self.shared.started.elapsed()
     }
 
+    /// Monotonic time as [`Clock::sleep`] counts it: of a manual clock, by how much it was advanced.
+    pub(crate) fn steady(&self) -> Duration {
+        self.shared.source.monotonic()
+    }
+
     /// By how many seconds the wall clock has jumped and is not believed; 0 when all is well. While
     /// it is not 0 nothing expires.
     pub fn jump_seconds(&self) -> f64 {

@@ -101,12 +101,32 @@ pub enum Error {
         key: HashKey,
     },
     /// The shard is closed; the batch was not appended.
-    #[error("shard {shard} is closed; describe the stream again and send to its children")]
+    #[error("shard {shard} is closed; describe the stream again and go on at its children")]
     ShardClosed {
         /// The shard.
         shard: ShardIndex,
         /// First number it never gave out.
         end: SequenceNumber,
+    },
+    /// Shards that are to be merged, and are no neighbours.
+    #[error(
+        "shards {shard} and {other} are not neighbours; merge two open shards whose hash keys touch"
+    )]
+    NotAdjacent {
+        /// One shard.
+        shard: ShardIndex,
+        /// The other.
+        other: ShardIndex,
+    },
+    /// A split there would leave one half without keys.
+    #[error("shard {shard} cannot be split at hash key {key}; it takes one above {} and up to {}", range.start, range.end)]
+    SplitOutside {
+        /// The shard.
+        shard: ShardIndex,
+        /// The key asked for.
+        key: HashKey,
+        /// The shard's range.
+        range: HashRange,
     },
     /// An earlier batch of this producer is missing; this one was not attempted.
     #[error("producer sequence {got} came where {expected} was next; send that first")]

@@ -8,15 +8,17 @@ mod asking;
 mod fence;
 mod lag;
 mod listing;
+mod loads;
 mod member;
 mod worker;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use flumen_record::GroupName;
+use flumen_record::{GroupName, StreamId};
 use flumen_stream::group::{Answer, Coordinator, Event, GroupError, Request, RequestId, SessionId};
 use tokio::sync::oneshot;
 
@@ -31,6 +33,7 @@ pub use asking::{
 pub(crate) use fence::Fences;
 pub use fence::LeaseGuard;
 pub use listing::GroupLags;
+pub(crate) use loads::start as start_loads;
 pub(crate) use member::MemberQueue;
 pub use member::{JoinGroup, MemberLease, MemberWord, Membership, SavedCheckpoint};
 pub(crate) use worker::start;
@@ -66,8 +69,9 @@ pub(crate) struct Groups {
     requests: AtomicU64,
     /// Its log has failed: it decides nothing any more.
     failed: AtomicBool,
-    /// Held while a stream's shards are read and told, so that the last word is the newest.
-    telling: Mutex<()>,
+    /// Which state of each stream was told last. Held while a stream's shards are read and told, so
+    /// that the last word is the newest.
+    told: Mutex<HashMap<StreamId, u64>>,
     pub(crate) fences: Fences,
     pub(crate) counters: GroupCounters,
     /// What metrics were told last.
@@ -110,7 +114,7 @@ impl Default for Groups {
             sessions: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             failed: AtomicBool::new(false),
-            telling: Mutex::default(),
+            told: Mutex::default(),
             fences: Fences::default(),
             counters: GroupCounters::default(),
             lags: tokio::sync::Mutex::default(),
@@ -155,15 +159,20 @@ impl Groups {
         self.push([Input::Event(event)])
     }
 
-    /// Tells a stream's shards as they are now, before `then`.
+    /// Tells a stream's shards as they are now, unless they are known, before `then`.
     fn tell_shards(
         &self,
         stream: &Stream,
         then: impl IntoIterator<Item = Input>,
     ) -> Result<(), Error> {
-        let _in_order = lock(&self.telling);
-        let shards = Input::Event(worker::shards_of(&stream.state().info));
-        self.push([shards].into_iter().chain(then))
+        let mut told = lock(&self.told);
+        let state = stream.state();
+        let id = state.info.id;
+        let is_known = told.get(&id) == Some(&state.generation);
+        let shards = (!is_known).then(|| Input::Event(worker::shards_of(&state.info)));
+        self.push(shards.into_iter().chain(then))?;
+        told.insert(id, state.generation);
+        Ok(())
     }
 
     /// A stream has other shards than before.
@@ -175,8 +184,9 @@ impl Groups {
 
     /// A stream is gone.
     pub(crate) fn stream_deleted(&self, stream: &Stream) {
-        let _in_order = lock(&self.telling);
+        let mut told = lock(&self.told);
         let stream = stream.state().info.id;
+        told.remove(&stream);
         self.fences.forget_stream(stream);
         // Told again at the next start, by its absence.
         let _ = self.say(Event::StreamDeleted { stream });

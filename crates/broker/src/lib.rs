@@ -10,7 +10,8 @@
 //! | `broker` | the handle, and nothing but calls |
 //! | `open`, `shutdown` | from a data directory to running threads, and back |
 //! | `node`, `streams` | what the parts share: lanes, streams, where each shard lies |
-//! | `changes` | create, update, delete |
+//! | `changes`, `reshard`, `hold` | create, update, delete, split, merge; shards that wait meanwhile |
+//! | `auto_scale`, `load` | splits and merges by load, and what a shard takes |
 //! | `session`, `pending`, `put` | batches on their way in, acks on their way out |
 //! | `lane/*`, `round` | the thread that writes a log; whose turn it is |
 //! | `tail`, `read`, `subscription` | readable ends, reading, pushing |
@@ -19,6 +20,7 @@
 //! | `clock`, `metrics`, `error` | time, numbers, refusals |
 #![forbid(unsafe_code)]
 
+mod auto_scale;
 mod broker;
 mod changes;
 mod clock;
@@ -26,8 +28,10 @@ mod config;
 mod describe;
 mod error;
 mod groups;
+mod hold;
 mod housekeeping;
 mod lane;
+mod load;
 mod lock;
 mod metrics;
 mod node;
@@ -36,6 +40,7 @@ mod pending;
 mod put;
 mod read;
 mod reply;
+mod reshard;
 mod retention;
 mod round;
 mod session;
@@ -61,4 +66,7 @@ pub use subscription::{Delivery, Subscription};
 
 // The words of the lower layers that edges speak.
 pub use flumen_stream::group::{Checkpoint, GroupConfig, InitialPosition, LostReason};
-pub use flumen_stream::{NewStream, StartPosition, StreamSettings, StreamUpdate};
+pub use flumen_stream::{
+    AutoScale, AutoScaleChange, AutoScaleUpdate, NewStream, Reshard, StartPosition, StreamSettings,
+    StreamUpdate,
+};

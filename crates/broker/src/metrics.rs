@@ -8,10 +8,12 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use flumen_record::Durability;
+use flumen_stream::Reshard;
 
 use crate::Error;
 use crate::error::REASONS;
 use crate::node::Node;
+use crate::reshard::Cause;
 use histogram::Histogram;
 
 pub use histogram::HistogramSnapshot;
@@ -33,6 +35,8 @@ struct Inner {
     bytes_out: AtomicU64,
     hot_reads: AtomicU64,
     cold_reads: AtomicU64,
+    splits: ByCause,
+    merges: ByCause,
     refused: Reasons,
     append_latency: PerLevel,
     sync_latency: PerLevel,
@@ -49,6 +53,13 @@ impl Default for Reasons {
     fn default() -> Self {
         Self([const { AtomicU64::new(0) }; REASONS.len()])
     }
+}
+
+/// Splits or merges by what they were made for.
+#[derive(Debug, Default)]
+struct ByCause {
+    asked: AtomicU64,
+    load: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -93,6 +104,20 @@ impl Metrics {
         let reason = error.reason();
         let at = REASONS.iter().position(|(known, _)| *known == reason);
         if let Some(count) = at.and_then(|at| self.inner.refused.0.get(at)) {
+            add(count, 1);
+        }
+    }
+
+    pub(crate) fn resharded(&self, steps: &[Reshard], cause: Cause) {
+        for step in steps {
+            let counts = match step {
+                Reshard::Split { .. } => &self.inner.splits,
+                Reshard::Merge { .. } => &self.inner.merges,
+            };
+            let count = match cause {
+                Cause::Asked => &counts.asked,
+                Cause::Load => &counts.load,
+            };
             add(count, 1);
         }
     }

@@ -20,7 +20,7 @@ use crate::housekeeping::Housekeeping;
 use crate::lane::{Control, Lane, LaneContext, OpenShard};
 use crate::lock::lock;
 use crate::node::{Lanes, Node};
-use crate::streams::{Place, ShardHandle, Stream, Streams};
+use crate::streams::{Place, ShardHandle, Streams};
 use crate::{BrokerConfig, Clock, Error, Metrics};
 pub(crate) use recover::Ignore;
 use recover::{Recovered, RecoveredShard};
@@ -96,8 +96,10 @@ fn open_blocking(
         Housekeeping::start(log.housekeeper(), "groups".to_owned(), node.clock.clone());
     *lock(&node.groups_housekeeping) = housekeeping;
     groups::start(&node, log, coordinator);
+    groups::start_loads(&node, &runtime);
     crate::retention::start(&node, &runtime);
     crate::housekeeping::start_resting(&node, &runtime);
+    crate::auto_scale::start(&node, &runtime);
     Ok(node)
 }
 
@@ -157,7 +159,7 @@ fn start(node: &Arc<Node>, recovered: Recovered, runtime: &Handle) {
             })
         };
         let handles = info.shards.iter().map(handle).collect();
-        node.streams.insert(Stream::new(Arc::clone(info), handles));
+        node.streams.add(Arc::clone(info), handles);
     }
     let housekeeper = catalog.housekeeper();
     let housekeeping = Housekeeping::start(housekeeper, "catalog".to_owned(), node.clock.clone());

@@ -43,8 +43,9 @@ impl Node {
         let mut from = start;
         let mut over = wait.is_zero();
         loop {
+            // Of one state, so that a shard which has closed meanwhile comes with its children.
             let state = stream.state();
-            let shard = stream.shard(index)?;
+            let shard = stream.shard_of(&state, index)?;
             let found = match self.read_hot(&shard, from, budget)? {
                 Some(found) => found,
                 None => self.read_cold(&shard, from, budget).await?,

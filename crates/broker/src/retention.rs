@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use flumen_log::{LogKey, ReadError};
 use flumen_record::{SequenceNumber, ShardId, StreamId, Timestamp};
-use flumen_stream::StreamSettings;
-use flumen_stream::retention::{bytes_kept, expired_before};
+use flumen_stream::retention::{bytes_kept, expired_before, has_expired};
+use flumen_stream::{Catalog, StreamSettings};
 use tokio::runtime::Handle;
 
 use crate::Error;
-use crate::changes::ask;
+use crate::changes::forget;
+use crate::hold::ask;
 use crate::lane::{Control, Lane, PerLane};
 use crate::node::{Node, on_blocking_thread};
-use crate::streams::{ShardHandle, Stream};
+use crate::streams::{ShardHandle, Stream, StreamState};
 
 /// By time, a stream is looked at again after this part of its retention.
 const LOOKS_PER_RETENTION: u32 = 1000;
@@ -100,7 +101,7 @@ impl Node {
         let cut_off = by_time.then(|| expired_before(&info.settings, now));
         if cut_off.is_some() || info.settings.retention_bytes.is_some() {
             let settings = info.settings.clone();
-            self.expire(stream, cut_off, settings).await?;
+            self.expire(stream, cut_off, settings, now).await?;
         }
         if by_time {
             let again = now.saturating_add(info.settings.retention / LOOKS_PER_RETENTION);
@@ -115,6 +116,7 @@ impl Node {
         stream: &Arc<Stream>,
         cut_off: Option<Timestamp>,
         settings: StreamSettings,
+        now: Timestamp,
     ) -> Result<(), Error> {
         let state = stream.state();
         let (trims, found) =
@@ -129,7 +131,49 @@ impl Node {
             ask(&lane, |done| Control::Trim(trims, done)).await?;
         }
         self.leave_empty_logs(stream).await?;
+        if cut_off.is_some() {
+            self.drop_expired_shards(stream, now).await?;
+        }
         found
+    }
+
+    /// Lets go of closed shards that have expired.
+    async fn drop_expired_shards(
+        self: &Arc<Self>,
+        stream: &Arc<Stream>,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let expired = |state: &StreamState| -> Vec<Arc<ShardHandle>> {
+            let settings = &state.info.settings;
+            let shards = state.shards.iter().filter(|shard| {
+                shard.closed_at().is_some()
+                    && has_expired(shard.info.state, shard.bounds().trim_horizon, settings, now)
+            });
+            shards.cloned().collect()
+        };
+        if expired(&stream.state()).is_empty() {
+            return Ok(());
+        }
+        let _one_at_a_time = self.changes.lock().await;
+        stream.check_exists()?;
+        let state = stream.state();
+        let gone = expired(&state);
+        let indices: Vec<_> = gone.iter().map(|shard| shard.id.index()).collect();
+        let (name, told) = (stream.name.clone(), indices.len());
+        let change = move |catalog: &mut Catalog| Ok(catalog.expire_shards(&name, &indices, now)?);
+        let info = self.with_catalog(change).await?;
+        let tail = |id: ShardId| {
+            let shard = state
+                .shard(id.index())
+                .expect("BUG: expiring a shard made one");
+            Arc::clone(&shard.tail)
+        };
+        let handles = self.handles(&info, tail).await?;
+        stream.replace(info, handles);
+        self.groups.stream_changed(stream);
+        forget(&gone);
+        tracing::info!(stream = %stream.name, shards = told, "closed shards have expired");
+        Ok(())
     }
 
     /// Drops placements in logs where nothing of a shard is left.
@@ -186,6 +230,7 @@ impl Node {
         };
         let handles = self.handles(&info, tail).await?;
         stream.replace(info, handles);
+        self.groups.stream_changed(stream);
         let mut by_lane = PerLane::default();
         left.iter().for_each(|(lane, id)| by_lane.add(lane, *id));
         for (lane, shards) in by_lane {

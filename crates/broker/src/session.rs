@@ -158,9 +158,21 @@ impl AppendSender {
         refusal: Option<Box<Error>>,
     ) {
         let anonymous = batch.header().producer == ProducerId::NONE;
-        let Some(handle) = self.state.shard(shard) else {
-            let stream = self.stream.name.clone();
-            return self.refuse_batch(request, Error::ShardNotFound { stream, shard }, anonymous);
+        let known = self.state.shard(shard);
+        let newer;
+        let handle = match known {
+            Some(handle) if !self.stream.is_stale(&self.state) => handle,
+            _ => {
+                // It may be a child of a split that this session has not heard of, or have expired.
+                newer = self.stream.shard(shard);
+                match (&newer, known) {
+                    (Err(error), _) => {
+                        return self.refuse_batch(request, error.clone(), anonymous);
+                    }
+                    // It may go on in another lane: this one sends it after what came before.
+                    (Ok(_), Some(handle)) | (Ok(handle), None) => handle,
+                }
+            }
         };
         let lane = handle.lane();
         if let Some(error) = lane.stuck() {

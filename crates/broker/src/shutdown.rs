@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::Error;
-use crate::changes::ask;
+use crate::hold::ask;
 use crate::lane::Control;
 use crate::lock::lock;
 use crate::node::{Node, on_blocking_thread};

@@ -9,6 +9,7 @@ use std::task::Waker;
 use flumen_log::LogReader;
 use flumen_record::{HashKey, SequenceNumber, ShardId, ShardIndex, StreamName, Timestamp};
 use flumen_stream::{ShardInfo, ShardState, StreamInfo};
+use tokio::sync::watch;
 
 use crate::Error;
 use crate::lane::Lane;
@@ -25,6 +26,8 @@ pub(crate) struct Stream {
     /// waits, or it is made to look again.
     generation: AtomicU64,
     deleted: AtomicBool,
+    /// Counts changes of all streams, for who watches them.
+    changes: watch::Sender<u64>,
 }
 
 /// What a stream is between two changes.
@@ -63,7 +66,11 @@ pub(crate) struct Bounds {
 }
 
 impl Stream {
-    pub(crate) fn new(info: Arc<StreamInfo>, shards: Vec<Arc<ShardHandle>>) -> Arc<Self> {
+    fn new(
+        info: Arc<StreamInfo>,
+        shards: Vec<Arc<ShardHandle>>,
+        changes: watch::Sender<u64>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             name: info.name.clone(),
             state: RwLock::new(Arc::new(StreamState {
@@ -73,6 +80,7 @@ impl Stream {
             })),
             generation: AtomicU64::new(0),
             deleted: AtomicBool::new(false),
+            changes,
         })
     }
 
@@ -92,19 +100,22 @@ impl Stream {
         let replaced = {
             let mut state = write(&self.state);
             let generation = state.generation + 1;
-            *state = Arc::new(StreamState {
+            let new = Arc::new(StreamState {
                 info,
                 generation,
                 shards,
             });
+            let replaced = std::mem::replace(&mut *state, new);
             self.generation.store(generation, Ordering::SeqCst);
-            Arc::clone(&state)
+            replaced
         };
+        // Nobody waits yet for a shard that is new.
         let mut wakers = Vec::new();
         for shard in &replaced.shards {
             shard.tail.stir(&mut wakers);
         }
         wakers.into_iter().for_each(Waker::wake);
+        self.changes.send_modify(|changes| *changes += 1);
     }
 
     pub(crate) fn mark_deleted(&self) {
@@ -123,7 +134,16 @@ impl Stream {
 
     /// The shard with this index.
     pub(crate) fn shard(&self, index: ShardIndex) -> Result<Arc<ShardHandle>, Error> {
-        self.state()
+        self.shard_of(&self.state(), index)
+    }
+
+    /// The shard with this index, in one of its states.
+    pub(crate) fn shard_of(
+        &self,
+        state: &StreamState,
+        index: ShardIndex,
+    ) -> Result<Arc<ShardHandle>, Error> {
+        state
             .shard(index)
             .cloned()
             .ok_or_else(|| Error::ShardNotFound {
@@ -167,14 +187,12 @@ impl StreamState {
             .collect()
     }
 
-    /// Whether every shard is written by the same lane as in `other`.
-    pub(crate) fn same_lanes(&self, other: &Self) -> bool {
-        self.shards.len() == other.shards.len()
-            && self
-                .shards
-                .iter()
-                .zip(&other.shards)
-                .all(|(one, other)| one.id == other.id && Arc::ptr_eq(one.lane(), other.lane()))
+    /// Whether every shard that was there in `before` is written by the same lane, if it is there.
+    pub(crate) fn same_lanes(&self, before: &Self) -> bool {
+        before.shards.iter().all(|shard| {
+            let now = self.shard(shard.id.index());
+            now.is_none_or(|now| Arc::ptr_eq(now.lane(), shard.lane()))
+        })
     }
 }
 
@@ -241,6 +259,10 @@ impl ShardHandle {
                 bounds.stored_bytes += here.stored_bytes;
             }
         }
+        if let Some(end) = self.closed_at() {
+            // A log may have jumped over numbers since; the catalog knows that none was given out.
+            bounds.durable_end = bounds.durable_end.min(end);
+        }
         bounds.trim_horizon = bounds.trim_horizon.min(bounds.durable_end);
         bounds
     }
@@ -258,6 +280,7 @@ impl ShardHandle {
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
     by_name: RwLock<BTreeMap<StreamName, Arc<Stream>>>,
+    changes: watch::Sender<u64>,
 }
 
 impl Streams {
@@ -271,12 +294,22 @@ impl Streams {
             })
     }
 
-    pub(crate) fn insert(&self, stream: Arc<Stream>) {
-        write(&self.by_name).insert(stream.name.clone(), stream);
+    /// Makes a stream known.
+    pub(crate) fn add(&self, info: Arc<StreamInfo>, shards: Vec<Arc<ShardHandle>>) -> Arc<Stream> {
+        let stream = Stream::new(info, shards, self.changes.clone());
+        write(&self.by_name).insert(stream.name.clone(), Arc::clone(&stream));
+        self.changes.send_modify(|changes| *changes += 1);
+        stream
     }
 
-    pub(crate) fn remove(&self, name: &StreamName) -> Option<Arc<Stream>> {
-        write(&self.by_name).remove(name)
+    pub(crate) fn remove(&self, name: &StreamName) {
+        write(&self.by_name).remove(name);
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// Counts every change of any stream, after it was made.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// All of them, by name.

@@ -215,6 +215,11 @@ impl Subscription {
         let Some(reader) = self.shards.get_mut(token as usize) else {
             return Ok(Look::Nothing);
         };
+        if self.state.shard(reader.shard.id.index()).is_none() {
+            // It was closed so long ago that it has expired.
+            let (stream, shard) = (self.stream.name.clone(), reader.shard.id.index());
+            return Err(Error::ShardNotFound { stream, shard });
+        }
         let (found, from_disk) = match &reader.stage {
             Stage::InTurn => {
                 reader.seen = reader.shard.tail.end();

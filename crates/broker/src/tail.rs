@@ -10,6 +10,7 @@ use std::task::{Context, Poll, Waker};
 
 use flumen_record::SequenceNumber;
 
+use crate::load::Load;
 use crate::lock::lock;
 
 /// One shard's readable end.
@@ -20,6 +21,8 @@ pub(crate) struct Tail {
     /// either the lane sees the watcher or the watcher sees the new end.
     armed: AtomicBool,
     watchers: Mutex<Vec<Watcher>>,
+    /// What came, which the lane notes as well.
+    pub(crate) load: Load,
 }
 
 #[derive(Debug)]
@@ -35,6 +38,7 @@ impl Tail {
             end: AtomicU64::new(end.value()),
             armed: AtomicBool::new(false),
             watchers: Mutex::new(Vec::new()),
+            load: Load::default(),
         }
     }
 

@@ -1,8 +1,8 @@
 //! Administrative calls: one attempt each; an error says whether trying again makes sense.
 
-use flumen_api::convert::ConvertError;
+use flumen_api::convert::{self, ConvertError};
 use flumen_api::v1;
-use flumen_record::{ProducerId, StreamName};
+use flumen_record::{HashKey, ProducerId, ShardIndex, StreamName};
 
 use crate::{Client, Error, NewStream, StreamDescription, StreamUpdate};
 
@@ -78,6 +78,65 @@ impl Client {
         self.call(self.config().call_timeout, call)
             .await
             .map(|_| ())
+    }
+
+    /// Splits an open shard, at a hash key or (`None`) in the middle: the upper child begins there.
+    /// Producers and consumers go on.
+    ///
+    /// # Errors
+    /// When there is no such shard, it is closed, or the key is not within it.
+    pub async fn split_shard(
+        &self,
+        name: &StreamName,
+        shard: ShardIndex,
+        at: Option<HashKey>,
+    ) -> Result<StreamDescription, Error> {
+        let mut admin = self.admin();
+        let call = admin.split_shard(v1::SplitShardRequest {
+            stream: name.to_string(),
+            shard: shard.value(),
+            hash_key: at.map(convert::hash_key_bytes).unwrap_or_default(),
+        });
+        let response = self.call(self.config().call_timeout, call).await?;
+        self.described(response.stream)
+    }
+
+    /// Merges two open shards whose ranges touch.
+    ///
+    /// # Errors
+    /// When there is no such shard, one is closed, or they are no neighbours.
+    pub async fn merge_shards(
+        &self,
+        name: &StreamName,
+        shard: ShardIndex,
+        adjacent: ShardIndex,
+    ) -> Result<StreamDescription, Error> {
+        let mut admin = self.admin();
+        let call = admin.merge_shards(v1::MergeShardsRequest {
+            stream: name.to_string(),
+            shard: shard.value(),
+            adjacent_shard: adjacent.value(),
+        });
+        let response = self.call(self.config().call_timeout, call).await?;
+        self.described(response.stream)
+    }
+
+    /// Splits and merges until there are as many open shards as asked, in the fewest steps.
+    ///
+    /// # Errors
+    /// When there is no such stream, or it may not have as many shards.
+    pub async fn scale_stream(
+        &self,
+        name: &StreamName,
+        shards: u32,
+    ) -> Result<StreamDescription, Error> {
+        let mut admin = self.admin();
+        let call = admin.scale_stream(v1::ScaleStreamRequest {
+            stream: name.to_string(),
+            shards,
+        });
+        let response = self.call(self.config().call_timeout, call).await?;
+        self.described(response.stream)
     }
 
     /// A new producer id. [`crate::Producer`] does this by itself.

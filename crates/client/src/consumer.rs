@@ -16,8 +16,8 @@ use flumen_record::{Frames, SequenceNumber, ShardIndex, StreamName, Timestamp};
 use tokio::time::Instant;
 use tonic::Streaming;
 
-use cursor::Cursor;
 pub(crate) use cursor::wire;
+use cursor::{Cursor, ready};
 use recover::Patience;
 
 pub use batch::{ConsumedBatch, ConsumedRecord, ConsumedRecords, MalformedRecord};
@@ -338,25 +338,11 @@ impl Consumer {
     }
 
     async fn subscribe(&self) -> Result<Session, Error> {
-        let done = |shard: &ShardIndex| {
-            let cursor = self
-                .cursors
-                .binary_search_by_key(shard, |cursor| cursor.shard)
-                .ok();
-            cursor
-                .and_then(|index| self.cursors.get(index))
-                .is_none_or(Cursor::is_done)
-        };
-        let ready = |cursor: &&Cursor| !cursor.is_done() && cursor.parents.iter().all(done);
-        let shards = self
-            .cursors
-            .iter()
-            .filter(ready)
-            .map(|cursor| v1::ShardStart {
-                shard: cursor.shard.value(),
-                start: Some(wire(cursor.position())),
-                lease: None,
-            });
+        let shards = ready(&self.cursors).map(|cursor| v1::ShardStart {
+            shard: cursor.shard.value(),
+            start: Some(wire(cursor.position())),
+            lease: None,
+        });
         let request = v1::SubscribeRequest {
             stream: self.stream.to_string(),
             shards: shards.collect(),

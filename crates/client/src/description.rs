@@ -9,6 +9,8 @@ use flumen_record::{
     Durability, HashRange, SequenceNumber, ShardIndex, StreamId, StreamName, Timestamp,
 };
 
+use crate::{AutoScale, AutoScaleUpdate};
+
 /// A stream to create.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewStream {
@@ -24,6 +26,8 @@ pub struct NewStream {
     pub retention_bytes: Option<u64>,
     /// Data, key and headers of one record, up to 10 MiB; `None`: 1 MiB.
     pub max_record_bytes: Option<u64>,
+    /// Shards are split and merged by load; `None`: by hand. At least one rate is set.
+    pub auto_scale: Option<AutoScaleUpdate>,
 }
 
 impl NewStream {
@@ -36,6 +40,7 @@ impl NewStream {
             retention: None,
             retention_bytes: None,
             max_record_bytes: None,
+            auto_scale: None,
         }
     }
 }
@@ -51,6 +56,8 @@ pub struct StreamUpdate {
     pub retention_bytes: Option<Option<u64>>,
     /// New record limit.
     pub max_record_bytes: Option<u64>,
+    /// Splitting and merging by load.
+    pub auto_scale: Option<AutoScaleUpdate>,
 }
 
 /// One stream as the broker describes it.
@@ -68,6 +75,8 @@ pub struct StreamDescription {
     pub retention_bytes: Option<u64>,
     /// Data, key and headers of one record.
     pub max_record_bytes: u64,
+    /// Shards are split and merged by load; `None`: by hand.
+    pub auto_scale: Option<AutoScale>,
     /// When it was created.
     pub created: Timestamp,
     /// Changes with every change of the stream: the version of its shard map.
@@ -106,6 +115,7 @@ impl From<NewStream> for v1::CreateStreamRequest {
             retention_us: new.retention.map_or(0, micros),
             retention_bytes: new.retention_bytes.unwrap_or(0),
             max_record_bytes: new.max_record_bytes.unwrap_or(0),
+            auto_scale: new.auto_scale.map(v1::AutoScaleUpdate::from),
         }
     }
 }
@@ -120,6 +130,7 @@ impl StreamUpdate {
             retention_us: self.retention.map(micros),
             retention_bytes: self.retention_bytes.map(Option::unwrap_or_default),
             max_record_bytes: self.max_record_bytes,
+            auto_scale: self.auto_scale.map(v1::AutoScaleUpdate::from),
         }
     }
 }
@@ -139,6 +150,7 @@ impl TryFrom<v1::Stream> for StreamDescription {
             retention: Duration::from_micros(stream.retention_us),
             retention_bytes: (stream.retention_bytes > 0).then_some(stream.retention_bytes),
             max_record_bytes: stream.max_record_bytes,
+            auto_scale: stream.auto_scale.map(AutoScale::from),
             created: Timestamp::from_micros(stream.created_us),
             version: stream.version,
             shards: shards.collect::<Result<_, _>>()?,

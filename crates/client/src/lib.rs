@@ -22,6 +22,7 @@
 
 mod admin;
 mod append;
+mod auto_scale;
 mod client;
 mod config;
 mod consumer;
@@ -33,6 +34,7 @@ mod put;
 mod retry;
 
 pub use append::{Ack, AckReceiver, Acks, AppendSender, AppendSession, Stored};
+pub use auto_scale::{AutoScale, AutoScaleUpdate};
 pub use client::Client;
 pub use config::{ClientConfig, ConsumerConfig, GapPolicy, ProducerConfig, ReadUntil};
 pub use consumer::{
@@ -42,7 +44,7 @@ pub use consumer::{
 pub use description::{NewStream, ShardDescription, StreamDescription, StreamUpdate};
 pub use error::{Code, ConsumeError, Error, SendError, reason};
 pub use flumen_record::{
-    Compression, Durability, GroupName, Header, MemberName, Record, StreamName,
+    Compression, Durability, GroupName, HashKey, Header, MemberName, Record, ShardIndex, StreamName,
 };
 pub use group::{
     FailurePolicy, GiveUp, GroupBatch, GroupConfig, GroupConsumer, GroupDescription, GroupEvent,

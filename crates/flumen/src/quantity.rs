@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use flumen_client::HashKey;
 use thiserror::Error;
 
 /// Why a text is not a quantity.
@@ -13,6 +14,9 @@ pub(crate) enum QuantityError {
     /// Not `250ms`, `5s`, `12h`, `7d`, ….
     #[error("not a duration: use a whole number and us, ms, s, m, h or d, as in 250ms or 7d")]
     Duration,
+    /// Not `170141183460469231731687303715884105728` or `0x8000…`.
+    #[error("not a hash key: use a decimal number, or 0x and up to 32 hex digits")]
+    HashKey,
     /// Larger than what can be counted.
     #[error("too large")]
     TooLarge,
@@ -57,6 +61,20 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, QuantityError> {
     let factor = factor(DURATIONS_US, unit).ok_or(QuantityError::Duration)?;
     let micros = number.checked_mul(factor).ok_or(QuantityError::TooLarge)?;
     Ok(Duration::from_micros(micros))
+}
+
+/// Reads a hash key: decimal, or hex behind `0x`.
+pub(crate) fn parse_hash_key(text: &str) -> Result<HashKey, QuantityError> {
+    let (digits, radix) = match text.strip_prefix("0x") {
+        Some(digits) => (digits, 16),
+        None => (text, 10),
+    };
+    // A sign is none of the digits, though the parser would take it.
+    if !digits.chars().all(|digit| digit.is_digit(radix)) {
+        return Err(QuantityError::HashKey);
+    }
+    let key = u128::from_str_radix(digits, radix).map_err(|_| QuantityError::HashKey)?;
+    Ok(HashKey::new(key))
 }
 
 fn factor(units: &[(&str, u64)], unit: &str) -> Option<u64> {

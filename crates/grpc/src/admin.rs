@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use flumen_api::convert::{durability, stream_name};
+use flumen_api::convert::{durability, hash_key, stream_name};
 use flumen_api::v1;
 use flumen_broker::{
-    Broker, Error, NewStream, ShardDescription, StreamDescription, StreamSettings, StreamUpdate,
+    AutoScale, AutoScaleChange, AutoScaleUpdate, Broker, Error, NewStream, Reshard,
+    ShardDescription, StreamDescription, StreamSettings, StreamUpdate,
 };
+use flumen_record::ShardIndex;
 
 use crate::status::Facts;
 
@@ -27,6 +29,9 @@ pub(crate) async fn create_stream(
         retention_bytes: unless_zero(request.retention_bytes),
         max_record_bytes: unless_zero(request.max_record_bytes)
             .unwrap_or(defaults.max_record_bytes),
+        auto_scale: request
+            .auto_scale
+            .and_then(|update| auto_scale_update(&update).applied_to(None)),
     };
     let new = NewStream {
         name: stream_name("stream", &request.stream)?,
@@ -88,6 +93,7 @@ pub(crate) async fn update_stream(
         retention: request.retention_us.map(Duration::from_micros),
         retention_bytes: request.retention_bytes.map(unless_zero),
         max_record_bytes: request.max_record_bytes,
+        auto_scale: request.auto_scale.as_ref().map(auto_scale_update),
     };
     let stream = broker.update_stream(&name, update).await?;
     Ok(v1::UpdateStreamResponse {
@@ -104,23 +110,99 @@ pub(crate) async fn delete_stream(
     Ok(v1::DeleteStreamResponse {})
 }
 
+pub(crate) async fn split_shard(
+    broker: &Broker,
+    request: v1::SplitShardRequest,
+) -> Result<v1::SplitShardResponse, Facts> {
+    let name = stream_name("stream", &request.stream)?;
+    let at = match request.hash_key.as_ref() {
+        [] => None,
+        key => Some(hash_key("hash_key", key)?),
+    };
+    let shard = ShardIndex::new(request.shard);
+    let stream = broker.reshard(&name, Reshard::Split { shard, at }).await?;
+    Ok(v1::SplitShardResponse {
+        stream: Some(describe(stream)),
+    })
+}
+
+pub(crate) async fn merge_shards(
+    broker: &Broker,
+    request: v1::MergeShardsRequest,
+) -> Result<v1::MergeShardsResponse, Facts> {
+    let name = stream_name("stream", &request.stream)?;
+    let shard = ShardIndex::new(request.shard);
+    let adjacent = ShardIndex::new(request.adjacent_shard);
+    let merge = Reshard::Merge { shard, adjacent };
+    let stream = broker.reshard(&name, merge).await?;
+    Ok(v1::MergeShardsResponse {
+        stream: Some(describe(stream)),
+    })
+}
+
+pub(crate) async fn scale_stream(
+    broker: &Broker,
+    request: v1::ScaleStreamRequest,
+) -> Result<v1::ScaleStreamResponse, Facts> {
+    let name = stream_name("stream", &request.stream)?;
+    let stream = broker.scale_stream(&name, request.shards).await?;
+    Ok(v1::ScaleStreamResponse {
+        stream: Some(describe(stream)),
+    })
+}
+
+fn auto_scale_update(update: &v1::AutoScaleUpdate) -> AutoScaleUpdate {
+    if update.off {
+        return AutoScaleUpdate::Off;
+    }
+    AutoScaleUpdate::On(AutoScaleChange {
+        shards_min: update.shards_min,
+        shards_max: update.shards_max,
+        shard_bytes_per_s: update.shard_bytes_per_s,
+        shard_records_per_s: update.shard_records_per_s,
+        split_above_percent: update.split_above_percent,
+        split_after: update.split_after_us.map(Duration::from_micros),
+        merge_below_percent: update.merge_below_percent,
+        merge_after: update.merge_after_us.map(Duration::from_micros),
+        cool_down: update.cool_down_us.map(Duration::from_micros),
+    })
+}
+
+fn describe_auto_scale(auto_scale: AutoScale) -> v1::AutoScale {
+    v1::AutoScale {
+        shards_min: auto_scale.shards_min,
+        shards_max: auto_scale.shards_max,
+        shard_bytes_per_s: auto_scale.shard_bytes_per_s.unwrap_or_default(),
+        shard_records_per_s: auto_scale.shard_records_per_s.unwrap_or_default(),
+        split_above_percent: auto_scale.split_above_percent,
+        split_after_us: micros(auto_scale.split_after),
+        merge_below_percent: auto_scale.merge_below_percent,
+        merge_after_us: micros(auto_scale.merge_after),
+        cool_down_us: micros(auto_scale.cool_down),
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
 fn unless_zero(value: u64) -> Option<u64> {
     (value != 0).then_some(value)
 }
 
 fn describe(stream: StreamDescription) -> v1::Stream {
     let settings = stream.settings;
-    let retention_us = u64::try_from(settings.retention.as_micros()).unwrap_or(u64::MAX);
     v1::Stream {
         name: stream.name.to_string(),
         id: stream.id.value(),
         durability: v1::Durability::from(settings.durability).into(),
-        retention_us,
+        retention_us: micros(settings.retention),
         retention_bytes: settings.retention_bytes.unwrap_or_default(),
         max_record_bytes: settings.max_record_bytes,
         created_us: stream.created.as_micros(),
         version: stream.version,
         shards: stream.shards.into_iter().map(describe_shard).collect(),
+        auto_scale: settings.auto_scale.map(describe_auto_scale),
     }
 }
 

@@ -231,6 +231,7 @@ fn said(word: MemberWord) -> Result<(Response, bool), Error> {
             let lost = v1::ShardsLost {
                 leases: vec![lease(shard, generation)],
                 reason: why_lost(reason).to_owned(),
+                finished: reason == LostReason::Finished,
             };
             (Response::Lost(lost), false)
         }

@@ -148,6 +148,14 @@ impl Router {
                 let delete = async |name| admin::delete_stream(broker, name).await;
                 unary(one(requests, "flumen.v1.DeleteStreamRequest", delete).await)
             }
+            "SplitShard" | "MergeShards" | "ScaleStream" => self.reshard(method, requests).await,
+            _ => self.groups(method, requests).await,
+        }
+    }
+
+    async fn groups(&self, method: &str, requests: Messages<Incoming>) -> Response<GrpcBody> {
+        let broker = &self.broker;
+        match method {
             "ListGroups" => {
                 let list = async |page| group::list(broker, page).await;
                 unary(one(requests, "flumen.v1.ListGroupsRequest", list).await)
@@ -163,6 +171,25 @@ impl Router {
             "DeleteGroup" => {
                 let delete = async |name| group::delete(broker, name).await;
                 unary(one(requests, "flumen.v1.DeleteGroupRequest", delete).await)
+            }
+            _ => refused(no_method(admin_server::SERVICE_NAME, method)),
+        }
+    }
+
+    async fn reshard(&self, method: &str, requests: Messages<Incoming>) -> Response<GrpcBody> {
+        let broker = &self.broker;
+        match method {
+            "SplitShard" => {
+                let split = async |split| admin::split_shard(broker, split).await;
+                unary(one(requests, "flumen.v1.SplitShardRequest", split).await)
+            }
+            "MergeShards" => {
+                let merge = async |merge| admin::merge_shards(broker, merge).await;
+                unary(one(requests, "flumen.v1.MergeShardsRequest", merge).await)
+            }
+            "ScaleStream" => {
+                let scale = async |scale| admin::scale_stream(broker, scale).await;
+                unary(one(requests, "flumen.v1.ScaleStreamRequest", scale).await)
             }
             _ => refused(no_method(admin_server::SERVICE_NAME, method)),
         }

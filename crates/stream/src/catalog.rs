@@ -18,7 +18,8 @@ use flumen_record::{
 
 use self::catalog_log::CatalogLog;
 use self::change::Change;
-use crate::{CatalogError, StreamConfig};
+use self::stream_info::lane_of;
+use crate::{CatalogError, Reshard, StreamConfig};
 
 pub use stream_info::{
     NewStream, Placement, ShardInfo, ShardState, StreamInfo, StreamSettings, StreamUpdate,
@@ -164,12 +165,12 @@ impl Catalog {
         in_bounds("streams ever created", id, 1, u64::from(u32::MAX) - 1)?;
         let id = StreamId::new(self.state.next_stream.max(1));
         let slices = NonZeroU32::new(new.shards).map(HashRange::even_slices);
-        let lanes = self.config.lanes_per_class.max(1);
+        let lanes = self.config.lanes_per_class;
         let shards = slices.into_iter().flatten().zip(0..).map(|(range, index)| {
-            let lane = id.value().wrapping_add(index) % lanes;
-            let log = Self::log_for(&new.settings, lane);
+            let index = ShardIndex::new(index);
+            let log = Self::log_for(&new.settings, lane_of(id, index, lanes));
             ShardInfo {
-                id: ShardId::new(id, ShardIndex::new(index)),
+                id: ShardId::new(id, index),
                 range,
                 state: ShardState::Open,
                 parents: Vec::new(),
@@ -209,6 +210,49 @@ impl Catalog {
         stream.settings = update.applied_to(&stream.settings);
         stream.settings.check()?;
         stream.move_shards(moves);
+        stream.version = self.next_version();
+        self.commit(Change::Stream(stream.arrange()), now)?;
+        self.expect_stream(name)
+    }
+
+    /// Splits and merges shards, in one record: parents close at the numbers in `ends`, where the
+    /// caller has made their last rounds durable, and children open.
+    pub fn reshard(
+        &mut self,
+        name: &StreamName,
+        steps: &[Reshard],
+        ends: &[(ShardIndex, SequenceNumber)],
+        now: Timestamp,
+    ) -> Result<Arc<StreamInfo>, CatalogError> {
+        let mut stream = StreamInfo::clone(&*self.expect_stream(name)?);
+        let bounds = (
+            self.config.shards_per_stream_max,
+            self.config.lanes_per_class,
+        );
+        stream
+            .reshard(steps, ends, bounds, now)
+            .map_err(|refusal| CatalogError::Reshard {
+                stream: name.clone(),
+                refusal,
+            })?;
+        stream.version = self.next_version();
+        self.commit(Change::Stream(stream.arrange()), now)?;
+        self.expect_stream(name)
+    }
+
+    /// Drops closed shards, of which nothing is kept any more, from a stream.
+    pub fn expire_shards(
+        &mut self,
+        name: &StreamName,
+        expired: &[ShardIndex],
+        now: Timestamp,
+    ) -> Result<Arc<StreamInfo>, CatalogError> {
+        let before = self.expect_stream(name)?;
+        let mut stream = StreamInfo::clone(&*before);
+        stream.expire(expired);
+        if stream.shards.len() == before.shards.len() {
+            return Ok(before);
+        }
         stream.version = self.next_version();
         self.commit(Change::Stream(stream.arrange()), now)?;
         self.expect_stream(name)

@@ -4,6 +4,8 @@ use flumen_log::{OpenError, ReadError, SyncError, WriteError};
 use flumen_record::{RecordError, StreamName};
 use thiserror::Error;
 
+use crate::ReshardError;
+
 /// Why the catalog refused or failed. (Extended: one variant per fact.)
 #[derive(Debug, Error)]
 pub enum CatalogError {
@@ -30,6 +32,14 @@ pub enum CatalogError {
         min: u64,
         /// Most allowed.
         max: u64,
+    },
+    /// Shards that cannot be split or merged as asked.
+    #[error("stream {stream}: {refusal}")]
+    Reshard {
+        /// The stream.
+        stream: StreamName,
+        /// Why not.
+        refusal: ReshardError,
     },
     /// The catalog on disk ends below what a data log names: acknowledged changes are missing.
     #[error(

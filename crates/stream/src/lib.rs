@@ -1,26 +1,30 @@
-//! What a stream means: shards, hash ranges, start positions, producers' sequences, quotas,
-//! retention decisions, the catalog, consumer groups.
+//! What a stream means: shards, hash ranges, resharding, start positions, producers' sequences,
+//! quotas, retention decisions, the catalog, consumer groups.
 //!
 //! Synchronous; `now` is an argument; its only I/O is the log handed to it. It refuses to know
 //! threads, sockets and status codes.
 #![forbid(unsafe_code)]
 
 mod admission;
+pub mod auto_scale;
 mod catalog;
 mod config;
 mod error;
 pub mod group;
 mod quota;
+pub mod reshard;
 pub mod retention;
 mod shard;
 mod start_position;
 mod varint;
 
 pub use admission::{Admission, Refusal};
+pub use auto_scale::{AutoScale, AutoScaleChange, AutoScaleUpdate};
 pub use catalog::{
     Catalog, NewStream, Placement, ShardInfo, ShardState, StreamInfo, StreamSettings, StreamUpdate,
 };
 pub use config::StreamConfig;
 pub use error::CatalogError;
+pub use reshard::{Reshard, ReshardError};
 pub use shard::Shard;
 pub use start_position::{Start, StartPosition};

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use flumen_record::Timestamp;
+use flumen_record::{SequenceNumber, Timestamp};
 
-use crate::StreamSettings;
+use crate::{ShardState, StreamSettings};
 
 /// The shortest retention.
 pub const RETENTION_MIN: Duration = Duration::from_hours(1);
@@ -25,6 +25,20 @@ pub fn retention_class(retention: Duration) -> u32 {
 /// against clock jumps is the clock's.
 pub fn expired_before(settings: &StreamSettings, now: Timestamp) -> Timestamp {
     now.saturating_sub(settings.retention)
+}
+
+/// Whether a shard that was closed `at` leaves its stream: nothing of it is kept (`horizon` is at its
+/// end), and whoever sent to it last has had the retention's time to ask what became of it.
+pub fn has_expired(
+    state: ShardState,
+    horizon: SequenceNumber,
+    settings: &StreamSettings,
+    now: Timestamp,
+) -> bool {
+    match state {
+        ShardState::Open => false,
+        ShardState::Closed { end, at } => horizon >= end && at < expired_before(settings, now),
+    }
 }
 
 /// How many stored bytes one shard may keep so that its stream stays within its bound, or `None`
@@ -89,6 +103,31 @@ mod tests {
                 expired_before(&settings, Timestamp::from_micros(now)),
                 before
             );
+        }
+    }
+
+    #[test]
+    fn a_closed_shard_leaves_when_it_is_empty_and_its_time_is_over() {
+        let settings = StreamSettings {
+            retention: hours(1),
+            ..StreamSettings::default()
+        };
+        let hour = 3_600_000_000;
+        let closed = |end| ShardState::Closed {
+            end: SequenceNumber::new(end),
+            at: Timestamp::from_micros(5),
+        };
+        for (state, horizon, now, expected) in [
+            (ShardState::Open, 9, 9 * hour, false),
+            (closed(9), 9, hour + 6, true),
+            (closed(9), 9, hour + 5, false),
+            (closed(9), 8, hour + 6, false),
+            (closed(0), 0, hour + 6, true),
+            (closed(0), 0, 7, false),
+        ] {
+            let (horizon, now) = (SequenceNumber::new(horizon), Timestamp::from_micros(now));
+            let expired = has_expired(state, horizon, &settings, now);
+            assert_eq!(expired, expected, "{state:?} {horizon} {now}");
         }
     }
 

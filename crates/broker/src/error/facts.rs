@@ -12,7 +12,7 @@ use super::{Error, ErrorKind};
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Every reason there is, with its kind.
-pub(crate) const REASONS: [(&str, ErrorKind); 40] = [
+pub(crate) const REASONS: [(&str, ErrorKind); 42] = [
     ("STREAM_NOT_FOUND", ErrorKind::NotFound),
     ("STREAM_EXISTS", ErrorKind::AlreadyExists),
     ("SHARD_NOT_FOUND", ErrorKind::NotFound),
@@ -26,6 +26,8 @@ pub(crate) const REASONS: [(&str, ErrorKind); 40] = [
     ("WRONG_SHARD", ErrorKind::Conflict),
     ("NO_SHARD", ErrorKind::Conflict),
     ("SHARD_CLOSED", ErrorKind::Conflict),
+    ("SHARDS_NOT_ADJACENT", ErrorKind::Invalid),
+    ("SPLIT_OUTSIDE", ErrorKind::Invalid),
     ("OUT_OF_SEQUENCE", ErrorKind::Conflict),
     ("SEQUENCE_REUSED", ErrorKind::Conflict),
     ("PRODUCER_STATE_LOST", ErrorKind::Conflict),
@@ -70,6 +72,8 @@ impl Error {
             | Self::BeyondEnd { .. }
             | Self::GroupBeyondEnd(_)
             | Self::Checkpoint(CheckpointError::Beyond { .. })
+            | Self::NotAdjacent { .. }
+            | Self::SplitOutside { .. }
             | Self::UnknownProducer { .. } => ErrorKind::Invalid,
             Self::WrongShard { .. }
             | Self::NoShard { .. }
@@ -107,6 +111,8 @@ impl Error {
             Self::WrongShard { .. } => "WRONG_SHARD",
             Self::NoShard { .. } => "NO_SHARD",
             Self::ShardClosed { .. } => "SHARD_CLOSED",
+            Self::NotAdjacent { .. } => "SHARDS_NOT_ADJACENT",
+            Self::SplitOutside { .. } => "SPLIT_OUTSIDE",
             Self::OutOfSequence { .. } => "OUT_OF_SEQUENCE",
             Self::SequenceReused { .. } => "SEQUENCE_REUSED",
             Self::ProducerStateLost { .. } => "PRODUCER_STATE_LOST",
@@ -256,7 +262,7 @@ impl Error {
         }
     }
 
-    /// The refused values of an append; nothing where there is nothing to say.
+    /// The refused values of an append or a reshard; nothing where there is nothing to say.
     fn append_metadata(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::WrongShard { shard, span, range } => vec![
@@ -270,6 +276,15 @@ impl Error {
             Self::ShardClosed { shard, end } => {
                 vec![("shard", shard.to_string()), ("end", end.to_string())]
             }
+            Self::NotAdjacent { shard, other } => {
+                vec![("shard", shard.to_string()), ("other", other.to_string())]
+            }
+            Self::SplitOutside { shard, key, range } => vec![
+                ("shard", shard.to_string()),
+                ("hash_key", hash_key(*key)),
+                ("range_start", hash_key(range.start)),
+                ("range_end", hash_key(range.end)),
+            ],
             Self::OutOfSequence { expected, got } => {
                 vec![("expected", expected.to_string()), ("got", got.to_string())]
             }

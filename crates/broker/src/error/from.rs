@@ -78,6 +78,7 @@ impl From<CatalogError> for Error {
                 min,
                 max,
             },
+            CatalogError::Reshard { stream, refusal } => Self::of_reshard(&stream, refusal),
             CatalogError::Write(error) => error.into(),
             CatalogError::Read(error) => error.into(),
             CatalogError::Record(error) => error.into(),

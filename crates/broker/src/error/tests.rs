@@ -74,6 +74,15 @@ fn examples() -> Vec<Error> {
             to: high,
             segment: "0001.log".to_owned(),
         },
+        Error::NotAdjacent {
+            shard,
+            other: ShardIndex::new(9),
+        },
+        Error::SplitOutside {
+            shard,
+            key: HashKey::MAX,
+            range: HashRange::FULL,
+        },
         Error::AlreadyAppended { sequence },
         Error::OutcomeUnknown,
         Error::Poisoned,

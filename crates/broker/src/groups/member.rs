@@ -247,7 +247,11 @@ impl Membership {
                 items,
             },
         };
-        groups.push([Input::Asked(id, answer), Input::Event(event)])?;
+        // Where shards end is known here; there it must be too, before one is said to be finished.
+        groups.tell_shards(
+            &self.queue.stream,
+            [Input::Asked(id, answer), Input::Event(event)],
+        )?;
         self.saving.push_back(Saving {
             request,
             shards,

@@ -41,6 +41,8 @@ pub(crate) enum Control {
     /// Ends a hold for good: the shards' batches, those that wait and those to come, are refused as
     /// of a poisoned log until the node is started again.
     Freeze(Vec<ShardId>, oneshot::Sender<()>),
+    /// Ends a hold: the shards are closed. They go on answering duplicates.
+    Close(Vec<ShardId>, oneshot::Sender<()>),
     /// Remembers a shard that went on in another lane before the node was started.
     Departed {
         shard: ShardId,

@@ -226,6 +226,7 @@ impl Desk {
             return;
         }
         open.saved = None;
+        open.shard.tail.load.came(&submission.batch);
         let epoch = open.shard.shard.epoch();
         self.enter_round(slot, submission.shard, epoch, &appended, submission.batch);
     }

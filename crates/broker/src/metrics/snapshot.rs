@@ -130,6 +130,20 @@ fn traffic(inner: &Inner, snapshot: &mut MetricsSnapshot) {
     for (name, help, value) in counters {
         snapshot.counter(name, help, Vec::new(), value.load(Ordering::Relaxed));
     }
+    let reshards = [
+        ("shard_splits", "Shards that were split", &inner.splits),
+        (
+            "shard_merges",
+            "Pairs of shards that were merged",
+            &inner.merges,
+        ),
+    ];
+    for (name, help, counts) in reshards {
+        for (cause, count) in [("asked", &counts.asked), ("load", &counts.load)] {
+            let labels = vec![("cause", cause.to_owned())];
+            snapshot.counter(name, help, labels, count.load(Ordering::Relaxed));
+        }
+    }
     for ((reason, _), count) in REASONS.iter().zip(&inner.refused.0) {
         let labels = vec![("reason", (*reason).to_owned())];
         let help = "Batches that were not stored, by reason";

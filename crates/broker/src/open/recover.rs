@@ -8,7 +8,7 @@ use flumen_log::{BatchMark, Log, LogKey, Recovery, Replay, ShardRecovery, Storag
 use flumen_record::{
     Durability, HashRange, ProducerId, SequenceNumber, ShardEpoch, ShardId, Timestamp,
 };
-use flumen_stream::{Catalog, Shard, ShardInfo, StreamConfig};
+use flumen_stream::{Catalog, Shard, ShardInfo, ShardState, StreamConfig};
 
 use super::{OpenError, log_config};
 use crate::BrokerConfig;
@@ -186,6 +186,9 @@ fn bring_together(
             (None, None) => None,
         };
     }
+    if let ShardState::Closed { end, .. } = info.state {
+        return (closed(building, newest, end, complete, issued), None);
+    }
     let home = home(info);
     let log = found.get(&home);
     let held = log.is_some_and(|log| log.shards.contains_key(&info.id));
@@ -217,6 +220,27 @@ fn bring_together(
             .recovered(&untouched(info.id, next), complete, issued);
     }
     (building.shard, None)
+}
+
+/// A closed shard. Everything it held was on disk before it was closed, so that it ends where the
+/// catalog says, also where its log jumps because later numbers of others may be lost.
+fn closed(
+    mut building: Building,
+    newest: Option<ShardRecovery>,
+    end: SequenceNumber,
+    complete: bool,
+    issued: ProducerId,
+) -> Shard {
+    // A log that knows nothing of it any more has expired all of it.
+    let complete = complete && (newest.is_some() || building.told || end == SequenceNumber::ZERO);
+    let recovery = ShardRecovery {
+        next: end,
+        jumped: None,
+        ..newest.unwrap_or_else(|| untouched(building.shard.id(), end))
+    };
+    building.shard.recovered(&recovery, complete, issued);
+    building.shard.close();
+    building.shard
 }
 
 fn untouched(shard: ShardId, from: SequenceNumber) -> ShardRecovery {

@@ -7,9 +7,11 @@
 )]
 
 mod append;
+mod auto_scale;
 mod fixture;
 mod moves;
 mod put;
 mod read;
+mod reshard;
 mod retention;
 mod space;

@@ -112,6 +112,22 @@ impl Cursor {
     }
 }
 
+/// The shards to read now: not done, and everything they came from is. A parent that is done because
+/// it is empty says nothing about its own parents. `cursors` are by shard, so parents come first.
+pub(crate) fn ready(cursors: &[Cursor]) -> impl Iterator<Item = &Cursor> {
+    let mut finished: Vec<bool> = Vec::with_capacity(cursors.len());
+    cursors.iter().filter(move |cursor| {
+        let has_finished = |parent: &ShardIndex| {
+            let place = cursors.binary_search_by_key(parent, |cursor| cursor.shard);
+            // What is not known has expired.
+            place.is_err() || place.is_ok_and(|place| finished.get(place) == Some(&true))
+        };
+        let may_begin = cursor.parents.iter().all(has_finished);
+        finished.push(may_begin && cursor.is_done());
+        may_begin && !cursor.is_done()
+    })
+}
+
 /// A start position as it travels.
 pub(crate) fn wire(start: StartPosition) -> v1::StartPosition {
     use start_position::{Newest, Oldest, Position};
@@ -135,6 +151,36 @@ mod tests {
 
     fn number(n: u64) -> SequenceNumber {
         SequenceNumber::new(n)
+    }
+
+    /// Shards as (index, parents, records), all to be read to their ends.
+    fn ready_of(shards: &[(u32, &[u32], u64)], read: &[u32]) -> Vec<u32> {
+        let cursor = |&(index, parents, end): &(u32, &[u32], u64)| {
+            let mut cursor = cursor(StartPosition::TrimHorizon, 0, end, true);
+            cursor.shard = ShardIndex::new(index);
+            cursor.parents = parents.iter().copied().map(ShardIndex::new).collect();
+            cursor.ended |= read.contains(&index);
+            cursor
+        };
+        let cursors: Vec<_> = shards.iter().map(cursor).collect();
+        ready(&cursors).map(|cursor| cursor.shard.value()).collect()
+    }
+
+    #[test]
+    fn shards_wait_for_all_they_came_from() {
+        // 1 and 2 are empty, so that they are done before 0 is.
+        let shards: [(u32, &[u32], u64); 5] = [
+            (0, &[], 9),
+            (1, &[0], 0),
+            (2, &[0], 0),
+            (3, &[1, 2], 9),
+            (4, &[], 9),
+        ];
+        assert_eq!(ready_of(&shards, &[]), [0, 4]);
+        assert_eq!(ready_of(&shards, &[0]), [3, 4]);
+        assert_eq!(ready_of(&shards, &[0, 3, 4]), [0; 0]);
+        // What expired is waited for by nobody.
+        assert_eq!(ready_of(&shards[1..], &[]), [3, 4]);
     }
 
     fn cursor(start: StartPosition, horizon: u64, end: u64, to_end: bool) -> Cursor {

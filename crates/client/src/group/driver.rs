@@ -381,7 +381,11 @@ impl<H: Handler> Driver<H> {
             Some(Response::Lost(lost)) => {
                 for lease in lost.leases {
                     let shard = ShardIndex::new(lease.shard);
-                    self.lose(shard, lease.generation, &lost.reason);
+                    if lost.finished {
+                        self.finished(shard, lease.generation);
+                    } else {
+                        self.lose(shard, lease.generation, &lost.reason);
+                    }
                 }
             }
             Some(Response::Checkpoints(saved)) => self.saved(saved),
@@ -471,6 +475,17 @@ impl<H: Handler> Driver<H> {
             shard,
             reason: reason.to_owned(),
         });
+    }
+
+    /// The broker knew before us that nothing is left of a shard.
+    fn finished(&mut self, shard: ShardIndex, generation: u64) {
+        if !self.leases.drop(shard, generation) {
+            return;
+        }
+        if let Some(worker) = self.workers.remove(&shard) {
+            worker.send_replace(Hold::Lost);
+        }
+        self.tell(GroupEvent::Finished { shard });
     }
 
     fn lose_all(&mut self, reason: &str) {

@@ -157,6 +157,7 @@ mod tests {
             retention: Duration::from_secs(3600),
             retention_bytes: None,
             max_record_bytes: 1 << 20,
+            auto_scale: None,
             created: Timestamp::ZERO,
             version: 1,
             shards: shards.iter().map(shard).collect(),

@@ -167,6 +167,7 @@ impl Fake {
             retention_us: 3_600_000_000,
             retention_bytes: 0,
             max_record_bytes: 1 << 20,
+            auto_scale: None,
             created_us: 0,
             version: 1,
             shards: (0..).zip(&world.shards).map(shard).collect(),
@@ -461,7 +462,7 @@ impl Consumer for Fake {
 
     async fn group(
         &self,
-        _: Request<tonic::Streaming<v1::GroupRequest>>,
+        _: Request<Streaming<v1::GroupRequest>>,
     ) -> Result<Response<Self::GroupStream>, Status> {
         Err(Status::unimplemented("group"))
     }
@@ -590,5 +591,26 @@ impl Admin for Fake {
         _: Request<v1::DeleteStreamRequest>,
     ) -> Result<Response<v1::DeleteStreamResponse>, Status> {
         Err(Status::unimplemented("delete"))
+    }
+
+    async fn split_shard(
+        &self,
+        _: Request<v1::SplitShardRequest>,
+    ) -> Result<Response<v1::SplitShardResponse>, Status> {
+        Err(Status::unimplemented("split"))
+    }
+
+    async fn merge_shards(
+        &self,
+        _: Request<v1::MergeShardsRequest>,
+    ) -> Result<Response<v1::MergeShardsResponse>, Status> {
+        Err(Status::unimplemented("merge"))
+    }
+
+    async fn scale_stream(
+        &self,
+        _: Request<v1::ScaleStreamRequest>,
+    ) -> Result<Response<v1::ScaleStreamResponse>, Status> {
+        Err(Status::unimplemented("scale"))
     }
 }

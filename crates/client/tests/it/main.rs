@@ -10,5 +10,7 @@
 mod consumer;
 mod end_to_end;
 mod fake;
+mod groups;
 mod node;
 mod producer;
+mod reshard;

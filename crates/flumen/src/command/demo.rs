@@ -1,15 +1,17 @@
 //! `flumen demo`: real telemetry in over gRPC, a kill -9 on the way, everything out again.
 //!
-//! The broker is a child process on a fresh directory. Producers replay the readings of all
-//! devices, consumers read along; in the middle the broker is killed while batches of every
-//! producer are unacknowledged, and started again. Then what came out is compared with what went
-//! in, the stream is read a second time, the broker is asked to end, and its directory is checked.
+//! The broker is a child process on a fresh directory. Producers replay the readings of all devices,
+//! the members of a consumer group process them. On the way a shard is split, the broker is killed
+//! while batches of every producer are unacknowledged, and started again, and one of the members
+//! vanishes. Then what came out is compared with what went in, the stream is read a second time, the
+//! broker is asked to end, and its directory is checked.
 
 mod consuming;
 mod drawing;
 mod killing;
 mod ledger;
 mod producing;
+mod splitting;
 mod summary;
 mod telemetry;
 
@@ -28,14 +30,17 @@ use crate::failure::AlreadySaid;
 use crate::inspection::inspect;
 use crate::output::Output;
 use crate::quantity::{count, size};
-use consuming::{Consumers, read_again};
-use killing::{Kill, kill_and_restart};
-use producing::{Producers, Shared};
+use consuming::{Members, Vanished, read_again};
+use killing::{Kill, kill_and_restart, wait_until};
+use producing::{Producers, Shared, Watched};
+use splitting::{Split, split};
 use summary::Summary;
 use telemetry::Telemetry;
 
 const PRODUCERS: usize = 4;
-const CONSUMERS: u32 = 2;
+const MEMBERS: usize = 3;
+/// One of them vanishes when this share of the readings is acknowledged, in percent.
+const MEMBER_LOST_AT: u64 = 85;
 /// The readings are spread over this long, the outage not counted.
 const REPLAY: Duration = Duration::from_secs(5);
 /// How often the progress line moves.
@@ -143,20 +148,27 @@ async fn play(
         durability: Some(args.durability.into()),
         ..NewStream::new(stream.clone())
     };
-    Client::connect(ClientConfig::new(&endpoint))?
-        .create_stream(new)
-        .await?;
+    let client = Client::connect(ClientConfig::new(&endpoint))?;
+    client.create_stream(new).await?;
 
     let shared = Arc::new(Shared::new(Arc::new(telemetry)));
-    let consumers = Consumers::start(&endpoint, &stream, &shared, CONSUMERS, args.shards).await?;
+    let mut members = Members::start(&endpoint, &stream, &shared, MEMBERS).await?;
+    let present = members.watched();
     let producers = Producers::start(&endpoint, &stream, &shared, PRODUCERS, REPLAY).await?;
     let watched = producers.watched();
-    let seen = || (watched.stored(), consumers.present());
-    let killing = kill_and_restart(&mut broker, &plan, &watched, &shared);
-    let kill = watch(output, killing, seen, &shared).await?;
-    tell(output, &kill, shared.telemetry.readings)?;
+    let seen = || (watched.stored(), present());
+    let scene = Scene {
+        client: &client,
+        stream: &stream,
+        producers: &watched,
+        shared: &shared,
+        seen: &seen,
+    };
+    let split = scene.split(output).await?;
+    let kill = scene.kill(output, &mut broker, &plan).await?;
+    let vanished = scene.lose_member(output, &mut members).await?;
     let (acknowledged, send_to_ack) = watch(output, producers.finish(), seen, &shared).await?;
-    let (_, send_to_read, live) = consumers.finish().await?;
+    let processed = members.finish(shared.telemetry.readings).await?;
     output.clear_progress();
     let (again, again_took) = read_again(&endpoint, &stream, &shared).await?;
     let stats = watched.stats();
@@ -171,19 +183,69 @@ async fn play(
         shards: args.shards,
         durability: super::stream::level_name(args.durability.into()),
         producers: stats.len() as u64,
-        consumers: CONSUMERS.min(args.shards),
+        members: MEMBERS as u64,
+        split,
         kill,
+        vanished,
+        lag_records: processed.lag_records,
+        finished_shards: processed.finished_shards,
         batches_resent: stats.iter().map(|stats| stats.batches_resent).sum(),
         recognised: stats.iter().map(|stats| stats.records_duplicate).sum(),
-        live,
+        live: processed.findings,
         again,
         again_took,
         took: acknowledged - shared.begun,
         send_to_ack,
-        send_to_read,
+        send_to_read: processed.latency,
         exit,
         inspection: inspected.context("checking the data directory")??,
     })
+}
+
+/// What the incidents on the way have in common.
+struct Scene<'a, S> {
+    client: &'a Client,
+    stream: &'a StreamName,
+    producers: &'a Watched,
+    shared: &'a Shared,
+    /// Readings stored and processed so far.
+    seen: &'a S,
+}
+
+impl<S: Fn() -> (u64, u64)> Scene<'_, S> {
+    async fn split(&self, output: &mut Output) -> Result<Split> {
+        let splitting = split(self.client, self.stream, self.producers, self.shared);
+        let split = watch(output, splitting, self.seen, self.shared).await?;
+        if !output.is_json() {
+            drawing::split(output, &split)?;
+        }
+        Ok(split)
+    }
+
+    async fn kill(
+        &self,
+        output: &mut Output,
+        broker: &mut BrokerProcess,
+        plan: &BrokerPlan,
+    ) -> Result<Kill> {
+        let killing = kill_and_restart(broker, plan, self.producers, self.shared);
+        let kill = watch(output, killing, self.seen, self.shared).await?;
+        tell(output, &kill, self.shared.telemetry.readings)?;
+        Ok(kill)
+    }
+
+    async fn lose_member(&self, output: &mut Output, members: &mut Members) -> Result<Vanished> {
+        let late = self.shared.telemetry.readings * MEMBER_LOST_AT / 100;
+        let losing = async {
+            wait_until(self.producers, late).await?;
+            members.lose_one().await
+        };
+        let vanished = watch(output, losing, self.seen, self.shared).await?;
+        if !output.is_json() {
+            drawing::vanished(output, &vanished)?;
+        }
+        Ok(vanished)
+    }
 }
 
 fn introduce(
@@ -217,10 +279,7 @@ fn introduce(
     );
     drawing::fact(output, "broker", &where_)?;
     drawing::fact(output, "files", &home.dir.display().to_string())?;
-    let load = format!(
-        "{PRODUCERS} producers, {} consumers, over gRPC",
-        CONSUMERS.min(shards)
-    );
+    let load = format!("{PRODUCERS} producers, a consumer group of {MEMBERS} members, over gRPC");
     Ok(drawing::fact(output, "load", &load)?)
 }
 

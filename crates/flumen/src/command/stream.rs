@@ -1,19 +1,24 @@
-//! `flumen stream`: create, list, describe, update, delete.
+//! `flumen stream`: create, list, describe, update, delete; split, merge, scale.
+
+mod auto_scale;
+mod show;
 
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
 use flumen_client::{
-    Client, Durability, NewStream, ShardDescription, StreamDescription, StreamName, StreamUpdate,
+    Client, Durability, HashKey, NewStream, ShardIndex, StreamDescription, StreamName, StreamUpdate,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::block_on;
 use crate::cli::Context;
 use crate::failure::{of_client, usage};
-use crate::output::{Output, OutputError};
-use crate::quantity::{count, micros, parse_duration, parse_size, setting_duration, size};
+use crate::output::Output;
+use crate::quantity::{count, parse_duration, parse_hash_key, parse_size, setting_duration, size};
+use auto_scale::{AutoScaleArgs, AutoScaleChangeArgs};
+use show::{changed, children, describe, open, records, stream_json};
 
 /// The verbs of `stream`.
 #[derive(Debug, Subcommand)]
@@ -34,6 +39,40 @@ pub(crate) enum Verb {
         /// The stream
         name: StreamName,
     },
+    /// Split an open shard in two; producers and consumers go on
+    Split {
+        /// The stream
+        name: StreamName,
+        /// The shard
+        #[arg(value_parser = parse_shard)]
+        shard: ShardIndex,
+        /// First hash key of the upper half, decimal or 0x… [default: the middle]
+        #[arg(long, value_parser = parse_hash_key, value_name = "HASH")]
+        at: Option<HashKey>,
+    },
+    /// Merge two open shards whose hash keys touch; producers and consumers go on
+    Merge {
+        /// The stream
+        name: StreamName,
+        /// One shard
+        #[arg(value_name = "A", value_parser = parse_shard)]
+        shard: ShardIndex,
+        /// Its neighbour
+        #[arg(value_name = "B", value_parser = parse_shard)]
+        adjacent: ShardIndex,
+    },
+    /// Split and merge until there are N open shards, in the fewest steps
+    Scale {
+        /// The stream
+        name: StreamName,
+        /// Open shards there shall be
+        #[arg(value_name = "N")]
+        shards: u32,
+    },
+}
+
+fn parse_shard(text: &str) -> Result<ShardIndex, std::num::ParseIntError> {
+    text.parse().map(ShardIndex::new)
 }
 
 /// What an ack promises.
@@ -82,6 +121,8 @@ pub(crate) struct Create {
     /// Largest record: data, key and headers together, up to 10MiB [default: 1MiB]
     #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     max_record_size: Option<u64>,
+    #[command(flatten)]
+    auto_scale: AutoScaleArgs,
 }
 
 /// Arguments of `stream update`.
@@ -101,6 +142,18 @@ pub(crate) struct Update {
     /// Largest record
     #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     max_record_size: Option<u64>,
+    #[command(flatten)]
+    auto_scale: AutoScaleChangeArgs,
+}
+
+impl Update {
+    fn changes_nothing(&self) -> bool {
+        self.durability.is_none()
+            && self.retention.is_none()
+            && self.retention_bytes.is_none()
+            && self.max_record_size.is_none()
+            && self.auto_scale.update().is_none()
+    }
 }
 
 /// A bound in bytes, or none.
@@ -117,13 +170,8 @@ fn parse_bound(text: &str) -> Result<Bound, crate::quantity::QuantityError> {
 
 /// Runs the command.
 pub(crate) fn run(context: &mut Context, verb: Verb) -> Result<()> {
-    if let Verb::Update(Update {
-        durability: None,
-        retention: None,
-        retention_bytes: None,
-        max_record_size: None,
-        ..
-    }) = &verb
+    if let Verb::Update(update) = &verb
+        && update.changes_nothing()
     {
         return Err(usage(
             "nothing to change; try --retention 24h, or `flumen stream update --help`",
@@ -160,6 +208,37 @@ async fn act(client: &Client, output: &mut Output, verb: Verb) -> Result<()> {
                 output.line(&format!("deleted {name}"))?;
             }
         }
+        Verb::Split { name, shard, at } => {
+            let stream = client.split_shard(&name, shard, at).await?;
+            let children = children(&stream, shard);
+            let done = format!("split shard {shard} of {name} into {children}");
+            resharded(output, &done, &stream)?;
+        }
+        Verb::Merge {
+            name,
+            shard,
+            adjacent,
+        } => {
+            let stream = client.merge_shards(&name, shard, adjacent).await?;
+            let child = children(&stream, shard);
+            let done = format!("merged shards {shard} and {adjacent} of {name} into {child}");
+            resharded(output, &done, &stream)?;
+        }
+        Verb::Scale { name, shards } => {
+            let stream = client.scale_stream(&name, shards).await?;
+            let done = format!("scaled {name}: {} open shards", open(&stream));
+            resharded(output, &done, &stream)?;
+        }
+    }
+    Ok(())
+}
+
+/// What became of the shards: a line, or the stream with its shard map.
+fn resharded(output: &mut Output, done: &str, stream: &StreamDescription) -> Result<()> {
+    if output.is_json() {
+        output.json(&stream_json(stream, true))?;
+    } else {
+        output.line(done)?;
     }
     Ok(())
 }
@@ -173,6 +252,7 @@ impl From<Create> for NewStream {
             retention: args.retention,
             retention_bytes: args.retention_bytes,
             max_record_bytes: args.max_record_size,
+            auto_scale: args.auto_scale.update(),
         }
     }
 }
@@ -184,30 +264,9 @@ impl From<Update> for StreamUpdate {
             retention: args.retention,
             retention_bytes: args.retention_bytes.map(|bound| bound.0),
             max_record_bytes: args.max_record_size,
+            auto_scale: args.auto_scale.update(),
         }
     }
-}
-
-fn changed(output: &mut Output, verb: &str, stream: &StreamDescription) -> Result<(), OutputError> {
-    if output.is_json() {
-        return output.json(&stream_json(stream, false));
-    }
-    output.line(&format!("{verb} {}: {}", stream.name, settings(stream)))
-}
-
-fn settings(stream: &StreamDescription) -> String {
-    let shards = stream.shards.len();
-    let bytes = match stream.retention_bytes {
-        Some(bytes) => format!(" and {}", size(bytes)),
-        None => String::new(),
-    };
-    format!(
-        "{shards} shard{}, {}, kept {}{bytes}, records up to {}",
-        if shards == 1 { "" } else { "s" },
-        level_name(stream.durability),
-        setting_duration(stream.retention),
-        size(stream.max_record_bytes)
-    )
 }
 
 async fn list(client: &Client, output: &mut Output) -> Result<()> {
@@ -235,7 +294,7 @@ async fn list(client: &Client, output: &mut Output) -> Result<()> {
     rows.extend(streams.iter().map(|stream| {
         [
             stream.name.to_string(),
-            stream.shards.len().to_string(),
+            open(stream).to_string(),
             level_name(stream.durability).to_owned(),
             setting_duration(stream.retention),
             count(stream.shards.iter().map(records).sum()),
@@ -243,87 +302,4 @@ async fn list(client: &Client, output: &mut Output) -> Result<()> {
         ]
     }));
     Ok(output.table(&rows)?)
-}
-
-/// Numbers between the horizon and the end: the records kept, but for recorded jumps.
-fn records(shard: &ShardDescription) -> u64 {
-    shard
-        .durable_end
-        .value()
-        .saturating_sub(shard.trim_horizon.value())
-}
-
-fn describe(output: &mut Output, stream: &StreamDescription) -> Result<(), OutputError> {
-    if output.is_json() {
-        return output.json(&stream_json(stream, true));
-    }
-    output.line(&format!("{}: {}", stream.name, settings(stream)))?;
-    output.line(&format!(
-        "created {}, version {}",
-        stream.created, stream.version
-    ))?;
-    output.line("")?;
-    let header = [
-        "SHARD",
-        "STATE",
-        "FIRST",
-        "END",
-        "STORED",
-        "LAST ARRIVAL",
-        "HASH KEYS FROM",
-    ];
-    let mut rows = vec![header.map(str::to_owned)];
-    rows.extend(stream.shards.iter().map(|shard| {
-        let empty = shard.last_arrival.as_micros() == 0;
-        [
-            shard.index.to_string(),
-            if shard.open { "open" } else { "closed" }.to_owned(),
-            shard.trim_horizon.to_string(),
-            shard.durable_end.to_string(),
-            size(shard.stored_bytes),
-            if empty {
-                "-".to_owned()
-            } else {
-                shard.last_arrival.to_string()
-            },
-            format!("{:032x}", shard.range.start.value()),
-        ]
-    }));
-    output.table(&rows)
-}
-
-fn stream_json(stream: &StreamDescription, with_shards: bool) -> Value {
-    let mut shown = json!({
-        "stream": stream.name.as_str(),
-        "id": stream.id.value(),
-        "shards": stream.shards.len(),
-        "durability": level_name(stream.durability),
-        "retention_us": micros(stream.retention),
-        "retention_bytes": stream.retention_bytes,
-        "max_record_bytes": stream.max_record_bytes,
-        "created_time": stream.created.to_string(),
-        "version": stream.version,
-        "records": stream.shards.iter().map(records).sum::<u64>(),
-        "stored_bytes": stream.shards.iter().map(|shard| shard.stored_bytes).sum::<u64>(),
-    });
-    if let (true, Some(fields)) = (with_shards, shown.as_object_mut()) {
-        let shards = stream.shards.iter().map(shard_json).collect();
-        fields.insert("shard_map".to_owned(), Value::Array(shards));
-    }
-    shown
-}
-
-fn shard_json(shard: &ShardDescription) -> Value {
-    let empty = shard.last_arrival.as_micros() == 0;
-    json!({
-        "shard": shard.index.value(),
-        "open": shard.open,
-        "parents": shard.parents.iter().map(|parent| parent.value()).collect::<Vec<_>>(),
-        "hash_key_start": format!("{:032x}", shard.range.start.value()),
-        "hash_key_end": format!("{:032x}", shard.range.end.value()),
-        "trim_horizon": shard.trim_horizon.value(),
-        "durable_end": shard.durable_end.value(),
-        "stored_bytes": shard.stored_bytes,
-        "last_arrival_time": (!empty).then(|| shard.last_arrival.to_string()),
-    })
 }

@@ -536,6 +536,89 @@ const CASES: &[Case] = &[
         },
     },
     Case {
+        rpc: "flumen.v1.Admin/SplitShard",
+        good: |stage| {
+            stage.create("cut", 1);
+            let request = v1::SplitShardRequest {
+                stream: "cut".to_owned(),
+                ..Default::default()
+            };
+            let split = stage.wire.good(stage.wire.admin().split_shard(request));
+            let shards = split.stream.expect("a stream").shards;
+            let shown: Vec<_> = shards
+                .iter()
+                .map(|shard| (shard.open, &*shard.parents))
+                .collect();
+            assert_eq!(shown, [(false, &[][..]), (true, &[0]), (true, &[0])]);
+        },
+        refused: |stage| {
+            let split = |shard, hash_key: &[u8]| {
+                let request = v1::SplitShardRequest {
+                    stream: "cut".to_owned(),
+                    shard,
+                    hash_key: Bytes::copy_from_slice(hash_key),
+                };
+                stage.wire.refused(stage.wire.admin().split_shard(request))
+            };
+            let closed = [("shard", "0"), ("end", "0")];
+            split(0, b"").says(FailedPrecondition, "SHARD_CLOSED", &closed);
+            split(9, b"").says(NotFound, "SHARD_NOT_FOUND", &[("shard", "9")]);
+            split(1, b"abc").says(InvalidArgument, "HASH_KEY_INVALID", &[("bytes", "3")]);
+            let outside = [
+                ("shard", "2"),
+                ("hash_key", "00000000000000000000000000000000"),
+            ];
+            split(2, &[0; 16]).says(InvalidArgument, "SPLIT_OUTSIDE", &outside);
+        },
+    },
+    Case {
+        rpc: "flumen.v1.Admin/MergeShards",
+        good: |stage| {
+            let request = v1::MergeShardsRequest {
+                stream: "cut".to_owned(),
+                shard: 2,
+                adjacent_shard: 1,
+            };
+            let merged = stage.wire.good(stage.wire.admin().merge_shards(request));
+            let shards = merged.stream.expect("a stream").shards;
+            assert_eq!((shards[3].open, &*shards[3].parents), (true, &[2, 1][..]));
+        },
+        refused: |stage| {
+            let merge = |shard, adjacent_shard| {
+                let request = v1::MergeShardsRequest {
+                    stream: "cut".to_owned(),
+                    shard,
+                    adjacent_shard,
+                };
+                stage.wire.refused(stage.wire.admin().merge_shards(request))
+            };
+            merge(3, 1).says(FailedPrecondition, "SHARD_CLOSED", &[("shard", "1")]);
+            let apart = [("shard", "3"), ("other", "3")];
+            merge(3, 3).says(InvalidArgument, "SHARDS_NOT_ADJACENT", &apart);
+        },
+    },
+    Case {
+        rpc: "flumen.v1.Admin/ScaleStream",
+        good: |stage| {
+            let request = v1::ScaleStreamRequest {
+                stream: "cut".to_owned(),
+                shards: 5,
+            };
+            let scaled = stage.wire.good(stage.wire.admin().scale_stream(request));
+            let shards = scaled.stream.expect("a stream").shards;
+            assert_eq!(shards.iter().filter(|shard| shard.open).count(), 5);
+        },
+        refused: |stage| {
+            let request = v1::ScaleStreamRequest {
+                stream: "cut".to_owned(),
+                shards: 10_001,
+            };
+            let refused = stage.wire.refused(stage.wire.admin().scale_stream(request));
+            let bounds = [("setting", "shards"), ("max", "10000")];
+            refused.says(InvalidArgument, "OUT_OF_BOUNDS", &bounds);
+        },
+    },
+    Case {
         rpc: "flumen.v1.Consumer/Read",
         good: |stage| {
             let request = v1::ReadRequest {

@@ -109,6 +109,13 @@ const CASES: &[Case] = &[
             assert_eq!(made[0]["shards"], 3);
             assert_eq!(made[0]["durability"], "memory");
             assert_eq!(made[0]["retention_us"], 86_400_000_000_u64);
+            let words = "stream create scaled --auto-scale 1..8 --scale-bytes-per-s 1MiB --scale-cool-down 1m";
+            let scaled = &stage.json(words)[0]["auto_scale"];
+            assert_eq!(
+                (&scaled["shards_max"], &scaled["shard_bytes_per_s"]),
+                (&8.into(), &(1 << 20).into())
+            );
+            assert_eq!(scaled["cool_down_us"], 60_000_000);
         },
         refused: |stage| {
             stage
@@ -120,6 +127,12 @@ const CASES: &[Case] = &[
             stage
                 .flumen("stream create few --retention 5m", b"")
                 .refused(1, "retention");
+            stage
+                .flumen("stream create few --auto-scale 1..4", b"")
+                .refused(1, "scale-bytes-per-s or scale-records-per-s");
+            stage
+                .flumen("stream create few --auto-scale 4", b"")
+                .refused(2, "as in 1..16");
         },
     },
     Case {
@@ -170,12 +183,31 @@ const CASES: &[Case] = &[
                 &stage.json("stream update there --retention 2d --retention-bytes 1GiB")[0];
             assert_eq!(stream["retention_us"], 172_800_000_000_u64);
             assert_eq!(stream["retention_bytes"], 1 << 30);
+            let scaled =
+                &stage.json("stream update scaled --scale-split-above 50")[0]["auto_scale"];
+            assert_eq!(
+                (&scaled["split_above_percent"], &scaled["shards_max"]),
+                (&50.into(), &8.into())
+            );
+            let text = stage.flumen("stream describe scaled", b"").good();
+            assert!(
+                text.contains("auto-scale 1..8 shards of 1.0 MiB/s: split above 50 %"),
+                "{text}"
+            );
             assert_eq!(
                 stage.json("stream update there --retention-bytes none")[0]["retention_bytes"],
                 Value::Null
             );
         },
         refused: |stage| {
+            let off = &stage.json("stream update scaled --auto-scale off")[0];
+            assert_eq!(off["auto_scale"], Value::Null);
+            stage
+                .flumen(
+                    "stream update there --auto-scale 5..4 --scale-records-per-s 9",
+                    b"",
+                )
+                .refused(1, "at least is 5");
             stage
                 .flumen("stream update there", b"")
                 .refused(2, "nothing to change");
@@ -200,6 +232,88 @@ const CASES: &[Case] = &[
             stage
                 .flumen("stream delete missing", b"")
                 .refused(1, "does not exist")
+        },
+    },
+    Case {
+        verb: "stream split",
+        good: |stage| {
+            stage.flumen("stream create cut", b"").good();
+            let out = stage.flumen(
+                "stream split cut 0 --at 0x80000000000000000000000000000000",
+                b"",
+            );
+            assert_eq!(out.good(), "split shard 0 of cut into 1 and 2\n");
+            let split = &stage.json("stream split cut 1 --at 5")[0];
+            assert_eq!(
+                (&split["shards"], &split["closed_shards"]),
+                (&3.into(), &2.into())
+            );
+            let child = &split["shard_map"][3];
+            assert_eq!(
+                (&child["parents"][0], &child["open"]),
+                (&1.into(), &true.into())
+            );
+            assert_eq!(child["hash_key_end"], format!("{:032x}", 4));
+            let text = stage.flumen("stream describe cut", b"").good();
+            assert!(text.contains("3 shards (2 more closed)"), "{text}");
+            assert!(
+                text.contains("PARENTS") && text.contains("closed"),
+                "{text}"
+            );
+        },
+        refused: |stage| {
+            stage
+                .flumen("stream split cut 0", b"")
+                .refused(1, "shard 0 is closed");
+            stage
+                .flumen("stream split cut 77", b"")
+                .refused(1, "no shard 77");
+            stage
+                .flumen("stream split cut 2 --at 9", b"")
+                .refused(1, "cannot be split at hash key 9");
+            stage
+                .flumen("stream split cut 2 --at +9", b"")
+                .refused(2, "not a hash key");
+            stage
+                .flumen("stream split missing 0", b"")
+                .refused(1, "does not exist");
+        },
+    },
+    Case {
+        verb: "stream merge",
+        good: |stage| {
+            let out = stage.flumen("stream merge cut 4 2", b"").good();
+            assert_eq!(out, "merged shards 4 and 2 of cut into 5\n");
+            assert_eq!(stage.json("stream merge cut 3 5")[0]["shards"], 1);
+        },
+        refused: |stage| {
+            stage
+                .flumen("stream merge cut 0 6", b"")
+                .refused(1, "shard 0 is closed");
+            stage.flumen("stream create four --shards 4", b"").good();
+            stage
+                .flumen("stream merge four 0 2", b"")
+                .refused(1, "not neighbours");
+            stage.flumen("stream merge four 0", b"").refused(2, "<B>");
+        },
+    },
+    Case {
+        verb: "stream scale",
+        good: |stage| {
+            assert_eq!(stage.json("stream scale cut 7")[0]["shards"], 7);
+            let out = stage.flumen("stream scale cut 2", b"").good();
+            assert_eq!(out, "scaled cut: 2 open shards\n");
+        },
+        refused: |stage| {
+            stage
+                .flumen("stream scale cut 0", b"")
+                .refused(1, "shards is 0, allowed is 1 to 10000");
+            stage
+                .flumen("stream scale cut many", b"")
+                .refused(2, "many");
+            stage
+                .flumen("stream scale missing 2", b"")
+                .refused(1, "does not exist");
         },
     },
     Case {

@@ -8,9 +8,12 @@ use flumen_record::{
     Durability, HashKey, HashRange, SequenceNumber, ShardId, ShardIndex, StreamId, Timestamp,
 };
 
+use crate::AutoScale;
+
 use super::stream_info::{Placement, ShardInfo, ShardState, StreamInfo, StreamSettings};
 
-const VERSION: u8 = 1;
+/// Version 1 has no automatic scaling.
+const VERSION: u8 = 2;
 
 /// One change of the catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,13 +104,14 @@ impl From<TryGetError> for Fault {
 }
 
 fn read(bytes: &mut &[u8]) -> Result<Change, Fault> {
-    if bytes.try_get_u8()? != VERSION {
+    let version = bytes.try_get_u8()?;
+    if !(1..=VERSION).contains(&version) {
         return Err(Fault::Unknown(
             "its version is not known; it was written by a newer Flumen",
         ));
     }
     Ok(match bytes.try_get_u8()? {
-        1 => Change::Stream(read_stream(bytes)?),
+        1 => Change::Stream(read_stream(version, bytes)?),
         2 => Change::Deleted(StreamId::new(bytes.try_get_u32_le()?)),
         3 => Change::Producers {
             reserved: bytes.try_get_u64_le()?,
@@ -116,7 +120,7 @@ fn read(bytes: &mut &[u8]) -> Result<Change, Fault> {
             reserved: bytes.try_get_u64_le()?,
             next_stream: bytes.try_get_u32_le()?,
         },
-        5 => Change::SnapshotStream(read_stream(bytes)?),
+        5 => Change::SnapshotStream(read_stream(version, bytes)?),
         6 => Change::SnapshotEnd {
             streams: bytes.try_get_u32_le()?,
         },
@@ -138,12 +142,30 @@ fn encode_stream(stream: &StreamInfo, out: &mut Vec<u8>) {
     out.put_u64_le(u64::try_from(stream.settings.retention.as_micros()).unwrap_or(u64::MAX));
     out.put_u64_le(stream.settings.retention_bytes.unwrap_or(0));
     out.put_u64_le(stream.settings.max_record_bytes);
+    encode_auto_scale(stream.settings.auto_scale.as_ref(), out);
     out.put_u64_le(stream.created.as_micros());
     out.put_u64_le(stream.version);
     out.put_u32_le(count(stream.shards.len()));
     for shard in &stream.shards {
         encode_shard(shard, out);
     }
+}
+
+fn encode_auto_scale(auto_scale: Option<&AutoScale>, out: &mut Vec<u8>) {
+    let Some(auto_scale) = auto_scale else {
+        return out.put_u8(0);
+    };
+    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    out.put_u8(1);
+    out.put_u32_le(auto_scale.shards_min);
+    out.put_u32_le(auto_scale.shards_max);
+    out.put_u64_le(auto_scale.shard_bytes_per_s.unwrap_or(0));
+    out.put_u64_le(auto_scale.shard_records_per_s.unwrap_or(0));
+    out.put_u32_le(auto_scale.split_above_percent);
+    out.put_u64_le(micros(auto_scale.split_after));
+    out.put_u32_le(auto_scale.merge_below_percent);
+    out.put_u64_le(micros(auto_scale.merge_after));
+    out.put_u64_le(micros(auto_scale.cool_down));
 }
 
 fn encode_shard(shard: &ShardInfo, out: &mut Vec<u8>) {
@@ -186,7 +208,7 @@ fn count(length: usize) -> u32 {
     u32::try_from(length).expect("BUG: shards, parents and placements are few")
 }
 
-fn read_stream(bytes: &mut &[u8]) -> Result<StreamInfo, Fault> {
+fn read_stream(version: u8, bytes: &mut &[u8]) -> Result<StreamInfo, Fault> {
     let id = StreamId::new(bytes.try_get_u32_le()?);
     let length = usize::from(bytes.try_get_u8()?);
     let (name, rest) = bytes.split_at_checked(length).ok_or(Fault::Short)?;
@@ -200,6 +222,10 @@ fn read_stream(bytes: &mut &[u8]) -> Result<StreamInfo, Fault> {
         retention: Duration::from_micros(bytes.try_get_u64_le()?),
         retention_bytes: Some(bytes.try_get_u64_le()?).filter(|bound| *bound > 0),
         max_record_bytes: bytes.try_get_u64_le()?,
+        auto_scale: match version {
+            1 => None,
+            _ => read_auto_scale(bytes)?,
+        },
     };
     let created = Timestamp::from_micros(bytes.try_get_u64_le()?);
     let version = bytes.try_get_u64_le()?;
@@ -217,6 +243,24 @@ fn read_stream(bytes: &mut &[u8]) -> Result<StreamInfo, Fault> {
         routes: Vec::new(),
     }
     .arrange())
+}
+
+fn read_auto_scale(bytes: &mut &[u8]) -> Result<Option<AutoScale>, Fault> {
+    match bytes.try_get_u8()? {
+        0 => Ok(None),
+        1 => Ok(Some(AutoScale {
+            shards_min: bytes.try_get_u32_le()?,
+            shards_max: bytes.try_get_u32_le()?,
+            shard_bytes_per_s: Some(bytes.try_get_u64_le()?).filter(|rate| *rate > 0),
+            shard_records_per_s: Some(bytes.try_get_u64_le()?).filter(|rate| *rate > 0),
+            split_above_percent: bytes.try_get_u32_le()?,
+            split_after: Duration::from_micros(bytes.try_get_u64_le()?),
+            merge_below_percent: bytes.try_get_u32_le()?,
+            merge_after: Duration::from_micros(bytes.try_get_u64_le()?),
+            cool_down: Duration::from_micros(bytes.try_get_u64_le()?),
+        })),
+        _ => Err(Fault::Unknown("its automatic scaling is not known")),
+    }
 }
 
 fn read_shard(stream: StreamId, bytes: &mut &[u8]) -> Result<ShardInfo, Fault> {
@@ -330,10 +374,38 @@ mod tests {
         .arrange()
     }
 
+    fn scaled() -> StreamInfo {
+        let mut stream = stream();
+        stream.settings.auto_scale = Some(AutoScale {
+            shard_records_per_s: Some(9),
+            ..AutoScale::default()
+        });
+        stream
+    }
+
+    /// Written before there was automatic scaling.
+    #[test]
+    fn version_1_is_read() {
+        let mut bytes = Change::Stream(stream()).encode();
+        bytes[0] = 1;
+        let name = stream().name.as_str().len();
+        // Version, kind, number, name, durability, retention, its bytes, record bytes.
+        let flag = bytes.remove(2 + 4 + 1 + name + 1 + 8 + 8 + 8);
+        assert_eq!(flag, 0);
+        assert_eq!(Change::decode(&bytes), Ok(Change::Stream(stream())));
+        let mut bytes = Change::Deleted(StreamId::new(5)).encode();
+        bytes[0] = 1;
+        assert_eq!(
+            Change::decode(&bytes),
+            Ok(Change::Deleted(StreamId::new(5)))
+        );
+    }
+
     #[test]
     fn changes_read_back_as_written_and_nothing_shorter_or_longer_is_one() {
         let all = [
             Change::Stream(stream()),
+            Change::Stream(scaled()),
             Change::Deleted(StreamId::new(5)),
             Change::Producers { reserved: 1024 },
             Change::SnapshotBegin {
@@ -371,7 +443,8 @@ mod tests {
             bytes[at] = value;
             assert!(Change::decode(&bytes).is_err());
         };
-        check(0, 2);
+        check(0, 0);
+        check(0, VERSION + 1);
         check(1, 99);
     }
 }

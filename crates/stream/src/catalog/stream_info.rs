@@ -10,7 +10,13 @@ use flumen_record::{
 
 use super::in_bounds;
 use crate::CatalogError;
+use crate::auto_scale::{AutoScale, AutoScaleUpdate};
+use crate::reshard::{self, Reshard, ReshardError};
 use crate::retention::{RETENTION_MAX, RETENTION_MIN, retention_class};
+
+/// As many shards as a stream can have.
+const AUTO_SCALE_SHARDS_MAX: u64 = 10_000;
+const AUTO_SCALE_TIME_MAX: Duration = Duration::from_hours(24);
 
 /// What a user can set about a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +29,8 @@ pub struct StreamSettings {
     pub retention_bytes: Option<u64>,
     /// Data, key and headers of one record: 1 KiB to 10 MiB. Default 1 MiB.
     pub max_record_bytes: u64,
+    /// Shards are split and merged by load; `None`: by hand.
+    pub auto_scale: Option<AutoScale>,
 }
 
 impl Default for StreamSettings {
@@ -32,6 +40,7 @@ impl Default for StreamSettings {
             retention: Duration::from_secs(168 * 3600),
             retention_bytes: None,
             max_record_bytes: 1 << 20,
+            auto_scale: None,
         }
     }
 }
@@ -54,10 +63,10 @@ impl StreamSettings {
             hours(RETENTION_MAX),
         )?;
         in_bounds("max-record-size", self.max_record_bytes, 1 << 10, 10 << 20)?;
-        match self.retention_bytes {
-            Some(bound) => in_bounds("retention-bytes", bound, 1, u64::MAX),
-            None => Ok(()),
+        if let Some(bound) = self.retention_bytes {
+            in_bounds("retention-bytes", bound, 1, u64::MAX)?;
         }
+        self.auto_scale.as_ref().map_or(Ok(()), check_auto_scale)
     }
 
     /// The log a stream with these settings writes to: retention rounds up to a class.
@@ -68,6 +77,45 @@ impl StreamSettings {
             lane,
         }
     }
+}
+
+/// Refuses settings under which shards would be split and merged in turns, or never.
+fn check_auto_scale(auto_scale: &AutoScale) -> Result<(), CatalogError> {
+    let AutoScale {
+        shards_min,
+        shards_max,
+        split_above_percent,
+        merge_below_percent,
+        ..
+    } = *auto_scale;
+    let (least, most) = (u64::from(shards_min), u64::from(shards_max));
+    in_bounds("auto-scale, at most", most, 1, AUTO_SCALE_SHARDS_MAX)?;
+    in_bounds("auto-scale, at least", least, 1, most)?;
+    let rates = [auto_scale.shard_bytes_per_s, auto_scale.shard_records_per_s];
+    let rate = rates.into_iter().flatten().max().unwrap_or(0);
+    in_bounds(
+        "scale-bytes-per-s or scale-records-per-s",
+        rate,
+        1,
+        u64::MAX,
+    )?;
+    let above = u64::from(split_above_percent);
+    in_bounds("scale-split-above", above, 1, 100)?;
+    in_bounds(
+        "scale-merge-below",
+        u64::from(merge_below_percent),
+        0,
+        above - 1,
+    )?;
+    let day = AUTO_SCALE_TIME_MAX.as_secs();
+    for (setting, time, least) in [
+        ("scale-split-after in seconds", auto_scale.split_after, 1),
+        ("scale-merge-after in seconds", auto_scale.merge_after, 1),
+        ("scale-cool-down in seconds", auto_scale.cool_down, 0),
+    ] {
+        in_bounds(setting, time.as_secs(), least, day)?;
+    }
+    Ok(())
 }
 
 /// A stream to create.
@@ -92,6 +140,8 @@ pub struct StreamUpdate {
     pub retention_bytes: Option<Option<u64>>,
     /// New record limit.
     pub max_record_bytes: Option<u64>,
+    /// Splitting and merging by load.
+    pub auto_scale: Option<AutoScaleUpdate>,
 }
 
 impl StreamUpdate {
@@ -103,6 +153,10 @@ impl StreamUpdate {
             retention: self.retention.unwrap_or(settings.retention),
             retention_bytes: self.retention_bytes.unwrap_or(settings.retention_bytes),
             max_record_bytes: self.max_record_bytes.unwrap_or(settings.max_record_bytes),
+            auto_scale: match &self.auto_scale {
+                Some(update) => update.applied_to(settings.auto_scale),
+                None => settings.auto_scale,
+            },
         }
     }
 }
@@ -161,7 +215,7 @@ pub struct StreamInfo {
     /// All shards that are not expired, by index.
     pub shards: Vec<ShardInfo>,
     /// Open shards by the start of their range: (start, place in `shards`).
-    pub(super) routes: Vec<(HashKey, usize)>,
+    pub(crate) routes: Vec<(HashKey, usize)>,
 }
 
 impl StreamInfo {
@@ -175,6 +229,70 @@ impl StreamInfo {
         self.shards
             .get(*shard)
             .filter(|shard| shard.range.contains(key))
+    }
+
+    /// Its open shards, by index. They cover the key space.
+    pub fn open_shards(&self) -> impl Iterator<Item = &ShardInfo> {
+        let is_open = |shard: &&ShardInfo| shard.state == ShardState::Open;
+        self.shards.iter().filter(is_open)
+    }
+
+    /// The number of the next shard. Numbers are never used again: the newest shard is always open,
+    /// and only closed ones leave.
+    pub fn next_index(&self) -> ShardIndex {
+        let last = self.shards.last().map(|shard| shard.id.index().value());
+        ShardIndex::new(last.map_or(0, |last| last.saturating_add(1)))
+    }
+
+    /// The log that a shard which opens now writes to: shards take turns on the lanes of their class.
+    pub fn log_of(&self, shard: ShardIndex, lanes: u32) -> LogKey {
+        self.settings.log(lane_of(self.id, shard, lanes))
+    }
+
+    /// Refuses steps that cannot be made of the shards there are.
+    pub fn check_reshard(&self, steps: &[Reshard], shards_max: u32) -> Result<(), ReshardError> {
+        reshard::outcomes(self, steps, shards_max).map(|_| ())
+    }
+
+    /// Makes steps: parents close where the caller says they end, children open, written by the lanes
+    /// whose turn it is.
+    pub(super) fn reshard(
+        &mut self,
+        steps: &[Reshard],
+        ends: &[(ShardIndex, SequenceNumber)],
+        (shards_max, lanes): (u32, u32),
+        at: Timestamp,
+    ) -> Result<(), ReshardError> {
+        for outcome in reshard::outcomes(self, steps, shards_max)? {
+            for parent in &outcome.parents {
+                let end = ends.iter().find(|(index, _)| index == parent);
+                let (_, end) = *end.expect("BUG: a shard closes and nobody knows where");
+                let parent = self.shard_mut(*parent).expect("BUG: looked at just now");
+                parent.state = ShardState::Closed { end, at };
+            }
+            for range in outcome.children {
+                let index = self.next_index();
+                self.shards.push(ShardInfo {
+                    id: ShardId::new(self.id, index),
+                    range,
+                    state: ShardState::Open,
+                    parents: outcome.parents.clone(),
+                    placements: vec![Placement {
+                        log: self.log_of(index, lanes),
+                        from: SequenceNumber::ZERO,
+                    }],
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops closed shards.
+    pub(super) fn expire(&mut self, expired: &[ShardIndex]) {
+        self.shards.retain(|shard| {
+            let index = shard.id.index();
+            shard.state == ShardState::Open || !expired.contains(&index)
+        });
     }
 
     /// The shard with this index.
@@ -236,7 +354,7 @@ impl StreamInfo {
     }
 
     /// Sorts what look-ups rely on; after every change of `shards`.
-    pub(super) fn arrange(mut self) -> Self {
+    pub(crate) fn arrange(mut self) -> Self {
         self.shards.sort_unstable_by_key(|shard| shard.id.index());
         let open = |(place, shard): (usize, &ShardInfo)| {
             (shard.state == ShardState::Open).then_some((shard.range.start, place))
@@ -245,4 +363,9 @@ impl StreamInfo {
         self.routes.sort_unstable();
         self
     }
+}
+
+/// Shards of a stream take turns on the lanes of their class.
+pub(super) fn lane_of(stream: StreamId, shard: ShardIndex, lanes: u32) -> u32 {
+    stream.value().wrapping_add(shard.value()) % lanes.max(1)
 }

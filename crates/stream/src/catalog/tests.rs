@@ -115,6 +115,106 @@ fn routes_find_the_open_shard_of_every_key() {
     assert_eq!(stream.shard(ShardIndex::new(7)), None);
 }
 
+fn split(shard: u32) -> Reshard {
+    Reshard::Split {
+        shard: ShardIndex::new(shard),
+        at: None,
+    }
+}
+
+#[test]
+fn a_reshard_is_one_record() {
+    let storage = MemoryStorage::new();
+    let mut catalog = open(&storage);
+    catalog.create(new("a", 2), NOW).unwrap();
+    let before = catalog.last_record();
+    let merged = Reshard::Merge {
+        shard: ShardIndex::new(3),
+        adjacent: ShardIndex::new(1),
+    };
+    let later = NOW.saturating_add(Duration::from_secs(1));
+    catalog
+        .reshard(&name("a"), &[split(0)], &moves(&[(0, 7)]), NOW)
+        .unwrap();
+    let ends = moves(&[(1, 5), (3, 0), (2, 9)]);
+    let steps = [merged, split(2)];
+    let stream = catalog.reshard(&name("a"), &steps, &ends, later).unwrap();
+    assert_eq!(catalog.last_record(), before + 2);
+    assert_eq!(stream.version, before + 2);
+    let shown: Vec<_> = stream
+        .shards
+        .iter()
+        .map(|shard| {
+            let parents = shard.parents.iter().map(|parent| parent.value());
+            (shard.state, parents.collect::<Vec<_>>())
+        })
+        .collect();
+    let closed = |end, at| ShardState::Closed {
+        end: SequenceNumber::new(end),
+        at,
+    };
+    assert_eq!(
+        shown,
+        [
+            (closed(7, NOW), vec![]),
+            (closed(5, later), vec![]),
+            (closed(9, later), vec![0]),
+            (closed(0, later), vec![0]),
+            (ShardState::Open, vec![3, 1]),
+            (ShardState::Open, vec![2]),
+            (ShardState::Open, vec![2]),
+        ]
+    );
+    for shard in stream.open_shards() {
+        for key in [shard.range.start, shard.range.end] {
+            assert_eq!(stream.route(key).map(|found| found.id), Some(shard.id));
+        }
+        let placed = shard.placements.first().unwrap();
+        assert_eq!(placed.from, SequenceNumber::ZERO);
+    }
+    drop(catalog);
+    let catalog = open(&storage.crash_keeping(flumen_log::Grain::Page, 0));
+    assert_eq!(catalog.stream(&name("a")), Some(stream));
+}
+
+#[test]
+fn what_cannot_be_resharded_changes_nothing() {
+    let storage = MemoryStorage::new();
+    let mut catalog = open(&storage);
+    let before = catalog.create(new("a", 2), NOW).unwrap();
+    let missing = catalog.reshard(&name("b"), &[split(0)], &[], NOW);
+    assert!(matches!(missing, Err(CatalogError::NotFound { .. })));
+    let refused = catalog.reshard(&name("a"), &[split(2)], &[], NOW);
+    assert!(matches!(refused, Err(CatalogError::Reshard { .. })));
+    assert_eq!(catalog.stream(&name("a")), Some(before));
+}
+
+/// Numbers of shards are never used again, also when those before have left.
+#[test]
+fn expired_shards_leave_and_open_ones_stay() {
+    let storage = MemoryStorage::new();
+    let mut catalog = open(&storage);
+    catalog.create(new("a", 1), NOW).unwrap();
+    catalog
+        .reshard(&name("a"), &[split(0)], &moves(&[(0, 7)]), NOW)
+        .unwrap();
+    let all: Vec<_> = (0..9).map(ShardIndex::new).collect();
+    let stream = catalog.expire_shards(&name("a"), &all, NOW).unwrap();
+    let left: Vec<_> = stream
+        .shards
+        .iter()
+        .map(|shard| shard.id.index().value())
+        .collect();
+    assert_eq!(left, [1, 2]);
+    assert_eq!(stream.shards[0].parents, [ShardIndex::new(0)]);
+    assert_eq!(stream.next_index(), ShardIndex::new(3));
+    // Nothing to do is no record.
+    let records = catalog.last_record();
+    catalog.expire_shards(&name("a"), &all, NOW).unwrap();
+    assert_eq!(catalog.last_record(), records);
+    assert_eq!(catalog.streams().collect::<Vec<_>>(), [&stream]);
+}
+
 #[test]
 fn a_change_of_level_places_the_shards_anew() {
     let storage = MemoryStorage::new();

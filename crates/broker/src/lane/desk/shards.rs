@@ -59,6 +59,15 @@ impl Desk {
         }
     }
 
+    /// Ends a hold: the shard is closed. What waited gets its turn, to be recognised or refused.
+    pub(in crate::lane) fn close(&mut self, id: ShardId, turns: &mut Turns<Submission>) {
+        let slot = self.index.get(&id).copied();
+        if let Some(Slot::Held(open, _)) = slot.map(|slot| self.slot(slot)) {
+            open.shard.shard.close();
+        }
+        self.resume(id, turns);
+    }
+
     /// Ends a hold: the shard goes on here.
     pub(in crate::lane) fn resume(&mut self, id: ShardId, turns: &mut Turns<Submission>) {
         let Some(&slot) = self.index.get(&id) else {

@@ -33,6 +33,12 @@ impl Worker {
                 shards.iter().for_each(|&id| self.desk.freeze(id));
                 let _ = done.send(());
             }
+            Control::Close(shards, done) => {
+                for &id in &shards {
+                    self.desk.close(id, &mut self.turns);
+                }
+                let _ = done.send(());
+            }
             Control::Departed { shard, to, state } => self.desk.departed(shard, to, state),
             Control::Trim(shards, done) => {
                 for (shard, before) in shards {

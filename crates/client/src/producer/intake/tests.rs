@@ -29,6 +29,7 @@ fn intake(shards: u32, config: &ProducerConfig) -> Intake {
         retention: Duration::from_secs(3600),
         retention_bytes: None,
         max_record_bytes: 1 << 20,
+        auto_scale: None,
         created: Timestamp::ZERO,
         version: 1,
         shards: (0..).zip(ranges).map(shard).collect(),

@@ -1,126 +1,224 @@
-//! The consumers: they read while the producers send, and ride out the same outage.
+//! The members of a consumer group: they process readings while the producers send, ride out the same
+//! outage, follow a split, and one of them vanishes on the way.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use flumen_client::{Client, ClientConfig, Consumer, ConsumerConfig, ReadUntil, StreamName};
-use flumen_record::ShardIndex;
+use anyhow::{Context, Result, bail, ensure};
+use flumen_client::{
+    Client, ClientConfig, Consumer, ConsumerConfig, GroupBatch, GroupConfig, GroupConsumer,
+    GroupName, HandlerError, ReadUntil, ShardLease, StreamName,
+};
 use hdrhistogram::Histogram;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use serde::Serialize;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::ledger::{Findings, Ledger};
 use super::producing::{Shared, latencies};
+use crate::quantity::micros;
 
 /// With readings missing and nothing new for this long, they are lost.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A member that is silent for this long is gone.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(2);
+const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(100);
+/// How often the broker is asked who has what.
+const LOOK: Duration = Duration::from_millis(20);
 
-/// When a consumer got its last reading, and how long readings took to it.
-type Read = (Instant, Histogram<u64>);
-
-/// Running consumers.
+/// What the members share.
 #[derive(Debug)]
-pub(super) struct Consumers {
-    ledger: Arc<Mutex<Ledger>>,
-    /// True once nothing more is sent.
-    sent: watch::Sender<bool>,
-    reading: Vec<JoinHandle<Result<Read>>>,
+struct Seen {
+    ledger: Ledger,
+    latency: Histogram<u64>,
+    last: Instant,
 }
 
-impl Consumers {
-    /// Opens `count` consumers, which share the shards.
+/// Running members.
+#[derive(Debug)]
+pub(super) struct Members {
+    client: Client,
+    stream: StreamName,
+    group: GroupName,
+    running: Vec<GroupConsumer>,
+    seen: Arc<Mutex<Seen>>,
+    moved: Arc<Notify>,
+}
+
+/// One member that ended without a word, and what became of its shards.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Vanished {
+    /// Which, counted from 1.
+    pub(super) member: usize,
+    /// Shards it had.
+    pub(super) shards: usize,
+    /// Until the others had all of them.
+    pub(super) taken_over_us: u64,
+    /// What a silent member is given.
+    pub(super) session_timeout_us: u64,
+}
+
+/// What the members did, once nothing more came.
+#[derive(Debug)]
+pub(super) struct Processed {
+    pub(super) findings: Findings,
+    pub(super) latency: Histogram<u64>,
+    /// What the group had left to process at the end, by the broker's word.
+    pub(super) lag_records: u64,
+    /// Closed shards that are processed to their end.
+    pub(super) finished_shards: usize,
+}
+
+impl Members {
+    /// Joins `count` members, each on a connection of its own.
     pub(super) async fn start(
         endpoint: &str,
         stream: &StreamName,
         shared: &Arc<Shared>,
-        count: u32,
-        shards: u32,
+        count: usize,
     ) -> Result<Self> {
-        let ledger = Arc::new(Mutex::new(Ledger::new(Arc::clone(&shared.telemetry))));
-        let (sent, _) = watch::channel(false);
-        let mut reading = Vec::new();
-        for first in 0..count.min(shards) {
+        let seen = Seen {
+            ledger: Ledger::new(Arc::clone(&shared.telemetry)),
+            latency: latencies(),
+            last: Instant::now(),
+        };
+        let mut members = Self {
+            client: Client::connect(ClientConfig::new(endpoint))?,
+            stream: stream.clone(),
+            group: "demo".parse().context("BUG: a name of our own")?,
+            running: Vec::new(),
+            seen: Arc::new(Mutex::new(seen)),
+            moved: Arc::default(),
+        };
+        for number in 1..=count {
             let client = Client::connect(ClientConfig::new(endpoint))?;
-            let mine = (first..shards)
-                .step_by(count as usize)
-                .map(ShardIndex::new)
-                .collect();
-            let config = ConsumerConfig {
-                shards: mine,
-                ..ConsumerConfig::default()
+            let name = format!("member-{number}");
+            let config = GroupConfig {
+                member: Some(name.parse().context("BUG: a name of our own")?),
+                session_timeout: SESSION_TIMEOUT,
+                checkpoint_interval: CHECKPOINT_INTERVAL,
+                ..GroupConfig::new(members.group.clone())
             };
-            let consumer = Consumer::open(&client, stream, config).await?;
-            let follow = follow(
-                consumer,
-                Arc::clone(&ledger),
-                Arc::clone(shared),
-                sent.subscribe(),
-            );
-            reading.push(tokio::spawn(follow));
+            let handler = members.handler(number, shared);
+            let joined = GroupConsumer::join(&client, stream, config, handler).await;
+            members.running.push(joined.context(name)?);
         }
-        Ok(Self {
-            ledger,
-            sent,
-            reading,
+        Ok(members)
+    }
+
+    /// Takes what a member processes into the ledger they share.
+    fn handler(
+        &self,
+        member: usize,
+        shared: &Arc<Shared>,
+    ) -> impl Fn(GroupBatch) -> std::future::Ready<Result<(), HandlerError>> + Send + Sync + 'static
+    {
+        let (seen, moved) = (Arc::clone(&self.seen), Arc::clone(&self.moved));
+        let shared = Arc::clone(shared);
+        move |batch| {
+            let mut seen = locked(&seen);
+            for record in batch.records.iter() {
+                if let Some(number) = seen.ledger.take_by(record, member) {
+                    seen.latency.saturating_record(shared.since_sent(number));
+                }
+            }
+            seen.last = Instant::now();
+            drop(seen);
+            moved.notify_waiters();
+            std::future::ready(Ok(()))
+        }
+    }
+
+    /// Readings that are processed so far.
+    pub(super) fn present(&self) -> u64 {
+        locked(&self.seen).ledger.present()
+    }
+
+    /// A view of them for who does not run them.
+    pub(super) fn watched(&self) -> impl Fn() -> u64 + use<> {
+        let seen = Arc::clone(&self.seen);
+        move || locked(&seen).ledger.present()
+    }
+
+    /// The last member ends as if its process had been killed: it leaves no word and saves nothing.
+    /// Returns when the others have its shards.
+    pub(super) async fn lose_one(&mut self) -> Result<Vanished> {
+        let member = self.running.len();
+        let name = format!("member-{member}");
+        let victim = self.running.pop().context("there are no members")?;
+        let shards = self.shards_of(&name).await?;
+        // What it has processed since its last checkpoint comes again, and is no fault.
+        locked(&self.seen).ledger.excuse(member);
+        let begun = Instant::now();
+        drop(victim);
+        while self.shards_of(&name).await? > 0 {
+            if begun.elapsed() > PATIENCE {
+                bail!(
+                    "{name} is gone for {} s and still has shards",
+                    begun.elapsed().as_secs()
+                );
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(Vanished {
+            member,
+            shards,
+            taken_over_us: micros(begun.elapsed()),
+            session_timeout_us: micros(SESSION_TIMEOUT),
         })
     }
 
-    /// Readings that are there so far.
-    pub(super) fn present(&self) -> u64 {
-        locked(&self.ledger).present()
-    }
-
-    /// Now that all is sent: waits for the rest. When it was there, how long readings took, and
-    /// what was wrong.
-    pub(super) async fn finish(self) -> Result<(Instant, Histogram<u64>, Findings)> {
-        self.sent.send_replace(true);
-        let mut latency = latencies();
-        let mut ended = None;
-        for reading in self.reading {
-            let (at, took) = reading.await.context("a consumer")??;
-            ended = ended.max(Some(at));
-            latency.add(took).expect("BUG: bounds differ");
-        }
-        let findings = locked(&self.ledger).findings();
-        Ok((ended.context("there are no consumers")?, latency, findings))
-    }
-}
-
-fn locked(ledger: &Mutex<Ledger>) -> std::sync::MutexGuard<'_, Ledger> {
-    ledger.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-async fn follow(
-    mut consumer: Consumer,
-    ledger: Arc<Mutex<Ledger>>,
-    shared: Arc<Shared>,
-    mut sent: watch::Receiver<bool>,
-) -> Result<Read> {
-    let mut latency = latencies();
-    let mut last = Instant::now();
-    loop {
-        let all_sent = *sent.borrow_and_update();
-        let complete = locked(&ledger).present() >= shared.telemetry.readings;
-        if all_sent && (complete || last.elapsed() > PATIENCE) {
-            return Ok((last, latency));
-        }
-        // Another consumer may bring the last reading: look again now and then.
-        let look = tokio::time::sleep(Duration::from_millis(20));
-        let batch = tokio::select! {
-            batch = consumer.next() => batch?.context("the stream ended")?,
-            Ok(()) = sent.changed() => continue,
-            () = look, if all_sent => continue,
+    async fn shards_of(&self, member: &str) -> Result<usize> {
+        let described = self
+            .client
+            .describe_group(&self.stream, &self.group)
+            .await?;
+        let holds = |lease: &ShardLease| match lease {
+            ShardLease::Held(holder) | ShardLease::Revoked(holder) => holder == member,
+            ShardLease::Waiting | ShardLease::Free | ShardLease::Finished => false,
         };
-        last = Instant::now();
-        let mut ledger = locked(&ledger);
-        for record in batch.records() {
-            if let Some(number) = ledger.take(&record?) {
-                latency.saturating_record(shared.since_sent(number));
-            }
-        }
+        Ok(described
+            .shards
+            .iter()
+            .filter(|shard| holds(&shard.lease))
+            .count())
     }
+
+    /// Now that all is sent: waits for the rest, lets the members leave in order, and asks the broker
+    /// what it thinks is left.
+    pub(super) async fn finish(self, readings: u64) -> Result<Processed> {
+        loop {
+            let moved = self.moved.notified();
+            let quiet = locked(&self.seen).last.elapsed();
+            if self.present() >= readings || quiet > PATIENCE {
+                break;
+            }
+            // Nothing may come any more.
+            let _ = tokio::time::timeout(PATIENCE, moved).await;
+        }
+        for member in self.running {
+            member.leave().await.context("a member")?;
+        }
+        let described = self
+            .client
+            .describe_group(&self.stream, &self.group)
+            .await?;
+        let finished = described
+            .shards
+            .iter()
+            .filter(|shard| shard.lease == ShardLease::Finished);
+        let seen = locked(&self.seen);
+        Ok(Processed {
+            findings: seen.ledger.findings(),
+            latency: seen.latency.clone(),
+            lag_records: described.summary.lag.records,
+            finished_shards: finished.count(),
+        })
+    }
+}
+
+fn locked(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Reads the whole stream again, from its first record to its end.
@@ -139,7 +237,7 @@ pub(super) async fn read_again(
     let mut ledger = Ledger::new(Arc::clone(&shared.telemetry));
     while let Some(batch) = consumer.next().await? {
         for record in batch.records() {
-            ledger.take(&record?);
+            ledger.take_by(&record?, 0);
         }
     }
     let findings = ledger.findings();

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use super::consuming::Vanished;
 use super::killing::Kill;
+use super::splitting::Split;
 use super::summary::{Check, Summary};
 use crate::output::{Output, OutputError, Paint};
 use crate::quantity::{count, duration, per_second, size};
@@ -27,7 +29,7 @@ pub(super) fn head(output: &mut Output) -> Result<(), OutputError> {
     let title = output.paint(Paint::Strong, "flumen demo");
     let what = output.paint(
         Paint::Dim,
-        "real telemetry through a broker that is killed on the way",
+        "real telemetry to a consumer group, through a broker that is killed on the way",
     );
     output.line("")?;
     output.line(&format!("  {title}  {what}"))?;
@@ -55,6 +57,38 @@ pub(super) fn progress(output: &mut Output, stored: u64, read: u64, total: u64, 
         count(read),
         count(per_second(stored, elapsed))
     ));
+}
+
+/// What the split met.
+pub(super) fn split(output: &mut Output, split: &Split) -> Result<(), OutputError> {
+    let children: Vec<_> = split.children.iter().map(u32::to_string).collect();
+    let text = format!(
+        "shard {} into {} in {}, with {} readings sent and unacknowledged",
+        split.shard,
+        children.join(" and "),
+        output.paint(
+            Paint::Figure,
+            &duration(Duration::from_micros(split.took_us))
+        ),
+        count(split.readings_in_flight),
+    );
+    fact(output, "split", &text)
+}
+
+/// What became of a member's shards.
+pub(super) fn vanished(output: &mut Output, vanished: &Vanished) -> Result<(), OutputError> {
+    let text = format!(
+        "member {} of the group, with {} shard{}; others had what it had {} later (session timeout {})",
+        output.paint(Paint::Strong, &vanished.member.to_string()),
+        vanished.shards,
+        if vanished.shards == 1 { "" } else { "s" },
+        output.paint(
+            Paint::Figure,
+            &duration(Duration::from_micros(vanished.taken_over_us))
+        ),
+        duration(Duration::from_micros(vanished.session_timeout_us)),
+    );
+    fact(output, "killed", &text)
 }
 
 /// What the kill met.
@@ -107,9 +141,9 @@ pub(super) fn summary(output: &mut Output, summary: &Summary) -> Result<(), Outp
         size(per_second(summary.bytes, summary.took)),
     );
     fact(output, "rate", &rate)?;
-    let acks = spread(output, &summary.send_to_ack);
+    let acks = spread(output, &summary.send_to_ack, "the outage");
     fact(output, "to ack", &acks)?;
-    let reads = spread(output, &summary.send_to_read);
+    let reads = spread(output, &summary.send_to_read, "the killed member's shards");
     fact(output, "to read", &reads)?;
     let resent = format!(
         "{} batches; {} readings in them were stored already and were recognised",
@@ -135,11 +169,11 @@ pub(super) fn summary(output: &mut Output, summary: &Summary) -> Result<(), Outp
     output.line("")
 }
 
-/// The slowest are those that waited for the restart.
-fn spread(output: &Output, latency: &Histogram<u64>) -> String {
+/// The slowest are those that waited, and for what.
+fn spread(output: &Output, latency: &Histogram<u64>, slowest: &str) -> String {
     let at = |quantile| duration(Duration::from_micros(latency.value_at_quantile(quantile)));
     format!(
-        "p50 {}  p90 {}  p99 {}  max {} (the outage)",
+        "p50 {}  p90 {}  p99 {}  max {} ({slowest})",
         output.paint(Paint::Figure, &at(0.5)),
         at(0.9),
         at(0.99),

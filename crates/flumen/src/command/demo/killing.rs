@@ -85,7 +85,7 @@ pub(super) async fn kill_and_restart(
 }
 
 /// Waits until this many readings are acknowledged (or all are, or nothing moves any more).
-async fn wait_until(producers: &Watched, readings: u64) -> Result<()> {
+pub(super) async fn wait_until(producers: &Watched, readings: u64) -> Result<()> {
     let (mut before, mut moved) = (0, Instant::now());
     loop {
         let stored = producers.stored();

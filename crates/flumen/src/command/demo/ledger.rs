@@ -19,13 +19,17 @@ pub(super) struct Ledger {
     devices: HashMap<Bytes, usize>,
     /// How often each reading came, by its number.
     times: Vec<u8>,
+    /// Who had it first, by its number.
+    first: Vec<u8>,
+    /// Whose readings may come again: it was killed before it could say that they are processed.
+    excused: Option<u8>,
     /// The last row that came, by device.
     last: Vec<Option<usize>>,
     taken: u64,
     findings: Findings,
 }
 
-/// What a ledger found. All but the first two must be 0.
+/// What a ledger found. All must be 0 but the first two and what a killed member left unsaved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Findings {
     /// Readings that are there.
@@ -36,6 +40,9 @@ pub(super) struct Findings {
     pub(super) missing: u64,
     /// Readings that came again.
     pub(super) repeated: u64,
+    /// Readings that came again because the member that had processed them was killed before its next
+    /// checkpoint. No fault.
+    pub(super) repeated_after_kill: u64,
     /// Readings that came after a later one of their device.
     pub(super) out_of_order: u64,
     /// Devices with such readings.
@@ -69,6 +76,8 @@ impl Ledger {
         Self {
             devices: devices.collect(),
             times: vec![0; usize::try_from(telemetry.readings).unwrap_or(usize::MAX)],
+            first: vec![0; usize::try_from(telemetry.readings).unwrap_or(usize::MAX)],
+            excused: None,
             last: vec![None; telemetry.devices.len()],
             taken: 0,
             findings: Findings::default(),
@@ -76,17 +85,30 @@ impl Ledger {
         }
     }
 
-    /// Takes the next record of its shard; the reading's number when it is one of ours.
-    pub(super) fn take(&mut self, record: &ConsumedRecord) -> Option<usize> {
+    /// What this member has processed may come again from now on.
+    pub(super) fn excuse(&mut self, member: usize) {
+        self.excused = u8::try_from(member).ok();
+    }
+
+    /// Takes the next record of its shard, that `member` has processed; the reading's number when it
+    /// is one of ours.
+    pub(super) fn take_by(&mut self, record: &ConsumedRecord, member: usize) -> Option<usize> {
         self.taken += 1;
-        let number = self.enter(&record.partition_key, row(record), &record.data);
+        let member = u8::try_from(member).unwrap_or(u8::MAX);
+        let number = self.enter(&record.partition_key, row(record), &record.data, member);
         if number.is_none() {
             self.findings.strange += 1;
         }
         number
     }
 
-    fn enter(&mut self, device: &Bytes, row: Option<usize>, data: &Bytes) -> Option<usize> {
+    fn enter(
+        &mut self,
+        device: &Bytes,
+        row: Option<usize>,
+        data: &Bytes,
+        member: u8,
+    ) -> Option<usize> {
         let index = *self.devices.get(device)?;
         let device = self.telemetry.devices.get(index)?;
         let row = row?;
@@ -94,10 +116,17 @@ impl Ledger {
         let number = device.first + row;
         let times = self.times.get_mut(number)?;
         *times = times.saturating_add(1);
+        let first = self.first.get_mut(number)?;
         if *times > 1 {
-            self.findings.repeated += 1;
+            // Once, by whoever took over.
+            if *times == 2 && self.excused == Some(*first) {
+                self.findings.repeated_after_kill += 1;
+            } else {
+                self.findings.repeated += 1;
+            }
             return Some(number);
         }
+        *first = member;
         self.findings.present += 1;
         self.findings.bytes += data.len() as u64;
         self.findings.different += u64::from(expected != data);
@@ -148,7 +177,7 @@ mod tests {
 
     fn enter(ledger: &mut Ledger, readings: &[(&'static str, usize, &'static str)]) -> Findings {
         for (device, row, data) in readings {
-            let entered = ledger.enter(&Bytes::from(*device), Some(*row), &Bytes::from(*data));
+            let entered = ledger.enter(&Bytes::from(*device), Some(*row), &Bytes::from(*data), 1);
             ledger.findings.strange += u64::from(entered.is_none());
         }
         ledger.findings()
@@ -168,6 +197,27 @@ mod tests {
         let findings = enter(&mut ledger(), &ALL);
         assert!(findings.clean(), "{findings:?}");
         assert_eq!((findings.present, findings.bytes), (6, 18));
+    }
+
+    #[test]
+    fn what_a_killed_member_had_processed_may_come_again_once() {
+        let mut ledger = ledger();
+        let again = |ledger: &mut Ledger, member| {
+            ledger.enter(&Bytes::from("a"), Some(0), &Bytes::from("t,1"), member);
+            (
+                ledger.findings.repeated,
+                ledger.findings.repeated_after_kill,
+            )
+        };
+        assert_eq!(again(&mut ledger, 2), (0, 0));
+        ledger.excuse(2);
+        assert_eq!(again(&mut ledger, 1), (0, 1));
+        assert_eq!(again(&mut ledger, 1), (1, 1));
+        // Of another member it is a fault.
+        ledger.excuse(1);
+        ledger.enter(&Bytes::from("b"), Some(0), &Bytes::from("t,1"), 2);
+        ledger.enter(&Bytes::from("b"), Some(0), &Bytes::from("t,1"), 1);
+        assert_eq!(ledger.findings.repeated, 2);
     }
 
     #[test]

@@ -6,8 +6,10 @@ use crate::inspection::Inspection;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
+use super::consuming::Vanished;
 use super::killing::Kill;
 use super::ledger::Findings;
+use super::splitting::Split;
 use crate::quantity::{micros, per_second};
 
 /// Everything about a finished run.
@@ -19,12 +21,18 @@ pub(super) struct Summary {
     pub(super) shards: u32,
     pub(super) durability: &'static str,
     pub(super) producers: u64,
-    pub(super) consumers: u32,
+    pub(super) members: u64,
+    pub(super) split: Split,
     pub(super) kill: Kill,
+    pub(super) vanished: Vanished,
+    /// Readings that the group had left to process at the end, by the broker's word.
+    pub(super) lag_records: u64,
+    /// Closed shards that it has processed to their end.
+    pub(super) finished_shards: usize,
     /// Batches sent again, and readings in them that were stored already: recognised, not doubled.
     pub(super) batches_resent: u64,
     pub(super) recognised: u64,
-    /// What the consumers saw that rode through the outage.
+    /// What the members saw that rode through the outage.
     pub(super) live: Findings,
     /// What a fresh reader saw afterwards.
     pub(super) again: Findings,
@@ -75,18 +83,28 @@ impl Summary {
         let in_order = self.devices - self.live.devices_out_of_order;
         vec![
             check(
-                "every reading, once",
+                "every reading processed",
                 missing == 0 && repeated == 0 && strange == 0,
                 format!(
-                    "{} of {}, {missing} lost, {repeated} twice",
+                    "{} of {}, {missing} lost, {repeated} twice ({} more of the killed member)",
                     count(present),
-                    count(self.readings)
+                    count(self.readings),
+                    count(self.live.repeated_after_kill)
                 ),
             ),
             check(
                 "each device in order",
                 self.live.out_of_order == 0,
                 format!("{in_order} of {} devices, by row", self.devices),
+            ),
+            check(
+                "group has nothing left",
+                self.lag_records == 0 && self.finished_shards == 1,
+                format!(
+                    "lag {} records, {} closed shard finished",
+                    count(self.lag_records),
+                    self.finished_shards
+                ),
             ),
             check(
                 "bytes equal",
@@ -127,8 +145,11 @@ impl Summary {
             "shards": self.shards,
             "durability": self.durability,
             "producers": self.producers,
-            "consumers": self.consumers,
+            "members": self.members,
+            "split": self.split,
             "kill": self.kill,
+            "member_killed": self.vanished,
+            "lag_records": self.lag_records,
             "batches_resent": self.batches_resent,
             "readings_recognised": self.recognised,
             "live": self.live,

@@ -7,7 +7,7 @@ use super::*;
 /// One step of a catalog's life, the same in every run.
 fn step(catalog: &mut Catalog, number: u32) -> Result<(), CatalogError> {
     let stream = |number: u32| name(&format!("s{}", number % 4));
-    match number % 7 {
+    match number % 10 {
         0 | 3 => {
             let new = new(stream(number).as_str(), 1 + number % 3);
             catalog.create(new, NOW).map(drop)
@@ -19,7 +19,7 @@ fn step(catalog: &mut Catalog, number: u32) -> Result<(), CatalogError> {
             } else {
                 Durability::Disk
             });
-            let from: Vec<_> = (0..3).map(|index| (index, u64::from(number))).collect();
+            let from: Vec<_> = (0..90).map(|index| (index, u64::from(number))).collect();
             catalog
                 .update(&stream(number), &update, &moves(&from), NOW)
                 .map(drop)
@@ -32,6 +32,11 @@ fn step(catalog: &mut Catalog, number: u32) -> Result<(), CatalogError> {
             catalog.drop_placements(&old, NOW)
         }
         5 => catalog.delete(&stream(number), NOW).map(drop),
+        7 | 8 => reshard(catalog, &stream(number), number),
+        9 => {
+            let all: Vec<_> = (0..90).map(ShardIndex::new).collect();
+            catalog.expire_shards(&stream(number), &all, NOW).map(drop)
+        }
         _ => {
             let update = StreamUpdate {
                 retention_bytes: Some(Some(u64::from(number))),
@@ -42,12 +47,36 @@ fn step(catalog: &mut Catalog, number: u32) -> Result<(), CatalogError> {
     }
 }
 
-const STEPS: u32 = 75;
+/// Splits the lowest open shard, or merges the lowest two.
+fn reshard(catalog: &mut Catalog, name: &StreamName, number: u32) -> Result<(), CatalogError> {
+    let Some(stream) = catalog.stream(name) else {
+        return Err(CatalogError::NotFound { name: name.clone() });
+    };
+    let mut open: Vec<_> = stream.open_shards().collect();
+    open.sort_unstable_by_key(|shard| shard.range.start);
+    let open: Vec<_> = open.iter().map(|shard| shard.id.index()).collect();
+    let step = match open[..] {
+        [shard, adjacent, ..] if number % 10 == 8 => Reshard::Merge { shard, adjacent },
+        _ => Reshard::Split {
+            shard: open[0],
+            at: None,
+        },
+    };
+    let ends: Vec<_> = step
+        .parents()
+        .map(|shard| (shard, SequenceNumber::new(u64::from(number))))
+        .collect();
+    catalog.reshard(name, &[step], &ends, NOW).map(drop)
+}
+
+const STEPS: u32 = 100;
 
 fn is_refusal(error: &CatalogError) -> bool {
     matches!(
         error,
-        CatalogError::NotFound { .. } | CatalogError::AlreadyExists { .. }
+        CatalogError::NotFound { .. }
+            | CatalogError::AlreadyExists { .. }
+            | CatalogError::Reshard { .. }
     )
 }
 

@@ -144,9 +144,9 @@ fn unknown_records_are_refused() {
     };
     check(&garbage(&[]), 0, 2, "it ends too soon");
     let newer = "its version is not known; it was written by a newer Flumen";
-    check(&garbage(&[2, 1]), 0, 2, newer);
+    check(&garbage(&[3, 1]), 0, 2, newer);
     let newer = "its kind is not known; it was written by a newer Flumen";
-    check(&garbage(&[1, 99]), 0, 2, newer);
+    check(&garbage(&[2, 99]), 0, 2, newer);
     let mut longer = producers().encode();
     longer.push(0);
     check(&garbage(&longer), 0, 2, "it goes on after its end");
