@@ -92,7 +92,7 @@ pub(crate) struct GroupCounters {
     pub(crate) checkpoints: AtomicU64,
     /// Leases granted.
     pub(crate) leases_granted: AtomicU64,
-    /// Leases taken without a release.
+    /// Leases that ended without a release: silent members, forced hand-overs.
     pub(crate) leases_lost: AtomicU64,
     /// Rounds of the groups' log.
     pub(crate) rounds: AtomicU64,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use flumen_record::StreamId;
 use flumen_stream::group::{
     Answer, Assignment, Coordinator, Effect, Event, FencedReason, GroupError, GroupLog,
-    GroupLogError, LostReason, ReadFrom, RequestId, SessionId, ShardFacts, Step,
+    GroupLogError, ReadFrom, RequestId, SessionId, ShardFacts, Step,
 };
 use flumen_stream::{ShardState, StartPosition, StreamInfo};
 use tokio::sync::oneshot;
@@ -139,6 +139,8 @@ impl Worker {
         let counters = &self.groups.counters;
         let groups = self.coordinator.group_count() as u64;
         counters.groups.store(groups, Ordering::Relaxed);
+        let lost = self.coordinator.leases_lost();
+        counters.leases_lost.store(lost, Ordering::Relaxed);
         let sessions = self.sessions.len() as u64;
         counters.sessions.store(sessions, Ordering::Relaxed);
         Ok(())
@@ -231,9 +233,6 @@ impl Worker {
                 generation,
                 reason,
             } => {
-                if reason == LostReason::Forced {
-                    counters.leases_lost.fetch_add(1, Ordering::Relaxed);
-                }
                 let lost = MemberWord::Lost {
                     shard,
                     generation: generation.value(),

@@ -212,7 +212,7 @@ fn the_groups(node: &Node, snapshot: &mut MetricsSnapshot) {
         ),
         (
             "group_leases_lost",
-            "Shards taken from members that did not release them in time",
+            "Shards taken from members that were silent, or did not release them in time",
             &counts.leases_lost,
         ),
         (

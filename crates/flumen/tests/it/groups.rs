@@ -133,6 +133,11 @@ fn a_member_that_is_killed_takes_no_record_along() {
         group["members"] == 1 && held(group, "b") == 4 && group["lag_records"] == 0
     });
     assert_eq!(group["forced_hand_overs"], 0, "{group}");
+    let page = stage.broker.get("/metrics");
+    assert!(
+        page.contains("flumen_group_leases_lost_total 2\n"),
+        "{page}"
+    );
     b.terminate();
     let b = b.wait();
     assert_eq!(b.code, Some(0), "{}", b.err);

@@ -33,6 +33,8 @@ pub struct Coordinator {
     timers: BTreeSet<(Duration, GroupNumber)>,
     /// Groups whose balance may have changed in this step.
     unbalanced: BTreeSet<GroupNumber>,
+    /// Leases that ended because their member was silent or late, since this was made.
+    pub(super) leases_lost: u64,
     now: Duration,
     wall: Timestamp,
     step: Step,
@@ -56,6 +58,7 @@ impl Coordinator {
             sessions: BTreeMap::new(),
             timers: BTreeSet::new(),
             unbalanced: BTreeSet::new(),
+            leases_lost: 0,
             now,
             wall: at,
             step: Step {
@@ -231,6 +234,9 @@ impl Coordinator {
         };
         let Some(holder) = shard.holder else { return };
         let generation = shard.generation;
+        if reason == LostReason::Forced {
+            self.leases_lost += 1;
+        }
         self.change(GroupChange::Freed {
             group: number,
             shard: index,

@@ -102,6 +102,12 @@ impl Coordinator {
         self.state.groups.len()
     }
 
+    /// Leases that ended without a release since the coordinator was made: members were silent, or
+    /// hand-overs forced.
+    pub fn leases_lost(&self) -> u64 {
+        self.leases_lost
+    }
+
     /// Groups by stream and name, of one stream or of all, behind `after`, at most `limit`.
     pub fn list(
         &self,

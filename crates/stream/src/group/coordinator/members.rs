@@ -302,6 +302,9 @@ impl Coordinator {
             .map(|(member, _)| *member)
             .collect();
         for member in silent {
+            let shards = self.group(number).shards.values();
+            let held = shards.filter(|shard| shard.holder == Some(member));
+            self.leases_lost += held.count() as u64;
             self.remove(number, member, FencedReason::Silent);
             self.unbalanced.insert(number);
         }
