@@ -347,9 +347,13 @@ pub(super) fn fenced(queue: &MemberQueue, reason: FencedReason) -> Error {
     match reason {
         FencedReason::Replaced | FencedReason::Superseded => Error::MemberReplaced,
         FencedReason::Silent | FencedReason::NotMember => Error::MemberExpired,
-        FencedReason::Deleted => Error::GroupNotFound {
-            stream: queue.stream.name.clone(),
-            group: queue.group.clone(),
+        // With its stream, or by itself.
+        FencedReason::Deleted => match queue.stream.check_exists() {
+            Err(error) => error,
+            Ok(()) => Error::GroupNotFound {
+                stream: queue.stream.name.clone(),
+                group: queue.group.clone(),
+            },
         },
     }
 }

@@ -246,6 +246,76 @@ fn members_that_do_not_follow_end_together() {
     );
 }
 
+/// A member whose place is taken, or whose group or stream is deleted, ends with one line that says so.
+#[test]
+fn a_member_that_is_put_out_says_why_in_one_line() {
+    let stage = Stage::set();
+    let join = |instance: &str| {
+        let member = stage.start("consume s --group g --follow --member m", b"");
+        stage.until(instance, |group| {
+            held(group, "m") == 4 && group["member_list"][0]["connected"] == true
+        });
+        member
+    };
+    let first = join("the first");
+    let before = stage.describe();
+    let second = stage.start("consume s --group g --follow --member m", b"");
+    first
+        .wait()
+        .refused(1, "another instance has joined as this member");
+    let after = stage.until("the second", |group| {
+        held(group, "m") == 4 && group["member_list"][0]["connected"] == true
+    });
+    let both = generations(&before).into_iter().zip(generations(&after));
+    for (old, new) in both {
+        assert!(old.as_u64() < new.as_u64(), "{before} {after}");
+    }
+    // Held by a member: not without force.
+    stage.flumen("group delete s g", b"").refused(1, "--force");
+    stage
+        .flumen("group reset s g --to latest", b"")
+        .refused(1, "--force");
+    stage.flumen("group delete s g --force", b"").good();
+    second.wait().refused(1, "stream s has no group g");
+    let third = join("the third");
+    stage.flumen("stream delete s", b"").good();
+    third.wait().refused(1, "stream s does not exist");
+    stage
+        .flumen("consume s --group g", b"")
+        .refused(1, "does not exist");
+}
+
+/// A reset goes back, also under a member that reads: what it moves is read again from there.
+#[test]
+fn a_forced_reset_reads_again() {
+    let stage = Stage::set();
+    let all = lines(500);
+    stage
+        .flumen("produce s --key random", all.as_bytes())
+        .good();
+    let member = stage.start("consume s --group g --follow --member m", b"");
+    let at_end = |group: &Value| group["lag_records"] == 0 && held(group, "m") == 4;
+    let before = stage.until("the end", at_end);
+    stage
+        .flumen("group reset s g --to trim-horizon --force", b"")
+        .good();
+    stage.until("the end again", |group| {
+        at_end(group) && generations(group) != generations(&before)
+    });
+    member.terminate();
+    let ran = member.wait();
+    assert_eq!(
+        ran.err.matches("the group was reset").count(),
+        1,
+        "{}",
+        ran.err
+    );
+    let mut printed: Vec<_> = ran.good().lines().map(str::to_owned).collect();
+    printed.sort_unstable();
+    let twice: Vec<_> = all.lines().flat_map(|line| [line, line]).collect();
+    assert_eq!(printed, twice);
+}
+
 #[test]
 fn what_is_asked_for_is_printed_and_checkpointed_exactly() {
     let stage = Stage::set();

@@ -17,6 +17,7 @@ use flumen_client::{
 use flumen_record::{SequenceNumber, ShardIndex};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
 
 use super::goal::{Goal, Skips, reached};
 use super::layout::Layout;
@@ -29,6 +30,9 @@ use crate::quantity::{count, parse_duration};
 
 /// Without `--follow`, what was written is checkpointed this often: the end waits for it.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(200);
+
+/// Losses are said this long after the last of them: who loses all shards ends with one error.
+const LOST_PAUSE: Duration = Duration::from_millis(200);
 
 /// How to be a member.
 #[derive(Debug, Default, clap::Args)]
@@ -92,17 +96,20 @@ async fn take_part(
     layout: &Layout,
 ) -> Result<()> {
     let client = context.client()?;
-    // Before the member joins, so that what comes meanwhile is not waited for.
-    let described = client.describe_stream(&args.stream).await;
-    let described = described.map_err(|error| of_client(error, context.endpoint()))?;
     if args.shared.max == Some(0) {
+        let described = client.describe_stream(&args.stream).await;
+        described.map_err(|error| of_client(error, context.endpoint()))?;
         return Ok(());
     }
-    let goal = (!args.follow).then(|| Goal::of(&described));
     let (offers, offered) = mpsc::channel(1);
     let handler = move |batch| offer(offers.clone(), batch);
+    // It waits for a broker that is away.
     let joined = GroupConsumer::join(&client, &args.stream, config(args, group), handler).await;
     let consumer = joined.map_err(|error| explain(error, context.endpoint()))?;
+    // Nothing is written yet: this is the beginning.
+    let described = client.describe_stream(&args.stream).await;
+    let described = described.map_err(|error| of_client(error, context.endpoint()))?;
+    let goal = (!args.follow).then(|| Goal::of(&described));
     let printer = Printer {
         output: &mut context.output,
         layout,
@@ -110,6 +117,8 @@ async fn take_part(
         left: args.shared.max.unwrap_or(u64::MAX),
         written: HashMap::new(),
         skipped: watch::Sender::new(Skips::default()),
+        lost: Vec::new(),
+        say_lost_at: Instant::now(),
     };
     printer.print(&client, group, consumer, offered, goal).await
 }
@@ -158,6 +167,9 @@ struct Printer<'a> {
     /// again under the same lease (the broker was late to confirm it) is not written again.
     written: HashMap<ShardIndex, (u64, SequenceNumber)>,
     skipped: watch::Sender<Skips>,
+    /// Shards that were lost, and why: said a moment later, unless the member ends with them.
+    lost: Vec<(ShardIndex, String)>,
+    say_lost_at: Instant,
 }
 
 impl Printer<'_> {
@@ -178,6 +190,7 @@ impl Printer<'_> {
             tokio::select! {
                 biased;
                 () = &mut stop => break,
+                () = sleep_until(self.say_lost_at), if !self.lost.is_empty() => self.say_lost(),
                 Some(offer) = offered.recv() => failure = self.take(offer).err().map(Into::into),
                 event = consumer.event() => match event {
                     Some(event) => failure = self.told(event),
@@ -207,6 +220,9 @@ impl Printer<'_> {
             }
         };
         self.sum_up();
+        if left.is_ok() {
+            self.say_lost();
+        }
         match (failure, left) {
             (Some(failure), _) => Err(failure),
             (None, Err(error)) => Err(explain(error, client.endpoint())),
@@ -266,9 +282,10 @@ impl Printer<'_> {
                 "shard {shard}: {} records expired before the group read them",
                 count(expired_records)
             )),
-            GroupEvent::Lost { shard, reason } => self.output.note(&format!(
-                "shard {shard} is lost: {reason}; what was not checkpointed is read again"
-            )),
+            GroupEvent::Lost { shard, reason } => {
+                self.lost.push((shard, reason));
+                self.say_lost_at = Instant::now() + LOST_PAUSE;
+            }
             GroupEvent::Skipped { shard, from, to } => {
                 self.skipped.send_modify(|skips| skips.add(shard, from, to))
             }
@@ -281,6 +298,19 @@ impl Printer<'_> {
             _ => {}
         }
         None
+    }
+
+    /// Shards that were lost for the same reason in one line.
+    fn say_lost(&mut self) {
+        let lost = std::mem::take(&mut self.lost);
+        for same in lost.chunk_by(|(_, one), (_, next)| one == next) {
+            let shards: Vec<_> = same.iter().map(|(shard, _)| shard.to_string()).collect();
+            let reason = same.first().map_or("", |(_, reason)| reason);
+            self.output.note(&format!(
+                "lost shard {}: {reason}; what was not checkpointed is read again",
+                shards.join(", ")
+            ));
+        }
     }
 
     fn sum_up(&mut self) {
