@@ -349,6 +349,15 @@ fn a_damaged_segment_is_named_and_the_rest_is_served() {
     );
     assert_eq!((numbers[0], numbers.last()), (0, Some(&3_999)));
 
+    // A group stands still before the damage and says so; told to, it goes on behind it, once.
+    let stopped = at("--quiet consume s --group g");
+    let first = stopped.out.clone();
+    stopped.refused(1, "--skip-gaps");
+    assert_eq!(first.lines().count(), before);
+    let second = at("--quiet consume s --group g --skip-gaps").good();
+    assert_eq!(first + &second, rest);
+    assert_eq!(at("--quiet consume s --group g").good(), "");
+
     // Programs learn the range and where to go on.
     let wire = Wire::to(&broker.endpoint);
     let read = |number| {
