@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use flumen_client::{
@@ -47,6 +47,62 @@ async fn reshard(client: &Client, stream: &StreamName, random: &mut Random) -> R
     done.map(drop)
 }
 
+/// Sends until it is told to stop; how often each key was sent.
+async fn produce(producer: Producer, stop: Arc<AtomicBool>) -> u64 {
+    let mut n = 0;
+    while !stop.load(Ordering::SeqCst) {
+        for key in 0..KEYS {
+            producer.send(record(key, n)).await.unwrap();
+        }
+        n += 1;
+        tokio::task::yield_now().await;
+    }
+    producer.close().await.unwrap();
+    n
+}
+
+/// Takes step after step until it is told to stop; how many were taken.
+async fn keep_resharding(
+    client: Client,
+    stream: StreamName,
+    stop: Arc<AtomicBool>,
+    mut random: Random,
+) -> u64 {
+    let mut made = 0;
+    while !stop.load(Ordering::SeqCst) {
+        match reshard(&client, &stream, &mut random).await {
+            Ok(()) => made += 1,
+            Err(error) => {
+                // A step whose answer was lost may have been taken.
+                let stale = error.reason() == "SHARD_CLOSED";
+                assert!(stale || error.is_retryable(), "{error}");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
+    made
+}
+
+/// Reads everything, parents first: how many records each key has, which count from 0.
+async fn read_counts(client: &Client, stream: &StreamName) -> HashMap<String, u64> {
+    let config = ConsumerConfig {
+        until: ReadUntil::CurrentEnd,
+        ..ConsumerConfig::default()
+    };
+    let mut consumer = Consumer::open(client, stream, config).await.unwrap();
+    let mut found: HashMap<String, u64> = HashMap::new();
+    while let Some(batch) = consumer.next().await.unwrap() {
+        for record in batch.records() {
+            let record = record.unwrap();
+            let key = String::from_utf8(record.partition_key.to_vec()).unwrap();
+            let next = found.entry(key).or_default();
+            assert_eq!(record.data, next.to_string(), "{:?}", record.partition_key);
+            *next += 1;
+        }
+    }
+    found
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn producers_ride_out_kills_while_shards_are_split_and_merged() {
     let cycles = setting("FLUMEN_TEST_KILL_CYCLES", 300) / 15;
@@ -68,40 +124,10 @@ async fn producers_ride_out_kills_while_shards_are_split_and_merged() {
     };
     let producer = Producer::open(&client, &stream, config).await.unwrap();
     let stop = Arc::new(AtomicBool::new(false));
-    let producing = {
-        let (stop, producer) = (Arc::clone(&stop), producer.clone());
-        tokio::spawn(async move {
-            let mut n = 0;
-            while !stop.load(Ordering::SeqCst) {
-                for key in 0..KEYS {
-                    producer.send(record(key, n)).await.unwrap();
-                }
-                n += 1;
-                tokio::task::yield_now().await;
-            }
-            producer.close().await.unwrap();
-            n
-        })
-    };
-    let reshards = Arc::new(AtomicU64::new(0));
-    let resharding = {
-        let (client, stream) = (client.clone(), stream.clone());
-        let (stop, reshards) = (Arc::clone(&stop), Arc::clone(&reshards));
-        let mut random = Random::new(random.next());
-        tokio::spawn(async move {
-            while !stop.load(Ordering::SeqCst) {
-                match reshard(&client, &stream, &mut random).await {
-                    Ok(()) => drop(reshards.fetch_add(1, Ordering::SeqCst)),
-                    Err(error) => {
-                        // A step that is tried again may have been taken before.
-                        let stale = error.reason() == "SHARD_CLOSED";
-                        assert!(stale || error.is_retryable(), "{error}");
-                        tokio::time::sleep(Duration::from_millis(5)).await;
-                    }
-                }
-            }
-        })
-    };
+    let producing = tokio::spawn(produce(producer.clone(), Arc::clone(&stop)));
+    let again = Random::new(random.next());
+    let resharding = keep_resharding(client.clone(), stream.clone(), Arc::clone(&stop), again);
+    let resharding = tokio::spawn(resharding);
     for _ in 0..cycles {
         tokio::time::sleep(Duration::from_millis(20 + random.below(150))).await;
         broker.kill();
@@ -109,29 +135,14 @@ async fn producers_ride_out_kills_while_shards_are_split_and_merged() {
     }
     stop.store(true, Ordering::SeqCst);
     let sent = producing.await.unwrap();
-    resharding.await.unwrap();
+    let made = resharding.await.unwrap();
     let stats = producer.stats();
     assert_eq!(
         (stats.records_stored, stats.records_failed),
         (sent * KEYS, 0)
     );
-    let config = ConsumerConfig {
-        until: ReadUntil::CurrentEnd,
-        ..ConsumerConfig::default()
-    };
-    let mut consumer = Consumer::open(&client, &stream, config).await.unwrap();
-    let mut found: HashMap<String, u64> = HashMap::new();
-    while let Some(batch) = consumer.next().await.unwrap() {
-        for record in batch.records() {
-            let record = record.unwrap();
-            let key = String::from_utf8(record.partition_key.to_vec()).unwrap();
-            let next = found.entry(key).or_default();
-            assert_eq!(record.data, next.to_string(), "{:?}", record.partition_key);
-            *next += 1;
-        }
-    }
+    let found = read_counts(&client, &stream).await;
     let expected: HashMap<_, _> = (0..KEYS).map(|key| (format!("key-{key}"), sent)).collect();
     assert_eq!(found, expected);
-    let made = reshards.load(Ordering::SeqCst);
     assert!(made >= cycles, "only {made} splits and merges");
 }
