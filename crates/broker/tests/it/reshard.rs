@@ -110,6 +110,28 @@ async fn a_split_closes_the_parent_and_opens_children_at_once() {
     assert_eq!((count("shard_splits"), count("shard_merges")), (1, 1));
 }
 
+/// A session knows the stream as it was when it last handed something over.
+#[tokio::test]
+async fn an_old_session_finds_children_and_misses_what_has_expired() {
+    let clock = clock();
+    let storage = Arc::new(MemoryStorage::new());
+    let broker = open_with(storage, config(), clock.clone()).await;
+    let (stream, producer) = split_long_ago(&broker).await;
+    let mut session = Session::open(&broker, &stream);
+    broker.reshard(&stream, split(2)).await.unwrap();
+    let highest = batch(&[record_for(3, 4, "x")], producer, 0);
+    let appended = session.append_to(shard(4), highest).await.unwrap();
+    assert_eq!(appended.base, number(0));
+    let mut session = Session::open(&broker, &stream);
+    clock.advance(2 * HOUR);
+    broker.apply_retention().await.unwrap();
+    let gone = Err(Error::ShardNotFound {
+        stream: stream.clone(),
+        shard: shard(0),
+    });
+    assert_eq!(session.append(one("1", producer, 1)).await, gone);
+}
+
 #[tokio::test]
 async fn what_cannot_be_resharded_is_refused_and_changes_nothing() {
     let broker = open(&MemoryStorage::new()).await;
