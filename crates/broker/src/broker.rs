@@ -11,9 +11,9 @@ use crate::node::Node;
 use crate::reshard::Cause;
 use crate::session::{self, AckReceiver, AppendSender};
 use crate::{
-    BrokerConfig, Clock, Error, GroupReset, GroupState, GroupStatus, Health, JoinGroup, LeaseGuard,
-    Membership, Metrics, PutOutcome, PutRecord, ReadBudget, ReadReply, StreamDescription,
-    Subscription,
+    BrokerConfig, Clock, Error, GroupLags, GroupReset, GroupState, GroupStatus, Health, JoinGroup,
+    LeaseGuard, Membership, Metrics, PutOutcome, PutRecord, ReadBudget, ReadReply,
+    StreamDescription, Subscription,
 };
 
 pub use crate::open::OpenError;
@@ -231,8 +231,8 @@ impl Broker {
         self.node.delete_group(stream, group, force).await
     }
 
-    /// Lag of up to `limit` groups, by stream and name, from memory.
-    pub async fn group_lags(&self, limit: usize) -> Result<Vec<GroupStatus>, Error> {
+    /// Lag of up to `limit` groups, by stream and name, from memory; up to a second old.
+    pub async fn group_lags(&self, limit: usize) -> Result<Arc<GroupLags>, Error> {
         self.node.group_lags(limit).await
     }
 

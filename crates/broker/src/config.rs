@@ -4,6 +4,7 @@ use flumen_log::LogConfig;
 use flumen_stream::StreamConfig;
 use flumen_stream::group::GroupConfig;
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 /// The node's settings. Production values by default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,5 +46,79 @@ impl Default for BrokerConfig {
             stream: StreamConfig::default(),
             groups: GroupConfig::default(),
         }
+    }
+}
+
+/// A setting that no node can run with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("{setting} is {value}, allowed is {min} to {max}")]
+pub struct SettingError {
+    /// Which, within [`BrokerConfig`].
+    pub setting: &'static str,
+    /// What it is.
+    pub value: u64,
+    /// Least allowed.
+    pub min: u64,
+    /// Most allowed.
+    pub max: u64,
+}
+
+impl BrokerConfig {
+    /// Whether the settings fit together.
+    pub fn check(&self) -> Result<(), SettingError> {
+        let groups = &self.groups;
+        let longest = groups.session_timeout_ms_max;
+        for (setting, value, min, max) in [
+            ("groups.groups_max", groups.groups_max.into(), 1, 1_000_000),
+            (
+                "groups.members_per_group_max",
+                groups.members_per_group_max.into(),
+                1,
+                100_000,
+            ),
+            ("groups.session_timeout_ms_max", longest, 1_000, 3_600_000),
+            (
+                "groups.session_timeout_ms_min",
+                groups.session_timeout_ms_min,
+                100,
+                longest,
+            ),
+            (
+                "groups.session_timeout_ms",
+                groups.session_timeout_ms,
+                groups.session_timeout_ms_min,
+                longest,
+            ),
+            (
+                "groups.drain_deadline_ms",
+                groups.drain_deadline_ms,
+                100,
+                3_600_000,
+            ),
+            ("groups.shard_weight", groups.shard_weight, 1, 1 << 40),
+            ("groups.snapshot_growth", groups.snapshot_growth, 1, 1_000),
+            (
+                "groups.snapshot_bytes_min",
+                groups.snapshot_bytes_min,
+                4 << 10,
+                1 << 40,
+            ),
+            (
+                "groups.snapshot_piece_bytes",
+                groups.snapshot_piece_bytes,
+                4 << 10,
+                4 << 20,
+            ),
+        ] {
+            if !(min..=max).contains(&value) {
+                return Err(SettingError {
+                    setting,
+                    value,
+                    min,
+                    max,
+                });
+            }
+        }
+        Ok(())
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! Decisions are `flumen_stream::group`'s. Here is the inbox before it (`Groups`), the thread
 //! (`worker`), what a member's session holds (`member`), who may read (`fence`), and what is asked
-//! about groups beside (`asking`, `lag`).
+//! about groups beside (`asking`, `listing`, `lag`).
 
 mod asking;
 mod fence;
 mod lag;
+mod listing;
 mod loads;
 mod member;
 mod worker;
@@ -31,6 +32,7 @@ pub use asking::{
 };
 pub(crate) use fence::Fences;
 pub use fence::LeaseGuard;
+pub use listing::GroupLags;
 pub(crate) use loads::start as start_loads;
 pub(crate) use member::MemberQueue;
 pub use member::{JoinGroup, MemberLease, MemberWord, Membership, SavedCheckpoint};
@@ -72,6 +74,10 @@ pub(crate) struct Groups {
     told: Mutex<HashMap<StreamId, u64>>,
     pub(crate) fences: Fences,
     pub(crate) counters: GroupCounters,
+    /// What metrics were told last.
+    lags: tokio::sync::Mutex<listing::KeptLags>,
+    /// Where times lie in shards.
+    beginnings: lag::Beginnings,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -111,6 +117,8 @@ impl Default for Groups {
             told: Mutex::default(),
             fences: Fences::default(),
             counters: GroupCounters::default(),
+            lags: tokio::sync::Mutex::default(),
+            beginnings: lag::Beginnings::default(),
             thread: Mutex::default(),
         }
     }

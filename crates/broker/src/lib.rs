@@ -51,10 +51,10 @@ mod tail;
 
 pub use broker::{Broker, OpenError};
 pub use clock::Clock;
-pub use config::BrokerConfig;
+pub use config::{BrokerConfig, SettingError};
 pub use error::{Error, ErrorKind};
 pub use groups::{
-    GroupLag, GroupPosition, GroupReset, GroupState, GroupStatus, JoinGroup, LeaseGuard,
+    GroupLag, GroupLags, GroupPosition, GroupReset, GroupState, GroupStatus, JoinGroup, LeaseGuard,
     LeaseStatus, MemberLease, MemberStatus, MemberWord, Membership, SavedCheckpoint,
 };
 pub use metrics::{HistogramSnapshot, Metrics, MetricsSnapshot};

@@ -40,6 +40,10 @@ pub mod reason {
     pub const TRIMMED: &str = "TRIMMED";
     /// Acknowledged data is damaged.
     pub const DATA_LOSS: &str = "DATA_LOSS";
+    /// The stream has no group of this name.
+    pub const GROUP_NOT_FOUND: &str = "GROUP_NOT_FOUND";
+    /// Members are in the way.
+    pub const GROUP_IN_USE: &str = "GROUP_IN_USE";
     /// The member was silent for its session timeout.
     pub const MEMBER_EXPIRED: &str = "MEMBER_EXPIRED";
 }

@@ -12,6 +12,8 @@ pub struct ConsoleConfig {
     pub header_timeout_ms: u64,
     /// A connection is closed after this long, however busy.
     pub connection_ms_max: u64,
+    /// Consumer groups whose lag is on a page of metrics at most.
+    pub group_lags_max: u32,
 }
 
 impl Default for ConsoleConfig {
@@ -20,6 +22,7 @@ impl Default for ConsoleConfig {
             connections_max: 64,
             header_timeout_ms: 5_000,
             connection_ms_max: 60_000,
+            group_lags_max: 1_000,
         }
     }
 }

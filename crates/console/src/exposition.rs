@@ -98,7 +98,7 @@ fn families<V>(samples: &[Family<V>]) -> Vec<Vec<&Family<V>>> {
     for sample in samples {
         let known = families
             .iter_mut()
-            .find(|family| family.iter().any(|s| s.0 == sample.0));
+            .find(|family| family.first().is_some_and(|first| first.0 == sample.0));
         match known {
             Some(family) => family.push(sample),
             None => families.push(vec![sample]),

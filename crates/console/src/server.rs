@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use flumen_broker::MetricsSnapshot;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -19,6 +20,9 @@ use crate::exposition;
 use crate::process::ProcessStats;
 use crate::{ConsoleConfig, Node};
 
+/// How long a page waits for the lag of groups.
+const LAGS_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Answers until `shutdown` resolves. Connections that are open then are dropped: what the console
 /// says is never the only copy of anything.
 pub async fn serve(
@@ -27,7 +31,10 @@ pub async fn serve(
     config: ConsoleConfig,
     shutdown: impl Future<Output = ()>,
 ) {
-    let routes = routes(node);
+    let routes = routes(Console {
+        node,
+        group_lags_max: usize::try_from(config.group_lags_max).unwrap_or(usize::MAX),
+    });
     let connections = Arc::new(Semaphore::new(
         usize::try_from(config.connections_max).unwrap_or(Semaphore::MAX_PERMITS),
     ));
@@ -69,18 +76,39 @@ async fn answer(stream: TcpStream, routes: Router, config: ConsoleConfig) {
     }
 }
 
-fn routes(node: Node) -> Router {
+/// What the routes speak about.
+#[derive(Debug, Clone)]
+struct Console {
+    node: Node,
+    group_lags_max: usize,
+}
+
+impl Console {
+    /// The broker's numbers; without those of groups when these do not come in time.
+    async fn numbers(&self) -> Option<MetricsSnapshot> {
+        let broker = self.node.broker()?;
+        let mut numbers = broker.metrics().snapshot();
+        // Their log may wait for a disk that is full or stuck: everything else is still worth telling.
+        let lags = tokio::time::timeout(LAGS_PATIENCE, broker.group_lags(self.group_lags_max));
+        if let Ok(Ok(lags)) = lags.await {
+            numbers.add_group_lags(&lags);
+        }
+        Some(numbers)
+    }
+}
+
+fn routes(console: Console) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/version", get(version))
-        .with_state(node)
+        .with_state(console)
 }
 
-async fn metrics(State(node): State<Node>) -> Response {
-    let snapshot = node.broker().map(|broker| broker.metrics().snapshot());
-    match exposition::render(snapshot, ProcessStats::read(), node.readiness().ready) {
+async fn metrics(State(console): State<Console>) -> Response {
+    let ready = console.node.readiness().ready;
+    match exposition::render(console.numbers().await, ProcessStats::read(), ready) {
         Ok(text) => ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], text).into_response(),
         Err(error) => {
             tracing::error!(%error, "metrics cannot be written");
@@ -94,8 +122,8 @@ async fn healthz() -> &'static str {
     "alive\n"
 }
 
-async fn readyz(State(node): State<Node>) -> (StatusCode, String) {
-    let readiness = node.readiness();
+async fn readyz(State(console): State<Console>) -> (StatusCode, String) {
+    let readiness = console.node.readiness();
     let code = if readiness.ready {
         StatusCode::OK
     } else {

@@ -68,6 +68,9 @@ enum Command {
     Consume(command::consume::Args),
     /// Follow a stream from now on: consume --from latest --follow
     Tail(command::consume::TailArgs),
+    /// Show, reset and delete consumer groups: consume --group makes one
+    #[command(subcommand)]
+    Group(command::group::Verb),
     /// Measure a broker
     #[command(subcommand)]
     Bench(command::bench::Verb),
@@ -134,6 +137,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Produce(args) => command::produce::run(&mut context, args),
         Command::Consume(args) => command::consume::run(&mut context, args),
         Command::Tail(args) => command::consume::run(&mut context, args.into()),
+        Command::Group(verb) => command::group::run(&mut context, verb),
         Command::Bench(verb) => command::bench::run(&mut context, verb),
         Command::Doctor(args) => command::doctor::run(&mut context, &args),
         Command::Config(verb) => command::config::run(&mut context, &verb),

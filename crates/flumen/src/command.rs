@@ -6,6 +6,7 @@ pub(crate) mod config;
 pub(crate) mod consume;
 pub(crate) mod demo;
 pub(crate) mod doctor;
+pub(crate) mod group;
 pub(crate) mod produce;
 pub(crate) mod serve;
 pub(crate) mod stream;

@@ -107,6 +107,9 @@ pub(crate) enum ConfigError {
         /// Why it does not fit.
         reason: String,
     },
+    /// A setting of the broker outside its bounds, or that does not fit another one.
+    #[error("broker.{0}")]
+    Broker(#[from] flumen_broker::SettingError),
     /// An address others can reach.
     #[error(
         "{key} = {address} can be reached from outside, and this version has neither TLS nor \
@@ -183,8 +186,9 @@ fn read(file: &Path) -> Result<String, ConfigError> {
     })
 }
 
-/// What no single crate can know.
+/// What no single setting shows.
 fn check(config: &Config) -> Result<(), ConfigError> {
+    config.broker.check()?;
     let listeners = [
         ("listen_grpc", config.listen_grpc),
         ("listen_console", config.listen_console),

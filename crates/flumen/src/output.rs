@@ -128,6 +128,28 @@ impl Output {
         Ok(())
     }
 
+    /// Columns as wide as their widest cell, numbers or not.
+    pub(crate) fn table<const N: usize>(
+        &mut self,
+        rows: &[[String; N]],
+    ) -> Result<(), OutputError> {
+        let mut widths = [0; N];
+        for row in rows {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = cell.chars().count().max(*width);
+            }
+        }
+        for row in rows {
+            let cells = row
+                .iter()
+                .zip(widths)
+                .map(|(cell, width)| format!("{cell:width$}"));
+            let line = cells.collect::<Vec<_>>().join("  ");
+            self.line(line.trim_end())?;
+        }
+        Ok(())
+    }
+
     /// One JSON object as a line.
     pub(crate) fn json(&mut self, value: &impl Serialize) -> Result<(), OutputError> {
         self.clear_progress();

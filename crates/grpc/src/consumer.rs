@@ -12,6 +12,7 @@ use flumen_broker::{
     Broker, Delivery, Error, LeaseGuard, ReadBudget, ShardDescription, StartPosition, Subscription,
 };
 use flumen_record::{SequenceNumber, ShardIndex, StreamName, Timestamp};
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::drain::{Drain, DrainWait};
 use crate::frames;
@@ -20,6 +21,9 @@ use crate::status::Facts;
 
 /// Bytes of a reply when the caller does not say how many.
 const REPLY_BYTES: u64 = 1 << 20;
+
+/// A subscription that has nothing to send looks this often whether its leases still stand.
+const LEASE_CHECK: Duration = Duration::from_millis(250);
 
 /// The pieces of one reply.
 pub(crate) async fn read(
@@ -87,9 +91,12 @@ pub(crate) async fn subscribe(
     }
     let budget = budget(request.max_bytes, 0);
     let subscription = broker.subscribe(&stream, shards, budget).await?;
+    let mut checks = interval(LEASE_CHECK);
+    checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     Ok(SubscribeReplies {
         next: Box::pin(next(subscription)),
         draining: drain.started(),
+        checks: (!leases.is_empty()).then_some(checks),
         leases,
     })
 }
@@ -107,6 +114,24 @@ pub(crate) struct SubscribeReplies {
     draining: DrainWait,
     /// Of the shards that are read for a group.
     leases: HashMap<ShardIndex, LeaseGuard>,
+    /// When to look at them; without any, never.
+    checks: Option<Interval>,
+}
+
+impl SubscribeReplies {
+    /// The end of a lease, also while there is nothing to send.
+    fn poll_stale(&mut self, cx: &mut Context<'_>) -> Option<Facts> {
+        let checks = self.checks.as_mut()?;
+        let mut stale = None;
+        while checks.poll_tick(cx).is_ready() {
+            let each = self.leases.iter();
+            stale = each
+                .filter_map(|(shard, lease)| Some((*shard, lease.check().err()?)))
+                .next()
+                .or(stale);
+        }
+        stale.map(|(shard, error)| Facts::from(error).with("shard", shard))
+    }
 }
 
 impl Replies for SubscribeReplies {
@@ -117,6 +142,9 @@ impl Replies for SubscribeReplies {
     ) -> Poll<Option<Result<(), Facts>>> {
         if Pin::new(&mut self.draining).poll(cx).is_ready() {
             return Poll::Ready(Some(Err(Error::Draining.into())));
+        }
+        if let Some(facts) = self.poll_stale(cx) {
+            return Poll::Ready(Some(Err(facts)));
         }
         let (subscription, delivery) = ready!(self.next.as_mut().poll(cx));
         let failed = subscription.failed_shard();

@@ -333,14 +333,25 @@ pub(crate) async fn list(
         "" => None,
         name => Some(stream_name("stream", name)?),
     };
-    let after = match request.after.split_once('/') {
-        None if request.after.is_empty() => None,
-        None => return Err(ConvertError::Missing { field: "after" }.into()),
-        Some((stream, group)) => Some((stream_name("after", stream)?, group_name("after", group)?)),
+    let after = match request.after.as_str() {
+        "" => None,
+        after => {
+            // Without a slash the group's name is empty, which no name is.
+            let (stream, group) = after.split_once('/').unwrap_or((after, ""));
+            Some((stream_name("after", stream)?, group_name("after", group)?))
+        }
     };
     let limit = match request.limit as usize {
         0 => LIST_DEFAULT,
-        limit => limit.min(LIST_MAX),
+        limit if limit > LIST_MAX => {
+            return Err(Facts::from(Error::OutOfBounds {
+                setting: "limit",
+                value: u64::from(request.limit),
+                min: 1,
+                max: LIST_MAX as u64,
+            }));
+        }
+        limit => limit,
     };
     let (groups, more) = broker.list_groups(stream.as_ref(), after, limit).await?;
     Ok(v1::ListGroupsResponse {

@@ -8,6 +8,8 @@ use flumen_record::{
     RecordFault, SequenceNumber, ShardIndex, StreamName,
 };
 
+use flumen_stream::group::{Checkpoint, CheckpointError, Generation, GroupError};
+
 use super::{Error, ErrorKind, REASONS};
 
 /// At least one error per reason.
@@ -97,9 +99,73 @@ fn examples() -> Vec<Error> {
             kind: std::io::ErrorKind::NotFound,
         },
     ];
+    examples.extend(group_errors());
     examples.extend(record_errors().map(Error::from));
     examples.extend(batch_errors().map(Error::from));
     examples
+}
+
+fn group_errors() -> impl Iterator<Item = Error> {
+    let stream: StreamName = "readings".parse().unwrap();
+    let group: flumen_record::GroupName = "billing".parse().unwrap();
+    let member: flumen_record::MemberName = "m".parse().unwrap();
+    let shard = ShardIndex::new(3);
+    let end = SequenceNumber::new(9);
+    let asked = Checkpoint::after(SequenceNumber::new(12));
+    let generation = Generation::new(4);
+    let checkpoints = [
+        CheckpointError::Stale {
+            shard,
+            asked: generation,
+            current: generation,
+        },
+        CheckpointError::Held {
+            shard,
+            member: member.clone(),
+        },
+        CheckpointError::Behind {
+            shard,
+            asked,
+            current: asked,
+        },
+        CheckpointError::Beyond { shard, asked, end },
+        CheckpointError::NoShard { shard },
+    ];
+    let errors = [
+        Error::GroupNotFound {
+            stream: stream.clone(),
+            group: group.clone(),
+        },
+        Error::StaleLease {
+            shard,
+            generation: 4,
+        },
+        Error::MemberReplaced,
+        Error::MemberExpired,
+        Error::ShardOpen { shard },
+        Error::GroupsFailed,
+    ];
+    let of_groups = [
+        GroupError::NotFound {
+            group: group.clone(),
+        },
+        GroupError::NoShard { shard },
+        GroupError::OutOfBounds {
+            setting: "groups",
+            value: 2,
+            min: 1,
+            max: 1,
+        },
+        GroupError::SessionInUse {
+            member: member.clone(),
+        },
+        GroupError::Held { shard, member },
+        GroupError::HasMembers { group, members: 2 },
+        GroupError::Beyond { shard, asked, end },
+    ];
+    let of_groups = of_groups.map(|error| Error::group(&stream, error));
+    let checkpoints = checkpoints.into_iter().map(Error::from);
+    errors.into_iter().chain(of_groups).chain(checkpoints)
 }
 
 fn record_errors() -> impl Iterator<Item = RecordError> {
@@ -245,6 +311,7 @@ fn says_when_to_retry_where_waiting_helps() {
     let expected = [
         "DISK_STUCK",
         "DRAINING",
+        "GROUPS_FAILED",
         "QUEUE_FULL",
         "STORAGE_FULL",
         "THROTTLED",

@@ -1,13 +1,12 @@
 //! What is asked about groups, and done to them from outside.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use flumen_record::{GroupName, SequenceNumber, ShardIndex, StreamName, Timestamp};
 use flumen_stream::StartPosition;
 use flumen_stream::group::{
-    Answer, Checkpoint, GroupDescription, GroupSummary, Request, Reset, ShardDescription,
+    Answer, Checkpoint, GroupDescription, Request, Reset, ShardDescription,
 };
 
 use super::lag::{backlog, lag, oldest, position};
@@ -119,7 +118,7 @@ impl Node {
     ) -> Result<GroupState, Error> {
         let stream = self.groups_of(stream)?;
         let described = self.described(&stream, group).await?;
-        self.state_of(&stream, described, true).await
+        self.state_of(&stream, described).await
     }
 
     async fn described(
@@ -138,53 +137,11 @@ impl Node {
         })
     }
 
-    /// [`crate::Broker::list_groups`].
-    pub(crate) async fn list_groups(
-        self: &Arc<Self>,
-        stream: Option<&StreamName>,
-        after: Option<(StreamName, GroupName)>,
-        limit: usize,
-    ) -> Result<(Vec<GroupStatus>, bool), Error> {
-        let only = match stream {
-            Some(stream) => Some(self.groups_of(stream)?.state().info.id),
-            None => None,
-        };
-        let streams = self.streams.all();
-        let after = match after {
-            Some((stream, group)) => {
-                let there = streams.iter().find(|one| one.name == stream);
-                Some((there.map(|there| there.state().info.id), group))
-            }
-            None => None,
-        };
-        let found = self.groups.look(move |coordinator| {
-            let after = after.as_ref().and_then(|(id, group)| Some(((*id)?, group)));
-            let page = coordinator.list(only, after, limit.saturating_add(1));
-            let described = |one: &GroupSummary| coordinator.describe(one.stream, &one.name);
-            page.iter().filter_map(described).collect::<Vec<_>>()
-        });
-        let mut found = found.await?;
-        let more = found.len() > limit;
-        found.truncate(limit);
-        let mut page = Vec::with_capacity(found.len());
-        for described in found {
-            let there = streams
-                .iter()
-                .find(|one| one.state().info.id == described.stream);
-            // A stream that was deleted meanwhile takes its groups along.
-            if let Some(there) = there {
-                page.push(self.state_of(there, described, false).await?.status);
-            }
-        }
-        Ok((page, more))
-    }
-
     /// Adds to what the coordinator knows what is left to process.
     async fn state_of(
         self: &Arc<Self>,
         stream: &Arc<Stream>,
         described: GroupDescription,
-        exact: bool,
     ) -> Result<GroupState, Error> {
         let now = self.clock.now();
         let monotonic = self.clock.monotonic();
@@ -200,11 +157,7 @@ impl Node {
                 let (start, created) = (described.start, described.created);
                 let from = position(self, handle, checkpoint, start, created).await?;
                 let behind = backlog(handle, from);
-                let first = if exact {
-                    oldest(self, handle, from, &behind).await?
-                } else {
-                    behind.oldest
-                };
+                let first = oldest(self, handle, from, &behind).await?;
                 left = lag(&behind, first, now);
             }
             all.add(left);
@@ -298,17 +251,6 @@ impl Node {
         self.groups.ask(&stream, group, request).await?;
         self.groups.fences.forget(stream.state().info.id, group);
         Ok(())
-    }
-
-    /// Lag of every group, from memory, for metrics: at most `limit` groups.
-    pub(crate) async fn group_lags(
-        self: &Arc<Self>,
-        limit: usize,
-    ) -> Result<Vec<GroupStatus>, Error> {
-        if self.groups.counters.groups.load(Ordering::Relaxed) == 0 {
-            return Ok(Vec::new());
-        }
-        Ok(self.list_groups(None, None, limit).await?.0)
     }
 }
 

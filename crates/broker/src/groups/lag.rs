@@ -1,16 +1,52 @@
 //! What a group has not processed yet.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flumen_log::Backlog;
-use flumen_record::{SequenceNumber, Timestamp};
+use flumen_record::{SequenceNumber, ShardId, Timestamp};
 use flumen_stream::group::{Checkpoint, InitialPosition};
 
 use super::GroupLag;
 use crate::Error;
+use crate::lock::lock;
 use crate::node::Node;
 use crate::streams::ShardHandle;
+
+/// Times whose places are remembered at most.
+const BEGINNINGS_MAX: usize = 100_000;
+
+/// Where times lie in shards: a place of the past does not change, and to find it the disk is looked
+/// at.
+#[derive(Debug, Default)]
+pub(super) struct Beginnings(Mutex<HashMap<(ShardId, Timestamp), SequenceNumber>>);
+
+impl Beginnings {
+    async fn of(
+        &self,
+        node: &Arc<Node>,
+        shard: &Arc<ShardHandle>,
+        time: Timestamp,
+    ) -> Result<SequenceNumber, Error> {
+        let key = (shard.id, time);
+        let known = lock(&self.0).get(&key).copied();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let is_past = time < node.clock.now();
+        let start = flumen_stream::StartPosition::AtTimestamp(time);
+        let found = node.resolve(shard, start).await?;
+        if is_past {
+            let mut known = lock(&self.0);
+            if known.len() >= BEGINNINGS_MAX {
+                known.clear();
+            }
+            known.insert(key, found);
+        }
+        Ok(found)
+    }
+}
 
 impl GroupLag {
     /// Both together; the age is that of the older.
@@ -41,8 +77,8 @@ pub(super) async fn position(
     if !shard.info.parents.is_empty() {
         return Ok(horizon);
     }
-    node.resolve(shard, flumen_stream::StartPosition::AtTimestamp(at))
-        .await
+    let found = node.groups.beginnings.of(node, shard, at).await?;
+    Ok(found.max(horizon))
 }
 
 /// What is left of a shard from there, from memory. Over all logs that it lies in.

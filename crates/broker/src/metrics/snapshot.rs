@@ -8,6 +8,7 @@ use flumen_record::Durability;
 
 use super::Inner;
 use super::histogram::HistogramSnapshot;
+use crate::GroupLags;
 use crate::error::REASONS;
 use crate::lane::Lane;
 use crate::node::Node;
@@ -32,6 +33,34 @@ impl MetricsSnapshot {
 
     fn gauge(&mut self, name: &'static str, help: &'static str, labels: Labels, value: f64) {
         self.gauges.push((name, help, labels, value));
+    }
+
+    /// Adds what consumer groups have left to process.
+    #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+    pub fn add_group_lags(&mut self, lags: &GroupLags) {
+        for group in &lags.groups {
+            let labels = || {
+                vec![
+                    ("stream", group.stream.to_string()),
+                    ("group", group.group.to_string()),
+                ]
+            };
+            let (records, bytes) = (group.lag.records as f64, group.lag.bytes as f64);
+            let help = "Records that the group has not processed";
+            self.gauge("group_lag_records", help, labels(), records);
+            let help = "Stored bytes of them; of a long backlog an estimate";
+            self.gauge("group_lag_bytes", help, labels(), bytes);
+            let help = "Age of the oldest of them, as far as it is in memory";
+            let age = group.lag.age.as_secs_f64();
+            self.gauge("group_lag_seconds", help, labels(), age);
+        }
+        let help = "Groups whose lag is not on this page, because there are too many";
+        self.gauge(
+            "group_lags_left_out",
+            help,
+            Vec::new(),
+            lags.left_out as f64,
+        );
     }
 }
 
@@ -58,6 +87,7 @@ pub(super) fn take(inner: &Inner) -> MetricsSnapshot {
         .push(("cold_read_latency_seconds", help, Vec::new(), cold));
     if let Some(node) = inner.node.get().and_then(Weak::upgrade) {
         the_node(&node, &mut snapshot);
+        the_groups(&node, &mut snapshot);
         for lane in node.lanes.all() {
             the_lane(&lane, &mut snapshot);
         }
@@ -155,6 +185,49 @@ fn the_node(node: &Node, snapshot: &mut MetricsSnapshot) {
             Vec::new(),
             space.total_bytes as f64,
         );
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
+fn the_groups(node: &Node, snapshot: &mut MetricsSnapshot) {
+    let counts = &node.groups.counters;
+    let now = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    for (name, help, count) in [
+        ("groups", "Consumer groups", &counts.groups),
+        (
+            "group_sessions",
+            "Open sessions of members of groups",
+            &counts.sessions,
+        ),
+    ] {
+        snapshot.gauge(name, help, Vec::new(), now(count) as f64);
+    }
+    let failed = f64::from(u8::from(node.groups.check().is_err()));
+    let help = "1 when the log of consumer groups has failed: they need a restart";
+    snapshot.gauge("groups_failed", help, Vec::new(), failed);
+    for (name, help, count) in [
+        (
+            "group_checkpoints",
+            "Checkpoints made durable",
+            &counts.checkpoints,
+        ),
+        (
+            "group_leases_granted",
+            "Shards given to members",
+            &counts.leases_granted,
+        ),
+        (
+            "group_leases_lost",
+            "Shards taken from members that did not release them in time",
+            &counts.leases_lost,
+        ),
+        (
+            "group_rounds",
+            "Rounds of the log of consumer groups",
+            &counts.rounds,
+        ),
+    ] {
+        snapshot.counter(name, help, Vec::new(), now(count));
     }
 }
 

@@ -158,10 +158,11 @@ impl Client {
     }
 
     /// Moves where a group goes on. Refused while members hold the shards, unless forced: then their
-    /// leases end first. A dry run only says what would change.
+    /// leases end first. A dry run only says what would change; otherwise a group that is not there
+    /// comes into being, so that its first member begins there.
     ///
     /// # Errors
-    /// When there is no such group or shard, the position is not there, or members hold the shards.
+    /// When there is no such stream or shard, the position is not there, or members hold the shards.
     pub async fn reset_group(
         &self,
         stream: &StreamName,

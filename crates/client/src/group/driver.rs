@@ -258,7 +258,7 @@ impl<H: Handler> Driver<H> {
         let mut give_up: Option<Instant> = None;
         loop {
             self.release(session).await?;
-            if self.leaving && self.leases.is_empty() && give_up.is_none() {
+            if self.leaving && self.leases.are_settled() && give_up.is_none() {
                 let leave = Request::Leave(v1::LeaveGroup {});
                 self.say(session, leave).await?;
                 give_up = Some(Instant::now() + LEAVE_PATIENCE);
@@ -343,7 +343,7 @@ impl<H: Handler> Driver<H> {
 
     /// Gives back what is done and saved.
     async fn release(&mut self, session: &Session) -> Result<(), Error> {
-        let released = self.leases.take_released();
+        let released = self.leases.take_released(self.leaving);
         if released.is_empty() {
             return Ok(());
         }
@@ -450,6 +450,7 @@ impl<H: Handler> Driver<H> {
         if !self.leases.holds(shard, generation) {
             return;
         }
+        self.leases.revoked(shard, generation);
         if let Some(worker) = self.workers.get(&shard) {
             worker.send_if_modified(|hold| {
                 let held = *hold == Hold::Held;

@@ -43,6 +43,15 @@ struct Lease {
     saving: Option<(u64, Progress)>,
     /// Nothing more will be processed under this lease.
     done: bool,
+    /// The broker waits for it, to give it to somebody else.
+    revoked: bool,
+}
+
+impl Lease {
+    /// Nothing of it is left to process or to save.
+    fn is_settled(&self) -> bool {
+        self.done && self.unsaved.is_none() && self.saving.is_none()
+    }
 }
 
 /// The leases of a member.
@@ -65,6 +74,7 @@ impl Leases {
                 unsaved: None,
                 saving: None,
                 done: false,
+                revoked: grant.revoked,
             },
         );
         true
@@ -119,6 +129,13 @@ impl Leases {
         }
     }
 
+    /// The broker waits for this lease.
+    pub(super) fn revoked(&mut self, shard: ShardIndex, generation: u64) {
+        if let Some(lease) = self.lease(shard, generation) {
+            lease.revoked = true;
+        }
+    }
+
     /// What to save now, in `request`. What is on its way already waits for its answer.
     pub(super) fn take_unsaved(&mut self, request: u64) -> Vec<ToSave> {
         let mut save = Vec::new();
@@ -168,9 +185,10 @@ impl Leases {
         }
     }
 
-    /// Leases whose work is done and saved: to be released. They are gone from here.
-    pub(super) fn take_released(&mut self) -> Vec<(ShardIndex, u64)> {
-        let ready = |lease: &Lease| lease.done && lease.unsaved.is_none() && lease.saving.is_none();
+    /// Leases whose work is done and saved: to be released. They are gone from here. A member that
+    /// leaves keeps those that nobody waits for until it is out: the broker would give them back to it.
+    pub(super) fn take_released(&mut self, leaving: bool) -> Vec<(ShardIndex, u64)> {
+        let ready = |lease: &Lease| lease.is_settled() && (lease.revoked || !leaving);
         let released: Vec<_> = self
             .by_shard
             .iter()
@@ -183,8 +201,9 @@ impl Leases {
         released
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.by_shard.is_empty()
+    /// Whether the work of all leases is done and saved.
+    pub(super) fn are_settled(&self) -> bool {
+        self.by_shard.values().all(Lease::is_settled)
     }
 }
 
@@ -261,12 +280,28 @@ mod tests {
         leases.processed(A, 1, through(4));
         leases.done(A, 1);
         leases.done(B, 2);
-        assert_eq!(leases.take_released(), [(B, 2)]);
+        assert_eq!(leases.take_released(false), [(B, 2)]);
         leases.take_unsaved(1);
-        assert!(leases.take_released().is_empty());
+        assert!(leases.take_released(false).is_empty());
         leases.saved(1, &[]);
-        assert_eq!(leases.take_released(), [(A, 1)]);
-        assert!(leases.is_empty());
+        assert_eq!(leases.take_released(false), [(A, 1)]);
+        assert!(leases.by_shard.is_empty());
+    }
+
+    #[test]
+    fn a_member_that_leaves_releases_what_is_waited_for_and_keeps_the_rest() {
+        let mut leases = Leases::default();
+        leases.grant(&grant(A, 1));
+        leases.grant(&grant(B, 2));
+        leases.revoked(B, 1);
+        leases.done(B, 2);
+        assert!(leases.take_released(true).is_empty());
+        leases.revoked(B, 2);
+        assert_eq!(leases.take_released(true), [(B, 2)]);
+        assert!(!leases.are_settled());
+        leases.done(A, 1);
+        assert!(leases.take_released(true).is_empty());
+        assert!(leases.are_settled());
     }
 
     #[test]
@@ -276,7 +311,7 @@ mod tests {
         leases.processed(A, 1, Progress::End);
         leases.take_unsaved(1);
         assert_eq!(leases.saved(1, &[]), (1, vec![A]));
-        assert!(leases.is_empty());
+        assert!(leases.by_shard.is_empty());
     }
 
     #[test]
@@ -286,6 +321,6 @@ mod tests {
         leases.grant(&grant(B, 2));
         assert_eq!(leases.not_among(&[grant(A, 1), grant(B, 3)]), [(B, 2)]);
         assert!(leases.drop(B, 2) && !leases.drop(B, 2));
-        assert!(!leases.is_empty());
+        assert!(!leases.by_shard.is_empty());
     }
 }

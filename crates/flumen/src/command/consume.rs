@@ -1,7 +1,9 @@
 //! `flumen consume` and `flumen tail`: records to standard output.
 
+mod goal;
 mod layout;
-mod start;
+mod member;
+pub(super) mod start;
 
 use std::time::Duration;
 
@@ -20,6 +22,7 @@ use crate::failure::{of_client, usage};
 use crate::output::Output;
 use crate::quantity::parse_duration;
 use layout::Layout;
+use member::MemberArgs;
 use start::From;
 
 /// How formats are written, for `--help`.
@@ -43,6 +46,8 @@ pub(crate) struct Args {
     /// Go on when the end is reached; without it, reading ends at what was the end at the start
     #[arg(long)]
     follow: bool,
+    #[command(flatten)]
+    member: MemberArgs,
 }
 
 /// Arguments of `tail`.
@@ -82,6 +87,7 @@ impl std::convert::From<TailArgs> for Args {
             from: From::Latest,
             shared: tail.shared,
             follow: true,
+            member: MemberArgs::default(),
         }
     }
 }
@@ -97,6 +103,9 @@ pub(crate) fn run(context: &mut Context, args: Args) -> Result<()> {
         Some(format) => Layout::parse(format).map_err(usage)?,
         None => Layout::line(),
     };
+    if let Some(group) = &args.member.group {
+        return member::run(context, &args, group, &layout);
+    }
     block_on(async {
         let client = context.client()?;
         let consumer = open(&client, &args, context.endpoint()).await?;

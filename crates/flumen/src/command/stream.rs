@@ -18,7 +18,7 @@ use crate::failure::{of_client, usage};
 use crate::output::Output;
 use crate::quantity::{count, parse_duration, parse_hash_key, parse_size, setting_duration, size};
 use auto_scale::{AutoScaleArgs, AutoScaleChangeArgs};
-use show::{changed, children, describe, open, records, stream_json, table};
+use show::{changed, children, describe, open, records, stream_json};
 
 /// The verbs of `stream`.
 #[derive(Debug, Subcommand)]
@@ -301,5 +301,5 @@ async fn list(client: &Client, output: &mut Output) -> Result<()> {
             size(stream.shards.iter().map(|shard| shard.stored_bytes).sum()),
         ]
     }));
-    Ok(table(output, &rows)?)
+    Ok(output.table(&rows)?)
 }

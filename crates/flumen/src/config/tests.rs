@@ -145,3 +145,39 @@ fn optional_settings_take_a_value() {
     assert_eq!(config.worker_threads, NonZeroUsize::new(2));
     assert!(refusal("", &[], &[("worker_threads", "0")]).contains("worker_threads = "));
 }
+
+#[test]
+fn settings_of_groups_come_from_every_layer_and_have_bounds() {
+    let file = "[broker.groups]\nsession_timeout_ms = \"20s\"\nmembers_per_group_max = 50\n";
+    let environment = [("FLUMEN_BROKER__GROUPS__DRAIN_DEADLINE_MS", "5s")];
+    let flags = [("broker.groups.groups_max", "7")];
+    let config = laid(file, &environment, &flags).unwrap().config().unwrap();
+    let groups = &config.broker.groups;
+    assert_eq!(
+        (groups.session_timeout_ms, groups.members_per_group_max),
+        (20_000, 50)
+    );
+    assert_eq!((groups.drain_deadline_ms, groups.groups_max), (5_000, 7));
+    assert!(check(&config).is_ok());
+    for (key, value, says) in [
+        ("groups_max", "0", "1 to 1000000"),
+        ("members_per_group_max", "0", "1 to 100000"),
+        ("session_timeout_ms", "10", "1000 to 300000"),
+        ("session_timeout_ms", "10m", "1000 to 300000"),
+        ("session_timeout_ms_min", "5m1s", "not a duration"),
+        ("session_timeout_ms_min", "6m", "100 to 300000"),
+        ("session_timeout_ms_max", "2h", "1000 to 3600000"),
+        ("drain_deadline_ms", "0", "100 to 3600000"),
+        ("shard_weight", "0", "1 to "),
+        ("snapshot_growth", "0", "1 to 1000"),
+        ("snapshot_bytes_min", "1", "4096 to "),
+        ("snapshot_piece_bytes", "1GiB", "4096 to 4194304"),
+    ] {
+        let key = format!("broker.groups.{key}");
+        let refusal = refusal("", &[], &[(&key, value)]);
+        assert!(
+            refusal.contains(&key) && refusal.contains(says),
+            "{key} = {value}: {refusal}"
+        );
+    }
+}

@@ -15,6 +15,10 @@ mod failing_disk;
 #[cfg(test)]
 mod full_disk;
 #[cfg(test)]
+mod group_wire;
+#[cfg(test)]
+mod groups;
+#[cfg(test)]
 mod journal;
 #[cfg(test)]
 mod kill;

@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 use flumen_api::v1;
+use flumen_api::v1::group_request::Request;
+use flumen_api::v1::group_response::Response;
 use flumen_api::v1::start_position::{Newest, Oldest, Position};
 use flumen_record::Frames;
 use prost::Message as _;
@@ -13,6 +15,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
+use crate::group_wire::{Member, join};
 use crate::process::BrokerProcess;
 use crate::wire::{Refused, Wire, batch, message};
 
@@ -50,6 +53,60 @@ impl Stage {
         };
         let created = self.wire.good(self.wire.admin().create_stream(request));
         created.stream.expect("a stream")
+    }
+}
+
+impl Stage {
+    fn groups(
+        &self,
+        stream: &str,
+        after: &str,
+        limit: u32,
+    ) -> Result<v1::ListGroupsResponse, tonic::Status> {
+        let (stream, after) = (stream.to_owned(), after.to_owned());
+        let request = v1::ListGroupsRequest {
+            stream,
+            after,
+            limit,
+        };
+        let answer = self.wire.wait(self.wire.admin().list_groups(request));
+        answer.map(tonic::Response::into_inner)
+    }
+
+    fn describe(
+        &self,
+        stream: &str,
+        group: &str,
+    ) -> Result<v1::DescribeGroupResponse, tonic::Status> {
+        let (stream, group) = (stream.to_owned(), group.to_owned());
+        let request = v1::DescribeGroupRequest { stream, group };
+        let answer = self.wire.wait(self.wire.admin().describe_group(request));
+        answer.map(tonic::Response::into_inner)
+    }
+
+    /// Of the stream `there`.
+    async fn delete(
+        &self,
+        group: &str,
+        force: bool,
+    ) -> Result<tonic::Response<v1::DeleteGroupResponse>, tonic::Status> {
+        let (stream, group) = ("there".to_owned(), group.to_owned());
+        let request = v1::DeleteGroupRequest {
+            stream,
+            group,
+            force,
+        };
+        self.wire.admin().delete_group(request).await
+    }
+}
+
+/// A reset of all shards.
+fn to(stream: &str, group: &str, to: Position) -> v1::ResetGroupRequest {
+    v1::ResetGroupRequest {
+        stream: stream.to_owned(),
+        group: group.to_owned(),
+        to: position(to),
+        ..Default::default()
     }
 }
 
@@ -303,6 +360,182 @@ const CASES: &[Case] = &[
         },
     },
     Case {
+        rpc: "flumen.v1.Admin/ListGroups",
+        good: |stage| {
+            // Two streams with two groups each, in pages of one.
+            for (stream, group) in [("there", "a"), ("there", "b"), ("made", "c"), ("made", "d")] {
+                Member::join(&stage.wire, stream, group, "m", 1);
+            }
+            let mut found = Vec::new();
+            let mut after = String::new();
+            loop {
+                let page = stage.groups("", &after, 1).expect("a page");
+                assert!(page.groups.len() == 1, "{page:?}");
+                found.extend(page.groups);
+                let last = found.last().expect("a group");
+                after = format!("{}/{}", last.stream, last.group);
+                if !page.more {
+                    break;
+                }
+            }
+            let names: Vec<_> = found
+                .iter()
+                .map(|group| (&*group.stream, &*group.group))
+                .collect();
+            let expected = [("made", "c"), ("made", "d"), ("there", "a"), ("there", "b")];
+            assert_eq!(names, expected);
+            let there = &found[2];
+            assert_eq!((there.members, there.shards), (1, 2), "{there:?}");
+            assert_eq!(there.lag.map(|lag| lag.records), Some(3), "{there:?}");
+            let one = stage.groups("made", "", 0).expect("a page").groups;
+            assert_eq!(one.len(), 2, "{one:?}");
+            // A cursor whose stream is gone goes on behind it.
+            let rest = stage.groups("", "nowhere/x", 0).expect("a page").groups;
+            assert!(rest.iter().all(|group| group.stream == "there"), "{rest:?}");
+            assert_eq!(rest.len(), 2);
+        },
+        refused: |stage| {
+            let refused = |stream: &str, after: &str, limit| {
+                let refused = stage.groups(stream, after, limit);
+                Refused::from(&refused.expect_err("a refusal"))
+            };
+            let missing = refused("missing", "", 0);
+            missing.says(NotFound, "STREAM_NOT_FOUND", &[("stream", "missing")]);
+            let bounds = [("setting", "limit"), ("value", "1001"), ("max", "1000")];
+            refused("", "", 1_001).says(InvalidArgument, "OUT_OF_BOUNDS", &bounds);
+            let after = [("field", "after")];
+            refused("", "there", 0).says(InvalidArgument, "FIELD_MISSING", &after);
+            refused("", "there/?", 0).says(InvalidArgument, "NAME_INVALID", &after);
+        },
+    },
+    Case {
+        rpc: "flumen.v1.Admin/DescribeGroup",
+        good: |stage| {
+            let mut member = Member::join(&stage.wire, "there", "described", "m", 7);
+            let leases = member.leases(&stage.wire, 2);
+            let group = stage.describe("there", "described").expect("a group");
+            let summary = group.summary.expect("a summary");
+            assert_eq!((summary.members, summary.shards), (1, 2));
+            let one = &group.members[0];
+            assert_eq!(
+                (&*one.member, one.instance, one.connected, one.shards),
+                ("m", 7, true, 2)
+            );
+            for (shard, lease) in group.shards.iter().zip(leases) {
+                assert_eq!(shard.state(), v1::GroupShardState::Held);
+                assert_eq!(
+                    (shard.shard, shard.generation),
+                    (lease.shard, lease.generation)
+                );
+                assert_eq!(shard.member, "m");
+                assert_eq!((shard.sequence_number, shard.checkpointed_us), (None, 0));
+            }
+            assert_eq!(group.shards[0].lag.map(|lag| lag.records), Some(3));
+        },
+        refused: |stage| {
+            let missing = stage.describe("there", "missing").expect_err("no group");
+            let named = [("stream", "there"), ("group", "missing")];
+            Refused::from(&missing).says(NotFound, "GROUP_NOT_FOUND", &named);
+            let odd = stage.describe("there", "a b").expect_err("no name");
+            let named = [("field", "group"), ("value", "a b")];
+            Refused::from(&odd).says(InvalidArgument, "NAME_INVALID", &named);
+        },
+    },
+    Case {
+        rpc: "flumen.v1.Admin/ResetGroup",
+        good: |stage| {
+            Member::join(&stage.wire, "there", "reset", "m", 1).leave(&stage.wire);
+            let reset = |dry_run| {
+                let request = v1::ResetGroupRequest {
+                    shards: vec![0],
+                    dry_run,
+                    ..to("there", "reset", Position::AtSequenceNumber(2))
+                };
+                stage
+                    .wire
+                    .good(stage.wire.admin().reset_group(request))
+                    .shards
+            };
+            for (dry_run, before) in [(true, None), (false, None), (false, Some(2))] {
+                let shards = reset(dry_run);
+                assert_eq!(shards.len(), 1, "{shards:?}");
+                let shard = shards[0];
+                assert_eq!((shard.shard, shard.before, shard.after), (0, before, 2));
+            }
+            // A group may be put somewhere before its first member comes; a dry run makes none.
+            let new = |dry_run| v1::ResetGroupRequest {
+                dry_run,
+                ..to("there", "new", Position::Latest(Newest {}))
+            };
+            stage.wire.good(stage.wire.admin().reset_group(new(true)));
+            assert!(stage.describe("there", "new").is_err());
+            stage.wire.good(stage.wire.admin().reset_group(new(false)));
+            assert!(stage.describe("there", "new").is_ok());
+            let group = stage.describe("there", "reset").expect("a group");
+            assert_eq!(group.shards[0].sequence_number, Some(1));
+            assert_eq!(group.shards[0].lag.map(|lag| lag.records), Some(1));
+        },
+        refused: |stage| {
+            let reset = |request| stage.wire.refused(stage.wire.admin().reset_group(request));
+            let oldest = || Position::TrimHorizon(Oldest {});
+            let named = [("stream", "missing")];
+            reset(to("missing", "g", oldest())).says(NotFound, "STREAM_NOT_FOUND", &named);
+            let beyond = reset(v1::ResetGroupRequest {
+                shards: vec![0],
+                ..to("there", "reset", Position::AtSequenceNumber(9))
+            });
+            beyond.says(
+                InvalidArgument,
+                "BEYOND_END",
+                &[("asked", "9"), ("end", "3")],
+            );
+            let nowhere = v1::ResetGroupRequest {
+                shards: vec![7],
+                ..to("there", "reset", oldest())
+            };
+            reset(nowhere).says(NotFound, "SHARD_NOT_FOUND", &[("shard", "7")]);
+            let unsaid = v1::ResetGroupRequest {
+                to: None,
+                ..to("there", "reset", oldest())
+            };
+            reset(unsaid).says(InvalidArgument, "FIELD_MISSING", &[("field", "to")]);
+            // Members are in the way, unless it is forced: then their leases end first.
+            let mut member = Member::join(&stage.wire, "there", "held", "m", 1);
+            member.leases(&stage.wire, 2);
+            let held = [("shard", "0"), ("member", "m")];
+            reset(to("there", "held", oldest())).says(FailedPrecondition, "GROUP_IN_USE", &held);
+            let forced = v1::ResetGroupRequest {
+                force: true,
+                ..to("there", "held", oldest())
+            };
+            stage.wire.good(stage.wire.admin().reset_group(forced));
+            let lost = member.hear(&stage.wire, |word| match word {
+                Response::Lost(lost) => Some(lost),
+                _ => None,
+            });
+            assert!(lost.reason.contains("reset"), "{lost:?}");
+        },
+    },
+    Case {
+        rpc: "flumen.v1.Admin/DeleteGroup",
+        good: |stage| {
+            let mut member = Member::join(&stage.wire, "there", "deleted", "m", 1);
+            stage.wire.good(stage.delete("deleted", true));
+            let named = [("stream", "there"), ("group", "deleted")];
+            let told = member.ended(&stage.wire).expect_err("it is told");
+            Refused::from(&told).says(NotFound, "GROUP_NOT_FOUND", &named);
+            assert!(stage.describe("there", "deleted").is_err());
+        },
+        refused: |stage| {
+            let _member = Member::join(&stage.wire, "there", "kept", "m", 1);
+            let named = [("group", "kept"), ("members", "1")];
+            let in_use = stage.wire.refused(stage.delete("kept", false));
+            in_use.says(FailedPrecondition, "GROUP_IN_USE", &named);
+            let missing = stage.wire.refused(stage.delete("missing", true));
+            missing.says(NotFound, "GROUP_NOT_FOUND", &[("group", "missing")]);
+        },
+    },
+    Case {
         rpc: "flumen.v1.Admin/SplitShard",
         good: |stage| {
             stage.create("cut", 1);
@@ -450,12 +683,100 @@ const CASES: &[Case] = &[
             };
             let missing = subscribe("missing", vec![]);
             missing.says(NotFound, "STREAM_NOT_FOUND", &[("stream", "missing")]);
-            let start = |shard, start| vec![v1::ShardStart { shard, start }];
+            let start = |shard, start| {
+                vec![v1::ShardStart {
+                    shard,
+                    start,
+                    lease: None,
+                }]
+            };
             let no_start = subscribe("there", start(1, None));
             let field = [("field", "shards.start")];
             no_start.says(InvalidArgument, "FIELD_MISSING", &field);
             let nowhere = subscribe("there", start(7, position(Position::Latest(Newest {}))));
             nowhere.says(NotFound, "SHARD_NOT_FOUND", &[("shard", "7")]);
+        },
+    },
+    Case {
+        rpc: "flumen.v1.Consumer/Group",
+        good: |stage| {
+            let wire = &stage.wire;
+            let mut member = Member::join(wire, "there", "read", "m", 1);
+            let leases = member.leases(wire, 2);
+            let lease = |shard: u32| {
+                leases
+                    .iter()
+                    .find(|one| one.shard == shard)
+                    .expect("a lease")
+            };
+            member.say(wire, Request::Heartbeat(v1::Heartbeat { number: 5 }));
+            let heard = member.hear(wire, |word| match word {
+                Response::Heartbeat(heard) => Some(heard.number),
+                _ => None,
+            });
+            assert_eq!(heard, 5);
+            let checkpoint = |generation, sequence_number| v1::Checkpoint {
+                shard: 0,
+                generation,
+                sequence_number,
+                ..Default::default()
+            };
+            let generation = lease(0).generation;
+            let saved = member.save(wire, 1, vec![checkpoint(generation, 1)]);
+            assert!(saved.refused.is_empty(), "{saved:?}");
+            // Each checkpoint is refused by itself.
+            let refusals = [
+                (checkpoint(generation + 9, 2), "STALE_LEASE"),
+                (checkpoint(generation, 0), "CHECKPOINT_BEHIND"),
+            ];
+            for (checkpoint, reason) in refusals {
+                let saved = member.save(wire, 2, vec![checkpoint]);
+                let refusal = saved.refused[0].refusal.as_ref().expect("a refusal");
+                Refused::from(refusal).says(FailedPrecondition, reason, &[("shard", "0")]);
+            }
+            member.leave(wire);
+            // Whoever comes next goes on behind the checkpoint, under a new generation.
+            let next = Member::join(wire, "there", "read", "n", 2).leases(wire, 2);
+            let first = next.iter().find(|one| one.shard == 0).expect("shard 0");
+            assert!(first.generation > generation, "{first:?}");
+            assert_eq!(first.sequence_number, Some(1));
+            assert_eq!(first.start, position(Position::AtSequenceNumber(2)));
+        },
+        refused: |stage| {
+            let wire = &stage.wire;
+            let refused = |request: Request| {
+                let mut member = Member::open(wire, request);
+                let ended = member.ended(wire).expect_err("a refusal");
+                Refused::from(&ended)
+            };
+            let join = |stream: &str, group: &str| join(stream, group, "m", 1);
+            let first = refused(Request::Heartbeat(v1::Heartbeat { number: 1 }));
+            first.says(InvalidArgument, "FIELD_MISSING", &[("field", "join")]);
+            let missing = refused(Request::Join(join("missing", "g")));
+            missing.says(NotFound, "STREAM_NOT_FOUND", &[("stream", "missing")]);
+            let unnamed = refused(Request::Join(join("there", "")));
+            unnamed.says(InvalidArgument, "FIELD_MISSING", &[("field", "join.group")]);
+            let at = v1::JoinGroup {
+                start: position(Position::AtSequenceNumber(1)),
+                ..join("there", "g")
+            };
+            let at = refused(Request::Join(at));
+            at.says(
+                InvalidArgument,
+                "POSITION_INVALID",
+                &[("field", "join.start")],
+            );
+            let hasty = v1::JoinGroup {
+                session_timeout_us: 5_000,
+                ..join("there", "g")
+            };
+            let bounds = [("value", "5"), ("min", "1000"), ("max", "300000")];
+            refused(Request::Join(hasty)).says(InvalidArgument, "OUT_OF_BOUNDS", &bounds);
+            // Another process under the same name takes its place.
+            let mut first = Member::join(wire, "there", "taken", "m", 1);
+            let _second = Member::join(wire, "there", "taken", "m", 2);
+            let replaced = first.ended(wire).expect_err("it is told");
+            Refused::from(&replaced).says(FailedPrecondition, "MEMBER_REPLACED", &[]);
         },
     },
     Case {
@@ -755,6 +1076,106 @@ fn what_is_no_call_is_refused_for_a_reason() {
         .raw(put, &[("content-type", "text/html")], nothing);
     assert_eq!(web.message(), "415 Unsupported Media Type");
     stage.create("after-all", 1);
+}
+
+/// A reader that names a lease is served while the lease stands, and not a moment longer: a read is
+/// refused, and a subscription ends, also when there is nothing to read.
+#[test]
+#[expect(clippy::too_many_lines, reason = "one story")]
+fn whoever_reads_for_a_lease_ends_with_it() {
+    let stage = Stage::set();
+    let wire = &stage.wire;
+    let mut member = Member::join(wire, "there", "g", "m", 1);
+    let leases = member.leases(wire, 2);
+    let named = |lease: &v1::ShardAssigned, ahead: u64| {
+        Some(v1::ReadLease {
+            group: "g".to_owned(),
+            generation: lease.generation + ahead,
+        })
+    };
+    let lease = |shard: u32| {
+        leases
+            .iter()
+            .find(|one| one.shard == shard)
+            .expect("a lease")
+    };
+    let read = |shard: u32, lease| v1::ReadRequest {
+        stream: "there".to_owned(),
+        shard,
+        start: position(Position::TrimHorizon(Oldest {})),
+        lease,
+        ..Default::default()
+    };
+    let reply = wire.good(wire.consumer().read(read(0, named(lease(0), 0))));
+    assert_eq!(data(&reply), ["a", "b", "c"]);
+    // A generation that was never granted, a shard's lease for another shard, another group.
+    let generation = (lease(0).generation + 9).to_string();
+    let refused = wire.refused(wire.consumer().read(read(0, named(lease(0), 9))));
+    let values = [("shard", "0"), ("generation", &*generation)];
+    refused.says(FailedPrecondition, "STALE_LEASE", &values);
+    let refused = wire.refused(wire.consumer().read(read(1, named(lease(0), 0))));
+    refused.says(FailedPrecondition, "STALE_LEASE", &[("shard", "1")]);
+    let other = v1::ReadLease {
+        group: "other".to_owned(),
+        generation: lease(0).generation,
+    };
+    let refused = wire.refused(wire.consumer().read(read(0, Some(other))));
+    refused.says(FailedPrecondition, "STALE_LEASE", &[("shard", "0")]);
+
+    let subscribe = |shard: u32, start, lease| v1::SubscribeRequest {
+        stream: "there".to_owned(),
+        shards: vec![v1::ShardStart {
+            shard,
+            start: position(start),
+            lease,
+        }],
+        ..Default::default()
+    };
+    let oldest = Position::TrimHorizon(Oldest {});
+    let request = subscribe(0, oldest, named(lease(0), 0));
+    let mut busy = wire.good(wire.consumer().subscribe(request));
+    let first = wire
+        .wait(busy.message())
+        .expect("a reply")
+        .expect("a reply");
+    assert_eq!(data(&first), ["a", "b", "c"]);
+    let request = subscribe(1, Position::Latest(Newest {}), named(lease(1), 0));
+    let mut idle = wire.good(wire.consumer().subscribe(request));
+
+    // The leases are released: nobody holds the shards, and nothing is written.
+    member.leave(wire);
+    for (subscription, lease) in [(&mut busy, lease(0)), (&mut idle, lease(1))] {
+        let ended = wire.wait(async {
+            loop {
+                match subscription.message().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => panic!("it ended without a word"),
+                    Err(status) => break status,
+                }
+            }
+        });
+        let generation = lease.generation.to_string();
+        let values = [
+            ("shard", &*lease.shard.to_string()),
+            ("generation", &*generation),
+        ]
+        .map(|(name, value)| (name, value.to_owned()));
+        let values: Vec<_> = values
+            .iter()
+            .map(|(name, value)| (*name, &**value))
+            .collect();
+        Refused::from(&ended).says(FailedPrecondition, "STALE_LEASE", &values);
+    }
+    let old = wire.refused(wire.consumer().read(read(0, named(lease(0), 0))));
+    old.says(FailedPrecondition, "STALE_LEASE", &[("shard", "0")]);
+    // The next holder's generation is another one, and the old one stays refused.
+    let next = Member::join(wire, "there", "g", "n", 2).leases(wire, 2);
+    assert!(
+        next.iter()
+            .all(|new| leases.iter().all(|old| old.generation < new.generation))
+    );
+    let old = wire.refused(wire.consumer().read(read(0, named(lease(0), 0))));
+    old.says(FailedPrecondition, "STALE_LEASE", &[("shard", "0")]);
 }
 
 /// Sessions of a node that ends are told so, with a delay after which to come again; health says it

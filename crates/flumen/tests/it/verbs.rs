@@ -388,6 +388,145 @@ const CASES: &[Case] = &[
         },
     },
     Case {
+        verb: "group list",
+        good: |stage| {
+            // consume --group makes one.
+            let out = stage.flumen("consume there --group g", b"").good();
+            assert_eq!(out.lines().count(), 3);
+            let words = "consume there --group half --member m --max 1";
+            assert_eq!(stage.flumen(words, b"").good().lines().count(), 1);
+            let groups = stage.json("group list");
+            let lags: Vec<_> = groups
+                .iter()
+                .map(|group| (&group["group"], &group["lag_records"]))
+                .collect();
+            assert_eq!(
+                lags,
+                [(&"g".into(), &0.into()), (&"half".into(), &2.into())]
+            );
+            has_keys(
+                &groups[0],
+                &["stream", "members", "shards", "lag_bytes", "lag_age_us"],
+            );
+            let text = stage.flumen("group list --stream there", b"").good();
+            assert!(
+                text.starts_with("STREAM") && text.contains("half"),
+                "{text}"
+            );
+            assert!(stage.json("group list --stream fed").is_empty());
+        },
+        refused: |stage| {
+            stage
+                .flumen("group list --stream missing", b"")
+                .refused(1, "does not exist");
+            let words = format!("{NOBODY} group list");
+            run(stage.path(), &words, b"").refused(1, "start one with `flumen serve`");
+            for (words, says) in [
+                ("--from at:1", "flumen group reset"),
+                ("--shard 0", "cannot be used with"),
+            ] {
+                let words = format!("consume there --group g {words}");
+                stage.flumen(&words, b"").refused(2, says);
+            }
+            let alone = stage.flumen("consume there --member m", b"");
+            alone.refused(2, "--group");
+            let hasty = stage.flumen("consume there --group g --session-timeout 5ms", b"");
+            hasty.refused(1, "session timeout");
+        },
+    },
+    Case {
+        verb: "group describe",
+        good: |stage| {
+            let group = &stage.json("group describe there g")[0];
+            has_keys(
+                group,
+                &["stream", "group", "lag_records", "forced_hand_overs"],
+            );
+            assert_eq!(group["member_list"], Value::Array(Vec::new()));
+            let shards = group["shard_map"].as_array().expect("shards");
+            assert_eq!(shards.len(), 2);
+            has_keys(
+                &shards[0],
+                &[
+                    "shard",
+                    "state",
+                    "member",
+                    "generation",
+                    "sequence_number",
+                    "checkpoint_time",
+                    "lag_records",
+                    "lag_bytes",
+                    "lag_age_us",
+                ],
+            );
+            let text = stage.flumen("group describe there g", b"").good();
+            let first = text.lines().next().unwrap_or_default();
+            assert_eq!(first, "there/g: 0 members, 2 shards, nothing behind");
+            assert!(
+                text.contains("CHECKPOINT") && text.contains("free"),
+                "{text}"
+            );
+        },
+        refused: |stage| {
+            stage
+                .flumen("group describe there missing", b"")
+                .refused(1, "flumen group list");
+            stage
+                .flumen("group describe there a/b", b"")
+                .refused(2, "a name is made of");
+        },
+    },
+    Case {
+        verb: "group reset",
+        good: |stage| {
+            let dry = stage.json("group reset there g --to trim-horizon --dry-run");
+            assert_eq!((dry.len(), &dry[0]["after"]), (2, &0.into()), "{dry:?}");
+            assert_eq!(dry[0]["dry_run"], true);
+            let lag = || stage.json("group describe there g")[0]["lag_records"].clone();
+            assert_eq!(lag(), 0);
+            let text = stage.flumen("group reset there g --to -1h", b"").good();
+            assert!(text.starts_with("reset g of there: 2 shards"), "{text}");
+            assert_eq!(lag(), 3);
+            let one = stage.json("group reset there g --to at:0 --shard 1");
+            assert_eq!((one.len(), &one[0]["shard"]), (1, &1.into()), "{one:?}");
+            stage.flumen("group reset there g --to latest", b"").good();
+            assert_eq!(lag(), 0);
+        },
+        refused: |stage| {
+            let reset = |words: &str| stage.flumen(&format!("group reset there g {words}"), b"");
+            reset("--to at:1").refused(2, "--shard");
+            reset("--to at:1 --shard 0 --shard 1").refused(2, "--shard");
+            reset("--to after:1 --shard 0").refused(2, "at:SEQ");
+            reset("--to yesterday").refused(2, "trim-horizon");
+            reset("").refused(2, "--to");
+            reset("--to at:99 --shard 0").refused(1, "99");
+            reset("--to latest --shard 7").refused(1, "shard 7");
+            stage
+                .flumen("group reset missing g --to latest", b"")
+                .refused(1, "does not exist");
+        },
+    },
+    Case {
+        verb: "group delete",
+        good: |stage| {
+            assert_eq!(
+                stage.flumen("group delete there g", b"").good(),
+                "deleted g of there\n"
+            );
+            let deleted = &stage.json("group delete there half --force")[0];
+            assert_eq!(
+                (&deleted["group"], &deleted["deleted"]),
+                (&"half".into(), &true.into())
+            );
+            assert!(stage.json("group list").is_empty());
+        },
+        refused: |stage| {
+            stage
+                .flumen("group delete there g", b"")
+                .refused(1, "flumen group list");
+        },
+    },
+    Case {
         verb: "bench produce",
         good: |stage| {
             let words = "bench produce --records 600 --batch 3 --sessions 2 --in-flight 4 --connections 2 --record-size 100 --shards 2 --verify";

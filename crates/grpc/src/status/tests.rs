@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use flumen_api::convert::stream_name;
+use flumen_api::convert::{group_name, stream_name};
 use flumen_record::{HashKey, HashRange};
 
 use super::*;
@@ -16,6 +16,8 @@ fn converts() -> Vec<ConvertError> {
     let all = vec![
         ConvertError::Missing { field },
         stream_name(field, "a/b").unwrap_err(),
+        group_name(field, "a/b").unwrap_err(),
+        ConvertError::Position { field },
         ConvertError::HashKeyLength { field, bytes: 3 },
         ConvertError::EmptyRange { field, range },
         ConvertError::Durability { field, value: 9 },
@@ -26,6 +28,8 @@ fn converts() -> Vec<ConvertError> {
         match error {
             ConvertError::Missing { .. }
             | ConvertError::StreamName { .. }
+            | ConvertError::Name { .. }
+            | ConvertError::Position { .. }
             | ConvertError::HashKeyLength { .. }
             | ConvertError::EmptyRange { .. }
             | ConvertError::Durability { .. }

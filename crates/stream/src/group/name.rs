@@ -112,7 +112,7 @@ impl Checkpoint {
     }
 
     /// Whether a shard that closed at `end` is processed to it.
-    pub(super) fn reaches(self, end: SequenceNumber) -> bool {
+    pub fn reaches(self, end: SequenceNumber) -> bool {
         self.next >= end
     }
 

@@ -1,5 +1,6 @@
 //! What can be asked about groups without deciding anything.
 
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub struct GroupSummary {
     pub members: usize,
     /// When it came into being.
     pub created: Timestamp,
+    /// Where it began in shards that were there.
+    pub start: InitialPosition,
 }
 
 /// One member of a described group.
@@ -125,6 +128,7 @@ impl Coordinator {
                 name: group.name.clone(),
                 members: group.members.len(),
                 created: group.created,
+                start: group.start,
             })
         };
         groups.filter_map(summary).take(limit).collect()
@@ -134,18 +138,22 @@ impl Coordinator {
     pub fn describe(&self, stream: StreamId, name: &GroupName) -> Option<GroupDescription> {
         let number = self.state.find(stream, name)?;
         let group = self.state.groups.get(&number)?;
-        let members = group.members.iter().map(|(number, member)| {
-            let shards = group.shards.values();
-            MemberDescription {
+        let mut leases = BTreeMap::new();
+        for holder in group.shards.values().filter_map(|shard| shard.holder) {
+            *leases.entry(holder).or_default() += 1;
+        }
+        let members = group
+            .members
+            .iter()
+            .map(|(number, member)| MemberDescription {
                 name: member.name.clone(),
                 instance: member.instance,
                 session_timeout: member.session_timeout,
                 joined: member.joined,
                 is_present: member.session.is_some(),
                 deadline: member.deadline(),
-                leases: shards.filter(|shard| shard.holder == Some(*number)).count(),
-            }
-        });
+                leases: leases.get(number).copied().unwrap_or_default(),
+            });
         let shards = self.streams.get(&stream).map(|stream| stream.shards.keys());
         let shards = shards.into_iter().flatten();
         Some(GroupDescription {

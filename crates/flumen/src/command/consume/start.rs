@@ -8,7 +8,7 @@ use crate::time::TypedTime;
 
 /// A start position as typed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum From {
+pub(crate) enum From {
     /// The oldest record kept.
     TrimHorizon,
     /// After the newest.
@@ -24,11 +24,11 @@ pub(super) enum From {
 /// Why a text is not a start position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("use trim-horizon, latest, at:SEQ, after:SEQ, a time as in 2026-11-23T12:00:00Z, or -15m")]
-pub(super) struct FromError;
+pub(crate) struct FromError;
 
 impl From {
     /// Reads one.
-    pub(super) fn parse(text: &str) -> Result<Self, FromError> {
+    pub(crate) fn parse(text: &str) -> Result<Self, FromError> {
         let number = |text: &str| text.parse().map(SequenceNumber::new).map_err(|_| FromError);
         match text.split_once(':') {
             None if text == "trim-horizon" => Ok(Self::TrimHorizon),
@@ -42,7 +42,7 @@ impl From {
     }
 
     /// The first record to read, when it is named by its number.
-    pub(super) fn names_a_record(self) -> Option<SequenceNumber> {
+    pub(crate) fn names_a_record(self) -> Option<SequenceNumber> {
         match self {
             Self::At(sequence) => Some(sequence),
             Self::After(sequence) => Some(sequence.plus(1)),
@@ -51,7 +51,7 @@ impl From {
     }
 
     /// What it means at `now`.
-    pub(super) fn resolve(self, now: Timestamp) -> StartPosition {
+    pub(crate) fn resolve(self, now: Timestamp) -> StartPosition {
         match self {
             Self::TrimHorizon => StartPosition::TrimHorizon,
             Self::Latest => StartPosition::Latest,

@@ -141,7 +141,7 @@ pub(super) fn describe(output: &mut Output, stream: &StreamDescription) -> Resul
             format!("{:032x}", shard.range.start.value()),
         ]
     }));
-    table(output, &rows)
+    output.table(&rows)
 }
 
 fn parents(shard: &ShardDescription) -> String {
@@ -150,28 +150,6 @@ fn parents(shard: &ShardDescription) -> String {
         return "-".to_owned();
     }
     parents.join(",")
-}
-
-/// Columns as wide as their widest cell, numbers or not.
-pub(super) fn table<const N: usize>(
-    output: &mut Output,
-    rows: &[[String; N]],
-) -> Result<(), OutputError> {
-    let mut widths = [0; N];
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.chars().count().max(*width);
-        }
-    }
-    for row in rows {
-        let cells = row
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:width$}"));
-        let line = cells.collect::<Vec<_>>().join("  ");
-        output.line(line.trim_end())?;
-    }
-    Ok(())
 }
 
 /// A stream as one JSON object.

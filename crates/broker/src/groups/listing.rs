@@ -1,0 +1,247 @@
+//! Lists of groups, page by page, and their lag for metrics.
+//!
+//! The thread that decides is asked for checkpoints only, a bounded number of them at a time, so that
+//! a long list never holds up a heartbeat; what is left to process is looked up by who asks, in memory.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use flumen_record::{GroupName, ShardIndex, StreamId, StreamName};
+use flumen_stream::group::{Checkpoint, Coordinator, GroupSummary};
+
+use super::lag::{backlog, lag, position};
+use super::{GroupLag, GroupStatus};
+use crate::Error;
+use crate::node::Node;
+use crate::streams::Stream;
+
+/// Streams, groups and checkpoints that the thread looks up at once, about.
+const LOOK_MAX: usize = 4096;
+/// Shards whose lag is looked up before others get a turn.
+const TURN_MAX: usize = 256;
+/// Groups of as many shards together are on a page of metrics at most.
+const LAG_SHARDS_MAX: usize = 100_000;
+/// Lag is looked up for metrics at most this often.
+const LAGS_KEPT: Duration = Duration::from_secs(1);
+
+/// Lag of many groups at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GroupLags {
+    /// By stream and name.
+    pub groups: Vec<GroupStatus>,
+    /// Groups that are not among them, because there are too many.
+    pub left_out: u64,
+}
+
+/// What was looked up last, when, and for how many groups at most.
+pub(super) type KeptLags = Option<(Duration, usize, Arc<GroupLags>)>;
+
+/// What the thread knows of a group, for a list.
+#[derive(Debug)]
+struct Listed {
+    stream: Arc<Stream>,
+    group: GroupSummary,
+    /// By shard.
+    checkpoints: Vec<(ShardIndex, Checkpoint)>,
+}
+
+impl Listed {
+    fn checkpoint(&self, shard: ShardIndex) -> Option<Checkpoint> {
+        let at = self.checkpoints.binary_search_by_key(&shard, |(of, _)| *of);
+        let found = self.checkpoints.get(at.ok()?);
+        found.map(|(_, checkpoint)| *checkpoint)
+    }
+}
+
+/// A list under way: streams by name, and where in them it is.
+struct Cursor {
+    streams: Vec<Arc<Stream>>,
+    /// The stream it is in.
+    at: usize,
+    /// The last group of that stream which was found.
+    after: Option<GroupName>,
+    found: Vec<Listed>,
+    /// Groups to find.
+    wanted: usize,
+}
+
+impl Cursor {
+    /// Finds some more; `Break` when there are enough or no more.
+    fn go_on(&mut self, coordinator: &Coordinator) -> ControlFlow<()> {
+        let mut looked = 0;
+        while let Some(stream) = self.streams.get(self.at) {
+            let id = stream.state().info.id;
+            looked += 1;
+            while let Some(group) = next(coordinator, id, self.after.as_ref()) {
+                if self.found.len() >= self.wanted {
+                    return ControlFlow::Break(());
+                }
+                if looked >= LOOK_MAX {
+                    return ControlFlow::Continue(());
+                }
+                let checkpoints = coordinator.checkpoints(id, &group.name);
+                let checkpoints: Vec<_> = checkpoints.map(|(shard, at, _)| (shard, at)).collect();
+                looked += 1 + checkpoints.len();
+                self.after = Some(group.name.clone());
+                self.found.push(Listed {
+                    stream: Arc::clone(stream),
+                    group,
+                    checkpoints,
+                });
+            }
+            self.at += 1;
+            self.after = None;
+            if looked >= LOOK_MAX {
+                return ControlFlow::Continue(());
+            }
+        }
+        ControlFlow::Break(())
+    }
+}
+
+fn next(
+    coordinator: &Coordinator,
+    stream: StreamId,
+    after: Option<&GroupName>,
+) -> Option<GroupSummary> {
+    let after = after.map(|group| (stream, group));
+    coordinator.list(Some(stream), after, 1).pop()
+}
+
+impl Node {
+    /// [`crate::Broker::list_groups`].
+    pub(crate) async fn list_groups(
+        self: &Arc<Self>,
+        stream: Option<&StreamName>,
+        after: Option<(StreamName, GroupName)>,
+        limit: usize,
+    ) -> Result<(Vec<GroupStatus>, bool), Error> {
+        let streams = match stream {
+            Some(stream) => vec![self.groups_of(stream)?],
+            None => self.streams.all(),
+        };
+        let mut found = self
+            .find_groups(streams, after, limit.saturating_add(1))
+            .await?;
+        let more = found.len() > limit;
+        found.truncate(limit);
+        Ok((self.statuses(found, usize::MAX).await?, more))
+    }
+
+    /// Groups of these streams (by name) after this one, at most as many as wanted.
+    async fn find_groups(
+        &self,
+        mut streams: Vec<Arc<Stream>>,
+        after: Option<(StreamName, GroupName)>,
+        wanted: usize,
+    ) -> Result<Vec<Listed>, Error> {
+        // A stream that was deleted since the page before is gone with its groups: the next one is
+        // begun from its first.
+        let mut group = None;
+        if let Some((stream, last)) = after {
+            streams.retain(|one| one.name >= stream);
+            group = streams
+                .first()
+                .is_some_and(|first| first.name == stream)
+                .then_some(last);
+        }
+        let mut cursor = Cursor {
+            streams,
+            at: 0,
+            after: group,
+            found: Vec::new(),
+            wanted,
+        };
+        loop {
+            let look = move |coordinator: &Coordinator| {
+                let mut cursor = cursor;
+                let end = cursor.go_on(coordinator).is_break();
+                (cursor, end)
+            };
+            let (looked, end) = self.groups.look(look).await?;
+            if end {
+                return Ok(looked.found);
+            }
+            cursor = looked;
+        }
+    }
+
+    /// What is left to process in each, until shards are as many as this.
+    async fn statuses(
+        self: &Arc<Self>,
+        found: Vec<Listed>,
+        shards_max: usize,
+    ) -> Result<Vec<GroupStatus>, Error> {
+        let mut statuses = Vec::with_capacity(found.len());
+        let (mut shards, mut turn) = (0, 0);
+        for listed in found {
+            shards += listed.stream.state().shards.len();
+            if shards > shards_max && !statuses.is_empty() {
+                break;
+            }
+            statuses.push(self.status_of(&listed, &mut turn).await?);
+        }
+        Ok(statuses)
+    }
+
+    async fn status_of(
+        self: &Arc<Self>,
+        listed: &Listed,
+        turn: &mut usize,
+    ) -> Result<GroupStatus, Error> {
+        let now = self.clock.now();
+        let group = &listed.group;
+        let mut all = GroupLag::default();
+        let mut unfinished = 0;
+        for shard in &listed.stream.state().shards {
+            *turn += 1;
+            if turn.is_multiple_of(TURN_MAX) {
+                tokio::task::yield_now().await;
+            }
+            let checkpoint = listed.checkpoint(shard.info.id.index());
+            let end = shard.closed_at();
+            if end.is_some_and(|end| checkpoint.is_some_and(|at| at.reaches(end))) {
+                continue;
+            }
+            unfinished += 1;
+            let from = position(self, shard, checkpoint, group.start, group.created).await?;
+            let behind = backlog(shard, from);
+            all.add(lag(&behind, behind.oldest, now));
+        }
+        Ok(GroupStatus {
+            stream: listed.stream.name.clone(),
+            group: group.name.clone(),
+            members: group.members,
+            shards: unfinished,
+            lag: all,
+        })
+    }
+
+    /// [`crate::Broker::group_lags`].
+    pub(crate) async fn group_lags(
+        self: &Arc<Self>,
+        limit: usize,
+    ) -> Result<Arc<GroupLags>, Error> {
+        let there = || self.groups.counters.groups.load(Ordering::Relaxed);
+        if there() == 0 {
+            return Ok(Arc::default());
+        }
+        // Whoever comes meanwhile waits for the same answer.
+        let mut kept = self.groups.lags.lock().await;
+        let now = self.clock.monotonic();
+        if let Some((at, of, lags)) = &*kept
+            && *of == limit
+            && now.saturating_sub(*at) < LAGS_KEPT
+        {
+            return Ok(Arc::clone(lags));
+        }
+        let found = self.find_groups(self.streams.all(), None, limit).await?;
+        let groups = self.statuses(found, LAG_SHARDS_MAX).await?;
+        let left_out = there().saturating_sub(groups.len() as u64);
+        let lags = Arc::new(GroupLags { groups, left_out });
+        *kept = Some((now, limit, Arc::clone(&lags)));
+        Ok(lags)
+    }
+}

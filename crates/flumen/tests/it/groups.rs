@@ -1,0 +1,261 @@
+//! Consumer groups as users meet them: `consume --group` in processes that are killed, asked to end,
+//! and cut off from whoever read them.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::cli::{Ran, Running, run, start};
+use crate::process::BrokerProcess;
+
+/// What is waited for comes within this time.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// A broker with an empty stream of four shards.
+struct Stage {
+    dir: tempfile::TempDir,
+    broker: BrokerProcess,
+}
+
+impl Stage {
+    fn set() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let broker = BrokerProcess::start(&dir.path().join("data"));
+        let stage = Self { dir, broker };
+        stage.flumen("stream create s --shards 4", b"").good();
+        stage
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn words(&self, words: &str) -> String {
+        format!("--endpoint {} {words}", self.broker.endpoint)
+    }
+
+    fn flumen(&self, words: &str, input: &[u8]) -> Ran {
+        run(self.path(), &self.words(words), input)
+    }
+
+    fn start(&self, words: &str, input: &[u8]) -> Running {
+        start(self.path(), &self.words(words), input)
+    }
+
+    /// `group describe s g`.
+    fn describe(&self) -> Value {
+        let out = self.flumen("--output json group describe s g", b"");
+        if out.code == Some(0) {
+            serde_json::from_str(&out.out).expect("JSON")
+        } else {
+            Value::Null
+        }
+    }
+
+    /// Looks at the group until it is like that.
+    #[track_caller]
+    fn until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        let begun = Instant::now();
+        loop {
+            let group = self.describe();
+            if is_so(&group) {
+                return group;
+            }
+            assert!(begun.elapsed() < LONGEST, "{what} never came: {group}");
+        }
+    }
+
+    fn lag(&self) -> u64 {
+        self.describe()["lag_records"].as_u64().expect("a number")
+    }
+}
+
+/// Records of the same width, so that a line that a kill has cut is not mistaken for another.
+fn lines(count: usize) -> String {
+    (0..count).fold(String::new(), |mut text, n| {
+        writeln!(text, "{n:08}").expect("text");
+        text
+    })
+}
+
+fn whole(out: &str) -> impl Iterator<Item = &str> {
+    let lines = out.split_inclusive('\n');
+    lines.filter_map(|line| line.strip_suffix('\n'))
+}
+
+/// How many shards a member holds.
+fn held(group: &Value, member: &str) -> usize {
+    let shards = group["shard_map"].as_array().map_or(&[][..], Vec::as_slice);
+    let mine = |shard: &&Value| shard["member"] == member && shard["state"] == "held";
+    shards.iter().filter(mine).count()
+}
+
+#[test]
+fn a_member_that_is_killed_takes_no_record_along() {
+    let stage = Stage::set();
+    let join = |member| {
+        let words = format!(
+            "consume s --group g --follow --member {member} --session-timeout 2s --format %d\\n"
+        );
+        stage.start(&words, b"")
+    };
+    let mut a = join("a");
+    let b = join("b");
+    stage.until("two members with two shards each", |group| {
+        held(group, "a") == 2 && held(group, "b") == 2
+    });
+    let all = lines(20_000);
+    let producing = stage.start("produce s --key random --rate 5000", all.as_bytes());
+    stage.until("a checkpoint in every shard", |group| {
+        let shards = group["shard_map"].as_array().expect("shards").iter();
+        shards
+            .filter(|shard| shard["sequence_number"].is_u64())
+            .count()
+            == 4
+    });
+    let before = stage.lag();
+    a.kill();
+    let a = a.wait();
+    producing.wait().good();
+    // Its session timeout later the other one has everything, and comes to the end.
+    let group = stage.until("one member at the end", |group| {
+        group["members"] == 1 && held(group, "b") == 4 && group["lag_records"] == 0
+    });
+    assert_eq!(group["forced_hand_overs"], 0, "{group}");
+    b.terminate();
+    let b = b.wait();
+    assert_eq!(b.code, Some(0), "{}", b.err);
+    let printed: BTreeSet<&str> = whole(&a.out).chain(whole(&b.out)).collect();
+    let missing: Vec<_> = whole(&all).filter(|line| !printed.contains(line)).collect();
+    assert!(
+        missing.is_empty(),
+        "{} are missing: {:?}",
+        missing.len(),
+        missing.first()
+    );
+    let (of_a, of_b) = (whole(&a.out).count(), whole(&b.out).count());
+    assert!(of_a > 0 && of_b > 0, "{of_a}, {of_b}");
+    println!("{of_a} by the killed one, {of_b} by the other, lag {before} at the kill");
+    // It left in order: nobody waits for its session timeout.
+    let group = stage.describe();
+    assert_eq!(group["members"], 0, "{group}");
+    let shards = group["shard_map"].as_array().expect("shards");
+    assert!(
+        shards.iter().all(|shard| shard["state"] == "free"),
+        "{group}"
+    );
+}
+
+#[test]
+fn what_is_asked_for_is_printed_and_checkpointed_exactly() {
+    let stage = Stage::set();
+    let all = lines(1_000);
+    stage
+        .flumen("produce s --key random", all.as_bytes())
+        .good();
+    let mut printed = Vec::new();
+    for (words, many, lag) in [
+        ("--max 0", 0, None),
+        ("--max 1", 1, Some(999)),
+        ("--max 333", 333, Some(666)),
+        ("--max 600 --follow", 600, Some(66)),
+        ("--max 100", 66, Some(0)),
+        ("", 0, Some(0)),
+    ] {
+        let out = stage
+            .flumen(&format!("consume s --group g {words}"), b"")
+            .good();
+        assert_eq!(out.lines().count(), many, "{words}");
+        printed.extend(out.lines().map(str::to_owned));
+        if let Some(lag) = lag {
+            assert_eq!(stage.lag(), lag, "{words}");
+        }
+    }
+    printed.sort_unstable();
+    assert_eq!(printed, all.lines().collect::<Vec<_>>());
+    // A new group that begins at the end has nothing to print, another one everything.
+    let latest = stage
+        .flumen("consume s --group late --from latest", b"")
+        .good();
+    assert_eq!(latest, "");
+    let json = stage
+        .flumen("--output json consume s --group json --from -1h", b"")
+        .good();
+    assert_eq!(json.lines().count(), 1_000);
+}
+
+#[test]
+fn what_nobody_could_read_is_not_checkpointed() {
+    let stage = Stage::set();
+    stage
+        .flumen("produce s --key random", lines(1_000).as_bytes())
+        .good();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flumen"));
+    let words = stage.words("consume s --group g --follow");
+    let mut child = command
+        .args(words.split_whitespace())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    drop(child.stdout.take());
+    // It ends by itself, quietly, and in order.
+    assert_eq!(child.wait().expect("its end").code(), Some(0));
+    let group = stage.describe();
+    assert_eq!(
+        (&group["members"], &group["lag_records"]),
+        (&0.into(), &1_000.into())
+    );
+    let shards = group["shard_map"].as_array().expect("shards");
+    assert!(
+        shards
+            .iter()
+            .all(|shard| shard["sequence_number"].is_null()),
+        "{group}"
+    );
+}
+
+#[test]
+fn lag_of_groups_is_on_the_metrics_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = ["console.group_lags_max=2"];
+    let broker = BrokerProcess::start_with(&dir.path().join("data"), &settings);
+    let at = format!("--endpoint {}", broker.endpoint);
+    let flumen = |words: &str, input: &[u8]| run(dir.path(), &format!("{at} {words}"), input);
+    flumen("stream create s --shards 2", b"").good();
+    flumen("produce s", b"a\nb\nc\n").good();
+    for group in ["one", "two", "three"] {
+        flumen(&format!("consume s --group {group} --max 1"), b"").good();
+    }
+    let page = broker.get("/metrics");
+    let value = |name: &str| {
+        let line = page.lines().find_map(|line| line.strip_prefix(name));
+        let line = line.unwrap_or_else(|| panic!("{name} is missing in\n{page}"));
+        line.trim().parse::<f64>().expect("a number")
+    };
+    for (name, expected) in [
+        ("flumen_groups", 3.0),
+        ("flumen_group_sessions", 0.0),
+        ("flumen_groups_failed", 0.0),
+        ("flumen_group_checkpoints_total", 3.0),
+        ("flumen_group_leases_granted_total", 6.0),
+        ("flumen_group_leases_lost_total", 0.0),
+        // By name: `two` is left out.
+        ("flumen_group_lags_left_out", 1.0),
+        ("flumen_group_lag_records{stream=\"s\",group=\"one\"}", 2.0),
+        (
+            "flumen_group_lag_records{stream=\"s\",group=\"three\"}",
+            2.0,
+        ),
+    ] {
+        assert!((value(name) - expected).abs() < 0.5, "{name} in\n{page}");
+    }
+    assert!(value("flumen_group_rounds_total") >= 9.0, "{page}");
+    assert!(value("flumen_group_lag_bytes{stream=\"s\",group=\"one\"}") > 0.0);
+    assert!(value("flumen_group_lag_seconds{stream=\"s\",group=\"one\"}") > 0.0);
+    assert!(!page.contains("group=\"two\""), "{page}");
+}
