@@ -1,10 +1,10 @@
 //! A member of a consumer group: it reads the shards that the broker leases to it, calls a handler
 //! with their records, and checkpoints what the handler has processed.
 //!
-//! One task (`driver`) speaks with the broker: joins, heartbeats, checkpoints, releases. Every leased
-//! shard has a task of its own (`worker`), so a slow or failing handler holds up its shard and no
-//! other. What is leased, and what is to be saved, is in `leases`; what to do about a failing handler
-//! in `failure`; both are pure.
+//! One task (`driver`) speaks with the broker (in a `session`): joins, heartbeats, checkpoints,
+//! releases. Every leased shard has a task of its own (`worker`), so a slow or failing handler holds
+//! up its shard and no other. What is leased, and what is to be saved, is in `leases`; what to do
+//! about a failing handler in `failure`; both are pure.
 //!
 //! A handler is stopped (its future is dropped) when its lease is lost, and at the latest
 //! [`GroupConfig::margin`] before the broker may give the shard to somebody else: the session timeout
@@ -16,6 +16,7 @@ mod dead_letter;
 mod driver;
 mod failure;
 mod leases;
+mod session;
 mod worker;
 
 use std::error::Error as StdError;

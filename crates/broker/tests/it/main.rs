@@ -9,6 +9,7 @@
 mod append;
 mod auto_scale;
 mod fixture;
+mod groups;
 mod moves;
 mod put;
 mod read;

@@ -9,24 +9,21 @@ use std::time::Duration;
 use flumen_api::v1;
 use flumen_api::v1::group_request::Request;
 use flumen_api::v1::group_response::Response;
-use flumen_record::{MemberName, SequenceNumber, ShardIndex, StreamName, Timestamp};
+use flumen_record::{MemberName, ShardIndex, StreamName};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
 
 use super::leases::{Grant, Leases, Progress};
+use super::session::{Session, grant};
 use super::worker::{self, Hold, WorkerContext};
 use super::{GroupConfig, GroupEvent, GroupStats, Handler};
 use crate::consumer::wire;
 use crate::description::micros;
 use crate::retry::{Backoff, RetryPolicy, random_seed};
-use crate::{Client, ConsumeError, Error, StartPosition, reason};
+use crate::{Client, ConsumeError, Error, reason};
 
 /// Words of workers that wait for the driver.
 const WORDS_MAX: usize = 1024;
-/// Words to the broker that wait for the connection.
-const OUT_MAX: usize = 64;
 /// How long a leaving member waits for the broker's last word.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -46,15 +43,6 @@ pub(super) enum Word {
     DeadLettered,
     /// Nothing more will be processed under this lease.
     Done { shard: ShardIndex, generation: u64 },
-}
-
-/// An open session.
-struct Session {
-    out: mpsc::Sender<v1::GroupRequest>,
-    responses: Streaming<v1::GroupResponse>,
-    /// Heartbeats that are not answered, by number.
-    sent: HashMap<u64, Instant>,
-    session_timeout: Duration,
 }
 
 struct Driver<H> {
@@ -180,7 +168,6 @@ impl<H: Handler> Driver<H> {
     }
 
     async fn try_join(&mut self) -> Result<Session, Error> {
-        let (out, requests) = mpsc::channel(OUT_MAX);
         let join = v1::JoinGroup {
             stream: self.stream.to_string(),
             group: self.config.group.to_string(),
@@ -191,39 +178,8 @@ impl<H: Handler> Driver<H> {
         };
         // Heard by the broker after now: its timeout begins no earlier.
         let sent = Instant::now();
-        let request = |request| v1::GroupRequest {
-            request: Some(request),
-        };
-        // The channel is new and empty.
-        let _ = out.try_send(request(Request::Join(join)));
-        let mut consumer = self.client.consumer();
-        let bound = self.client.config().connect_timeout;
-        let opening = async {
-            let responses = consumer.group(ReceiverStream::new(requests)).await;
-            let mut responses = responses
-                .map_err(|status| self.client.failure(&status))?
-                .into_inner();
-            let first = responses
-                .message()
-                .await
-                .map_err(|status| self.client.failure(&status))?;
-            Ok((responses, first))
-        };
-        let opened = tokio::time::timeout(bound, opening).await;
-        let (responses, first) =
-            opened.unwrap_or_else(|_| Err(Error::timed_out(self.client.endpoint(), bound)))?;
-        let Some(Response::Joined(joined)) = first.and_then(|first| first.response) else {
-            return Err(Error::session_ended(self.client.endpoint()));
-        };
-        let session_timeout = Duration::from_micros(joined.session_timeout_us);
-        let session = Session {
-            out,
-            responses,
-            sent: HashMap::new(),
-            session_timeout,
-        };
-        self.move_fence(sent, session_timeout);
-        let kept: Vec<Grant> = joined.kept.iter().map(grant).collect();
+        let (session, kept) = Session::open(&self.client, join).await?;
+        self.move_fence(sent, session.session_timeout);
         for (shard, generation) in self.leases.not_among(&kept) {
             self.lose(shard, generation, "it was given away during an outage");
         }
@@ -260,7 +216,7 @@ impl<H: Handler> Driver<H> {
             self.release(session).await?;
             if self.leaving && self.leases.are_settled() && give_up.is_none() {
                 let leave = Request::Leave(v1::LeaveGroup {});
-                self.say(session, leave).await?;
+                session.say(&self.client, leave).await?;
                 give_up = Some(Instant::now() + LEAVE_PATIENCE);
             }
             tokio::select! {
@@ -268,7 +224,7 @@ impl<H: Handler> Driver<H> {
                 _ = heartbeats.tick() => {
                     number += 1;
                     session.sent.insert(number, Instant::now());
-                    self.say(session, Request::Heartbeat(v1::Heartbeat { number })).await?;
+                    session.say(&self.client, Request::Heartbeat(v1::Heartbeat { number })).await?;
                 }
                 response = session.responses.message() => {
                     let response = response.map_err(|status| self.client.failure(&status))?;
@@ -305,14 +261,6 @@ impl<H: Handler> Driver<H> {
         }
     }
 
-    async fn say(&self, session: &Session, request: Request) -> Result<(), Error> {
-        let request = v1::GroupRequest {
-            request: Some(request),
-        };
-        let sent = session.out.send(request).await;
-        sent.map_err(|_| Error::session_ended(self.client.endpoint()))
-    }
-
     /// Sends what is processed and not saved.
     async fn save(&mut self, session: &Session) -> Result<(), Error> {
         let request = self.requests + 1;
@@ -338,7 +286,9 @@ impl<H: Handler> Driver<H> {
             request,
             checkpoints: checkpoints.collect(),
         };
-        self.say(session, Request::Checkpoints(checkpoints)).await
+        session
+            .say(&self.client, Request::Checkpoints(checkpoints))
+            .await
     }
 
     /// Gives back what is done and saved.
@@ -355,7 +305,8 @@ impl<H: Handler> Driver<H> {
             }
         });
         let leases = leases.collect();
-        self.say(session, Request::Release(v1::ReleaseLeases { leases }))
+        session
+            .say(&self.client, Request::Release(v1::ReleaseLeases { leases }))
             .await
     }
 
@@ -526,30 +477,5 @@ async fn until(then: Option<Instant>) {
     match then {
         Some(then) => sleep_until(then).await,
         None => std::future::pending().await,
-    }
-}
-
-fn grant(shard: &v1::ShardAssigned) -> Grant {
-    use v1::start_position::Position;
-
-    let position = shard
-        .start
-        .as_ref()
-        .and_then(|start| start.position.as_ref());
-    let start = match position {
-        Some(Position::Latest(_)) => StartPosition::Latest,
-        Some(Position::AtSequenceNumber(at)) => StartPosition::At(SequenceNumber::new(*at)),
-        Some(Position::AfterSequenceNumber(at)) => StartPosition::After(SequenceNumber::new(*at)),
-        Some(Position::AtTimestampUs(at)) => {
-            StartPosition::AtTimestamp(Timestamp::from_micros(*at))
-        }
-        Some(Position::TrimHorizon(_)) | None => StartPosition::TrimHorizon,
-    };
-    Grant {
-        shard: ShardIndex::new(shard.shard),
-        generation: shard.generation,
-        start,
-        expired_records: shard.expired_records,
-        revoked: shard.revoked_us.is_some(),
     }
 }

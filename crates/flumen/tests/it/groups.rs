@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::io::Read as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -95,6 +96,11 @@ fn held(group: &Value, member: &str) -> usize {
     shards.iter().filter(mine).count()
 }
 
+fn generations(group: &Value) -> Vec<&Value> {
+    let shards = group["shard_map"].as_array().expect("shards").iter();
+    shards.map(|shard| &shard["generation"]).collect()
+}
+
 #[test]
 fn a_member_that_is_killed_takes_no_record_along() {
     let stage = Stage::set();
@@ -148,6 +154,90 @@ fn a_member_that_is_killed_takes_no_record_along() {
     assert!(
         shards.iter().all(|shard| shard["state"] == "free"),
         "{group}"
+    );
+}
+
+/// The broker dies and comes back while a member reads: it keeps its shards, and what it has printed
+/// is not printed again.
+#[test]
+fn a_restart_of_the_broker_is_ridden_out_without_a_repeat() {
+    let mut stage = Stage::set();
+    let all = lines(6_000);
+    let (first, second) = all.split_at(all.len() / 2);
+    let a = stage.start(
+        "consume s --group g --follow --member a --format %d\\n",
+        b"",
+    );
+    stage.until("four shards", |group| held(group, "a") == 4);
+    stage
+        .flumen("produce s --key random", first.as_bytes())
+        .good();
+    let before = stage.until("a checkpoint", |group| group["lag_records"] != 3_000);
+    let endpoint = stage.broker.endpoint.clone();
+    stage.broker.kill();
+    stage.broker = BrokerProcess::start_again(&stage.path().join("data"), &endpoint);
+    stage
+        .flumen("produce s --key random", second.as_bytes())
+        .good();
+    let after = stage.until("the end", |group| {
+        group["lag_records"] == 0 && held(group, "a") == 4
+    });
+    assert_eq!(generations(&before), generations(&after));
+    a.terminate();
+    let mut printed: Vec<_> = a.wait().good().lines().map(str::to_owned).collect();
+    printed.sort_unstable();
+    assert_eq!(printed, all.lines().collect::<Vec<_>>());
+}
+
+/// Nobody takes what a member prints, for longer than its session timeout: it stays a member.
+#[test]
+fn a_reader_that_is_slow_costs_no_lease() {
+    let stage = Stage::set();
+    let wide: String = lines(20_000).replace('\n', &format!("{:90}\n", ""));
+    stage
+        .flumen("produce s --key random", wide.as_bytes())
+        .good();
+    let words = stage.words("consume s --group g --member a --session-timeout 1s");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_flumen"))
+        .args(words.split_whitespace())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let granted = stage.until("four shards", |group| held(group, "a") == 4);
+    let begun = Instant::now();
+    // Two session timeouts long, whenever somebody looks.
+    while begun.elapsed() < Duration::from_secs(2) {
+        let now = stage.describe();
+        assert_eq!((held(&now, "a"), &now["members"]), (4, &1.into()), "{now}");
+        assert_eq!(generations(&now), generations(&granted));
+    }
+    let mut out = String::new();
+    let mut stdout = child.stdout.take().expect("its output");
+    stdout.read_to_string(&mut out).expect("text");
+    assert_eq!(child.wait().expect("its end").code(), Some(0));
+    assert_eq!(out.lines().count(), 20_000);
+    assert_eq!(stage.lag(), 0);
+}
+
+/// What was there at the beginning is done when the members together have done it.
+#[test]
+fn members_that_do_not_follow_end_together() {
+    let stage = Stage::set();
+    let all = lines(5_000);
+    stage
+        .flumen("produce s --key random", all.as_bytes())
+        .good();
+    let members = [(); 3].map(|()| stage.start("consume s --group g", b""));
+    let mut printed = Vec::new();
+    for member in members {
+        printed.extend(member.wait().good().lines().map(str::to_owned));
+    }
+    printed.sort_unstable();
+    assert_eq!(printed, all.lines().collect::<Vec<_>>());
+    let group = stage.describe();
+    assert_eq!(
+        (&group["members"], &group["lag_records"]),
+        (&0.into(), &0.into())
     );
 }
 
