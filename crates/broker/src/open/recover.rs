@@ -210,6 +210,9 @@ fn bring_together(
         };
     }
     if let ShardState::Closed { end, .. } = info.state {
+        // A log that knows nothing of an old one has expired all of it.
+        let nothing_kept = end == SequenceNumber::ZERO || young;
+        let complete = complete && (newest.is_some() || building.told || nothing_kept);
         return (closed(building, newest, end, complete, issued), None);
     }
     let home = home(info);
@@ -257,8 +260,6 @@ fn closed(
     complete: bool,
     issued: ProducerId,
 ) -> Shard {
-    // A log that knows nothing of it any more has expired all of it.
-    let complete = complete && (newest.is_some() || building.told || end == SequenceNumber::ZERO);
     let recovery = ShardRecovery {
         next: end,
         jumped: None,

@@ -391,3 +391,18 @@ fn a_closed_shard_that_has_jumped_answers_for_what_lies_ahead() {
         assert!(ahead(3, 0));
     }
 }
+
+/// A shard that began behind a jump has lost nothing to a footer.
+#[test]
+fn what_lies_before_a_jump_was_not_freed() {
+    for (horizon, known) in [(JUMP, true), (JUMP + 1, false)] {
+        let mut shard = shard();
+        Found::default()
+            .with(JUMP, 1, 0, 5)
+            .replay(&mut shard, true);
+        shard.recovered(&recovery(horizon, JUMP + 5), true, id(2));
+        shard.close();
+        let answer = shard.admit(&batch(2, 0, 1), at(9));
+        assert_eq!(answer == closed(JUMP + 5), known, "{horizon}");
+    }
+}
