@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use flumen_client::{
-    Client, ClientConfig, Consumer, ConsumerConfig, Error, NewStream, Producer, ProducerConfig,
-    ReadUntil, Record, StreamName,
+    Client, ClientConfig, Consumer, ConsumerConfig, Durability, Error, NewStream, Producer,
+    ProducerConfig, ReadUntil, Record, StreamName,
 };
 
 use crate::journal::Random;
@@ -104,8 +104,18 @@ async fn read_counts(client: &Client, stream: &StreamName) -> HashMap<String, u6
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn producers_ride_out_kills_while_shards_are_split_and_merged() {
-    let cycles = setting("FLUMEN_TEST_KILL_CYCLES", 300) / 15;
+async fn producers_ride_out_kills_while_shards_are_split_and_merged_on_disk() {
+    ride_out_kills(Durability::Disk).await;
+}
+
+/// Also where nothing of a child was written yet: its log knows nothing of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn producers_ride_out_kills_while_shards_are_split_and_merged_in_memory() {
+    ride_out_kills(Durability::Memory).await;
+}
+
+async fn ride_out_kills(durability: Durability) {
+    let cycles = setting("FLUMEN_TEST_KILL_CYCLES", 300) / 25;
     let mut random = Random::new(seed("kill -9 while resharding"));
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
@@ -113,10 +123,11 @@ async fn producers_ride_out_kills_while_shards_are_split_and_merged() {
     let endpoint = broker.endpoint.clone();
     let client = Client::connect(ClientConfig::new(&endpoint)).unwrap();
     let stream: StreamName = "s".parse().unwrap();
-    client
-        .create_stream(NewStream::new(stream.clone()))
-        .await
-        .unwrap();
+    let new = NewStream {
+        durability: Some(durability),
+        ..NewStream::new(stream.clone())
+    };
+    client.create_stream(new).await.unwrap();
     let config = ProducerConfig {
         linger: Duration::from_millis(1),
         batch_bytes: 4 << 10,
