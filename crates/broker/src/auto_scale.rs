@@ -190,7 +190,8 @@ fn keys_of(sample: &Sample, settings: &AutoScale) -> Vec<(HashKey, u64)> {
     let header = sample.batch.header();
     let load = settings.load(sample.batch.bytes().len() as u64, u64::from(header.count));
     let share = load.saturating_mul(sample.stride) / KEYS_PER_BATCH as u64;
-    let mut draw = u64::from(header.checksum);
+    // Batches may be alike: each is drawn from in its own way.
+    let mut draw = u64::from(header.checksum) ^ sample.number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut drawn: Vec<u64> = std::iter::repeat_with(|| {
         draw = draw.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
         (draw >> 32) % u64::from(header.count.max(1))

@@ -153,7 +153,7 @@ impl Broker {
     }
 
     /// A push subscription to some shards of a stream, each from its own start. Without `shards`:
-    /// all there are now, from what comes next.
+    /// all that are open now, from what comes next.
     pub async fn subscribe(
         &self,
         stream: &StreamName,

@@ -31,6 +31,8 @@ pub(crate) struct Load {
 pub(crate) struct Sample {
     pub(crate) batch: Batch,
     pub(crate) stride: u64,
+    /// Which of the shard's batches it is.
+    pub(crate) number: u64,
 }
 
 impl Load {
@@ -41,18 +43,22 @@ impl Load {
         add(&self.records, u64::from(batch.header().count));
         let stride = self.stride.load(Ordering::Relaxed);
         if stride > 0 && is_drawn(batches, stride) {
-            self.keep(batch, stride);
+            self.keep(batch, stride, batches);
         }
     }
 
     #[cold]
-    fn keep(&self, batch: &Batch, stride: u64) {
+    fn keep(&self, batch: &Batch, stride: u64, number: u64) {
         let mut samples = lock(&self.samples);
         let bytes = |sample: &Sample| sample.batch.bytes().len();
         let kept: usize = samples.iter().map(bytes).sum();
         if samples.len() < SAMPLES_MAX && kept + batch.bytes().len() <= SAMPLES_BYTES_MAX {
             let batch = batch.clone();
-            samples.push(Sample { batch, stride });
+            samples.push(Sample {
+                batch,
+                stride,
+                number,
+            });
         }
     }
 

@@ -117,6 +117,7 @@ impl Node {
             Ok(changed) => changed,
             Err(not_changed) => return Err(not_changed.end(held).await),
         };
+        self.metrics.resharded(&steps, cause);
         let is_child = |handle: &&Arc<ShardHandle>| state.shard(handle.id.index()).is_none();
         let children: Vec<_> = handles.iter().filter(is_child).cloned().collect();
         let opened = self.open_empty(&children).await;
@@ -126,13 +127,13 @@ impl Node {
         for held in held {
             held.close().await;
         }
-        self.metrics.resharded(&steps, cause);
+        let took = self.clock.monotonic().saturating_sub(began);
         tracing::info!(
             stream = %stream.name,
             parents = ?numbers(&parents),
             children = ?numbers(&children),
             ?cause,
-            took_ms = (self.clock.monotonic().saturating_sub(began)).as_millis(),
+            took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             "resharded"
         );
         opened

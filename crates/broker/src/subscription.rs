@@ -96,7 +96,11 @@ impl Node {
         let stream = self.streams.get(stream)?;
         let state = stream.state();
         let shards = if shards.is_empty() {
-            let all = state.shards.iter();
+            // Nothing new comes to closed ones.
+            let all = state
+                .shards
+                .iter()
+                .filter(|shard| shard.closed_at().is_none());
             all.map(|shard| (shard.id.index(), StartPosition::Latest))
                 .collect()
         } else {
@@ -190,7 +194,9 @@ impl Subscription {
         if let Some(reader) = self.shards.get_mut(token as usize)
             && !matches!(reader.stage, Stage::Ended)
         {
-            reader.stage = Stage::Ended;
+            if let Stage::Ahead(_) = std::mem::replace(&mut reader.stage, Stage::Ended) {
+                self.ahead -= 1;
+            }
             self.open -= 1;
         }
     }

@@ -8,7 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use flumen_api::convert::{ConvertError, group_name, stream_name};
 use flumen_api::v1;
-use flumen_broker::{Broker, Delivery, Error, LeaseGuard, ReadBudget, StartPosition, Subscription};
+use flumen_broker::{
+    Broker, Delivery, Error, LeaseGuard, ReadBudget, ShardDescription, StartPosition, Subscription,
+};
 use flumen_record::{SequenceNumber, ShardIndex, StreamName, Timestamp};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
@@ -82,7 +84,10 @@ pub(crate) async fn subscribe(
     if shards.is_empty() {
         let start = start_position("start", request.start.as_ref())?;
         let described = broker.describe_stream(&stream)?;
-        shards.extend(described.shards.iter().map(|shard| (shard.index, start)));
+        // Nothing new comes to closed shards; their older records are not asked for.
+        let wanted = |shard: &&ShardDescription| shard.open || start != StartPosition::Latest;
+        let all = described.shards.iter().filter(wanted);
+        shards.extend(all.map(|shard| (shard.index, start)));
     }
     let budget = budget(request.max_bytes, 0);
     let subscription = broker.subscribe(&stream, shards, budget).await?;

@@ -158,3 +158,37 @@ pub fn list_logs(storage: &dyn Storage) -> io::Result<Vec<LogKey>> {
         .filter_map(|name| LogKey::from_dir_name(name))
         .collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_have_the_names_of_their_logs() {
+        let lane = |durability, class_hours, lane| LogKey {
+            durability,
+            class_hours,
+            lane,
+        };
+        for (key, name, holds_records) in [
+            (LogKey::CATALOG, "catalog", false),
+            (LogKey::GROUPS, "groups", false),
+            (lane(Durability::Disk, 168, 0), "log-disk-168h-0", true),
+            (lane(Durability::Memory, 1, 7), "log-memory-1h-7", true),
+        ] {
+            assert_eq!(key.dir_name(), name);
+            assert_eq!(LogKey::from_dir_name(name), Some(key));
+            assert_eq!(key.holds_records(), holds_records);
+        }
+        // No log has two names, and what is not a log's has none.
+        for name in [
+            "log-disk-0h-0",
+            "log-disk-0h-1",
+            "log-disk-01h-0",
+            "Groups",
+            "lost+found",
+        ] {
+            assert_eq!(LogKey::from_dir_name(name), None, "{name}");
+        }
+    }
+}

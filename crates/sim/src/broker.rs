@@ -13,6 +13,9 @@ use flumen_stream::group::{
 use crate::random::{Dice, place};
 use crate::world::{Broken, STREAM, TIMEOUT};
 
+/// What a new process finds on its monotonic clock: anything but zero.
+const CLOCK_AT_BOOT: u64 = 5_000_000;
+
 /// One session and what is under way on it, each way in order.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -89,8 +92,9 @@ impl Broker {
             ..GroupConfig::default()
         };
         let storage: Arc<dyn Storage> = Arc::new(self.storage.clone());
-        let (log, coordinator, _) = GroupLog::open(storage, config, wall, Duration::ZERO)
-            .map_err(|error| format!("the groups' log does not open: {error}"))?;
+        let (log, coordinator, _) =
+            GroupLog::open(storage, config, wall, Duration::from_millis(CLOCK_AT_BOOT))
+                .map_err(|error| format!("the groups' log does not open: {error}"))?;
         let uncertain = self.uncertain.take();
         let settled = uncertain.filter(|_| log.records() > self.records);
         self.records = log.records();
@@ -122,7 +126,7 @@ impl Broker {
         let deadline = self.running.as_ref().and_then(|running| {
             let deadline = running.coordinator.next_deadline()?;
             let deadline = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-            Some(running.booted_at.saturating_add(deadline))
+            Some((running.booted_at + deadline).saturating_sub(CLOCK_AT_BOOT))
         });
         deadline.is_some_and(|deadline| deadline <= now)
     }
@@ -139,8 +143,8 @@ impl Broker {
         let Some(running) = &mut self.running else {
             return Ok(None);
         };
-        let since_boot = Duration::from_millis(now - running.booted_at);
-        let mut step = running.coordinator.step(since_boot, wall, events);
+        let monotonic = Duration::from_millis(CLOCK_AT_BOOT + now - running.booted_at);
+        let mut step = running.coordinator.step(monotonic, wall, events);
         match crash {
             // Before anything was written.
             Some(0) => {

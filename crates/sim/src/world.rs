@@ -81,6 +81,8 @@ struct World {
     next_request: u64,
     /// When the broker last heard of a member.
     heard: BTreeMap<MemberName, u64>,
+    /// The session a member joined on last, as the broker saw it.
+    joined: BTreeMap<MemberName, SessionId>,
     /// Who has which number and which leases, by what is durable.
     names: BTreeMap<MemberNumber, MemberName>,
     leases: BTreeMap<ShardIndex, (MemberNumber, Generation)>,
@@ -108,6 +110,7 @@ pub fn run(seed: u64, broken: Option<Broken>) -> Result<Report, Violation> {
         requests: BTreeMap::new(),
         next_request: 0,
         heard: BTreeMap::new(),
+        joined: BTreeMap::new(),
         names: BTreeMap::new(),
         leases: BTreeMap::new(),
         shards_changed: false,

@@ -133,6 +133,13 @@ impl Shard {
     pub fn admit(&mut self, batch: &BatchHeader, now: Timestamp) -> Admission {
         let expected = match self.recognise(batch) {
             Ok(expected) => expected,
+            Err(Admission::Refused(Refusal::ProducerStateLost { producer }))
+                if self.closed && producer > self.producers.watermark() =>
+            {
+                // Ahead of what is remembered, because a jump may have taken what was there: gone or
+                // never there, this shard does not hold it. Only below the watermark might it.
+                None
+            }
             Err(answer) => return answer,
         };
         if self.closed {

@@ -10,7 +10,7 @@ mod peers;
 mod report;
 mod server;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use report::Written;
@@ -63,6 +63,8 @@ pub(crate) struct Effort {
 pub(crate) struct Bench {
     pub(crate) flumen: PathBuf,
     pub(crate) echo: PathBuf,
+    /// The load of consumer groups.
+    pub(crate) groups: PathBuf,
     /// Everything that is written, on the file system under test.
     pub(crate) dir: PathBuf,
     pub(crate) effort: Effort,
@@ -102,6 +104,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let bench = Bench {
         flumen: target.join("release/flumen"),
         echo: target.join("release/rpc_echo"),
+        groups: target.join("release/groups"),
         dir: target.join("perf"),
         effort: if quick {
             Effort {
@@ -145,6 +148,11 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     if quick {
         return Ok(());
     }
+    write_page(&written)
+}
+
+/// Puts together what this run and earlier ones have found.
+fn write_page(written: &Path) -> Result<()> {
     let mut rows: Vec<Written> = Vec::new();
     for (id, _) in cases::ALL {
         if let Ok(bytes) = std::fs::read(written.join(id)) {

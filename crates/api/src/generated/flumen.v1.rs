@@ -1869,7 +1869,7 @@ pub struct ReadRequest {
 pub struct SubscribeRequest {
     #[prost(string, tag = "1")]
     pub stream: ::prost::alloc::string::String,
-    /// Empty: all shards, from `start`.
+    /// Empty: all shards, from `start`; from LATEST only those that are open.
     #[prost(message, repeated, tag = "2")]
     pub shards: ::prost::alloc::vec::Vec<ShardStart>,
     #[prost(message, optional, tag = "3")]

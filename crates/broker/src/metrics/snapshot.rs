@@ -159,12 +159,18 @@ fn traffic(inner: &Inner, snapshot: &mut MetricsSnapshot) {
 #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
 fn the_node(node: &Node, snapshot: &mut MetricsSnapshot) {
     let streams = node.streams.all();
-    let shards: usize = streams
-        .iter()
-        .map(|stream| stream.state().shards.len())
-        .sum();
+    let (mut open, mut closed) = (0, 0);
+    for stream in &streams {
+        let state = stream.state();
+        let of_this = state.info.open_shards().count();
+        open += of_this;
+        closed += state.shards.len() - of_this;
+    }
     snapshot.gauge("streams", "Streams", Vec::new(), streams.len() as f64);
-    snapshot.gauge("shards", "Shards of all streams", Vec::new(), shards as f64);
+    let help = "Open shards of all streams";
+    snapshot.gauge("shards", help, Vec::new(), open as f64);
+    let help = "Closed shards of all streams, kept until their retention ends";
+    snapshot.gauge("shards_closed", help, Vec::new(), closed as f64);
     let jump = node.clock.jump_seconds();
     let help =
         "By how much the wall clock has jumped and is not believed; nothing expires meanwhile";

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flumen_log::{BatchMark, Log, LogKey, Recovery, Replay, ShardRecovery, Storage, list_logs};
 use flumen_record::{
-    Durability, HashRange, ProducerId, SequenceNumber, ShardEpoch, ShardId, Timestamp,
+    Durability, HashRange, ProducerId, SequenceNumber, ShardEpoch, ShardId, ShardIndex, Timestamp,
 };
-use flumen_stream::{Catalog, Shard, ShardInfo, ShardState, StreamConfig};
+use flumen_stream::retention::RETENTION_MIN;
+use flumen_stream::{Catalog, Shard, ShardInfo, ShardState, StreamConfig, StreamInfo};
 
 use super::{OpenError, log_config};
 use crate::BrokerConfig;
@@ -44,9 +45,13 @@ pub(super) fn recover(
     let (mut logs, found) = open_logs(storage, config, &catalog, &mut history, now)?;
     let issued = catalog.producers_issued();
     let mut shards = HashMap::new();
-    for info in catalog.streams().flat_map(|stream| &stream.shards) {
+    let all = catalog.streams();
+    for (stream, info) in
+        all.flat_map(|stream| stream.shards.iter().map(move |info| (stream, info)))
+    {
         let home = home(info);
-        let (shard, jump) = bring_together(info, &mut history, &found, issued);
+        let young = is_young(stream, info, now);
+        let (shard, jump) = bring_together(info, young, &mut history, &found, issued);
         let mut log = logs.iter_mut().find(|(key, _)| *key == home);
         if let (Some((_, log)), Some(jump)) = (&mut log, jump) {
             // Where the shard is, so that readers step over it.
@@ -149,6 +154,23 @@ fn home(info: &ShardInfo) -> LogKey {
         .log
 }
 
+/// Whether nothing of a shard can have expired yet, so that a log which knows nothing of it never kept
+/// anything of it.
+fn is_young(stream: &StreamInfo, shard: &ShardInfo, now: Timestamp) -> bool {
+    let closed = |parent: &ShardIndex| match stream.shard(*parent)?.state {
+        ShardState::Closed { at, .. } => Some(at),
+        ShardState::Open => None,
+    };
+    let opened = match &shard.parents[..] {
+        [] => Some(stream.created),
+        parents => parents.iter().map(closed).max().flatten(),
+    };
+    let stayed = matches!(&shard.placements[..], [only] if only.from == SequenceNumber::ZERO);
+    stayed
+        && stream.settings.retention_bytes.is_none()
+        && opened.is_some_and(|at| now.since(at) < RETENTION_MIN)
+}
+
 /// Numbers that may have been given out in a log that knows nothing of the shard any more.
 struct Jump {
     from: SequenceNumber,
@@ -158,6 +180,7 @@ struct Jump {
 /// Ends a shard's recovery with what the logs it lies in remember, oldest first.
 fn bring_together(
     info: &ShardInfo,
+    young: bool,
     history: &mut History,
     found: &BTreeMap<LogKey, Found>,
     issued: ProducerId,
@@ -187,6 +210,9 @@ fn bring_together(
         };
     }
     if let ShardState::Closed { end, .. } = info.state {
+        // A log that knows nothing of an old one has expired all of it.
+        let nothing_kept = end == SequenceNumber::ZERO || young;
+        let complete = complete && (newest.is_some() || building.told || nothing_kept);
         return (closed(building, newest, end, complete, issued), None);
     }
     let home = home(info);
@@ -206,7 +232,10 @@ fn bring_together(
             jumped: Some(to),
             ..before
         };
-        building.shard.recovered(&recovery, false, issued);
+        // Of an old shard it may be that all has expired, producers included. Of a young one only
+        // what a power cut took can be missing, as of any other shard that jumps.
+        let complete = complete && young;
+        building.shard.recovered(&recovery, complete, issued);
         return (building.shard, Some(Jump { from, to }));
     }
     if let Some(newest) = newest {
@@ -231,8 +260,6 @@ fn closed(
     complete: bool,
     issued: ProducerId,
 ) -> Shard {
-    // A log that knows nothing of it any more has expired all of it.
-    let complete = complete && (newest.is_some() || building.told || end == SequenceNumber::ZERO);
     let recovery = ShardRecovery {
         next: end,
         jumped: None,

@@ -42,12 +42,20 @@ async fn until(
         if is_so(&described) {
             return described;
         }
-        let records = keys.iter().cycle().take(load).map(|key| Record {
-            explicit_hash_key: Some(HashKey::new(*key)),
-            ..record("key", "data")
-        });
-        for put in broker.put(stream, records.collect()).await.unwrap() {
-            put.unwrap();
+        let records: Vec<_> = keys
+            .iter()
+            .cycle()
+            .take(load)
+            .map(|key| Record {
+                explicit_hash_key: Some(HashKey::new(*key)),
+                ..record("key", "data")
+            })
+            .collect();
+        // As many producers would.
+        for records in records.chunks(20) {
+            for put in broker.put(stream, records.to_vec()).await.unwrap() {
+                put.unwrap();
+            }
         }
         clock.advance(SECOND);
         // Nothing happens in most of the seconds.

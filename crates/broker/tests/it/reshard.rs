@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flumen_broker::{
-    Broker, Error, Reshard, StartPosition, StreamDescription, StreamSettings, StreamUpdate,
+    Broker, Clock, Error, Reshard, StartPosition, StreamDescription, StreamSettings, StreamUpdate,
 };
 use flumen_log::{Fault, FaultError, Grain, MemoryStorage, OperationKind};
 use flumen_record::{Durability, HashKey, ProducerId, ShardIndex, StreamName};
@@ -108,6 +108,28 @@ async fn a_split_closes_the_parent_and_opens_children_at_once() {
         of.map(|(.., value)| value).sum::<u64>()
     };
     assert_eq!((count("shard_splits"), count("shard_merges")), (1, 1));
+}
+
+/// A session knows the stream as it was when it last handed something over.
+#[tokio::test]
+async fn an_old_session_finds_children_and_misses_what_has_expired() {
+    let clock = clock();
+    let storage = Arc::new(MemoryStorage::new());
+    let broker = open_with(storage, config(), clock.clone()).await;
+    let (stream, producer) = split_long_ago(&broker).await;
+    let mut session = Session::open(&broker, &stream);
+    broker.reshard(&stream, split(2)).await.unwrap();
+    let highest = batch(&[record_for(3, 4, "x")], producer, 0);
+    let appended = session.append_to(shard(4), highest).await.unwrap();
+    assert_eq!(appended.base, number(0));
+    let mut session = Session::open(&broker, &stream);
+    clock.advance(2 * HOUR);
+    broker.apply_retention().await.unwrap();
+    let gone = Err(Error::ShardNotFound {
+        stream: stream.clone(),
+        shard: shard(0),
+    });
+    assert_eq!(session.append(one("1", producer, 1)).await, gone);
 }
 
 #[tokio::test]
@@ -375,6 +397,31 @@ async fn a_split_with_an_unknown_outcome_acknowledges_nothing_any_more() {
             .await
             .unwrap();
         assert!(put[0].is_ok(), "{put:?}");
+    }
+}
+
+/// The log of a child to which nothing was written knows nothing of it. Producers need not fear that
+/// it has forgotten them, unless it is so old that all may have expired.
+#[tokio::test]
+async fn a_child_that_was_never_written_to_knows_that() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let broker = open_with(Arc::new(storage.clone()), config(), clock.clone()).await;
+    let stream = create(&broker, "readings", 1, level(Durability::Memory)).await;
+    let producer = broker.open_producer().await.unwrap();
+    let mut session = Session::open(&broker, &stream);
+    session.append(one("0", producer, 0)).await.unwrap();
+    broker.reshard(&stream, split(0)).await.unwrap();
+    drop(broker);
+    for (age, known) in [(HOUR / 2, true), (2 * HOUR, false)] {
+        let later = Clock::manual(clock.now().saturating_add(age));
+        let broker = open_with(Arc::new(storage.kill()), config(), later).await;
+        let mut session = Session::open(&broker, &stream);
+        let first = batch(&[record_for(0, 2, "x")], producer, 0);
+        let appended = session.append_to(shard(1), first).await;
+        assert_eq!(appended.is_ok(), known, "{appended:?}");
+        let ahead = batch(&[record_for(1, 2, "x")], producer, 1);
+        let refused = session.append_to(shard(2), ahead).await;
+        assert_eq!(refused, Err(Error::ProducerStateLost { producer }));
     }
 }
 

@@ -29,6 +29,8 @@ mod power_cut;
 #[cfg(test)]
 mod process;
 #[cfg(test)]
+mod reshard;
+#[cfg(test)]
 mod round_trip;
 #[cfg(test)]
 mod rpcs;

@@ -18,9 +18,12 @@ impl World {
                 return Ok(());
             }
             if let Some(settled) = self.broker.open(self.now, self.wall())? {
-                self.durable(&settled)?;
+                self.durable(&settled, None)?;
             }
             self.check_recovered()?;
+            // Sessions end with the process they were opened to, also those whose members have not
+            // noticed and go on talking.
+            self.joined.clear();
             self.shards_changed = true;
         }
         // Now and then more than one tick's events are one step.
@@ -32,11 +35,7 @@ impl World {
             events.push(shards(&self.stream, self.broken));
         }
         for (member, event) in self.broker.arrived(self.now) {
-            if let Some(member) = self.members.get(member)
-                && !matches!(event, Event::SessionLost { .. })
-            {
-                self.heard.insert(member.name.clone(), self.now);
-            }
+            self.hear(member, &event);
             events.push(self.bend(event));
         }
         if self.dice.once_in(500) {
@@ -53,15 +52,37 @@ impl World {
         let outcome = self.broker.step(now, wall, events, crash, &mut self.dice)?;
         match outcome {
             None => Ok(()),
-            Some(Outcome::Crashed(step)) => self.durable(&step),
+            Some(Outcome::Crashed(step)) => self.durable(&step, None),
             Some(Outcome::Told(step)) => {
-                if self.broker.coordinator().is_some() {
-                    self.durable(&step)?;
+                if let Some(booted_at) = self.broker.booted_at() {
+                    self.durable(&step, Some(booted_at))?;
                 }
                 self.tell(step)?;
                 self.check_fail_over()?;
                 self.check_assigned()
             }
+        }
+    }
+
+    /// A sign of life counts on the session that its member joined on last.
+    fn hear(&mut self, member: usize, event: &Event) {
+        let Some(name) = self.members.get(member).map(|member| &member.name) else {
+            return;
+        };
+        let session = match event {
+            Event::Join(join) => {
+                self.joined.insert(name.clone(), join.session);
+                Some(join.session)
+            }
+            Event::Heartbeat { session, .. } | Event::Release { session, .. } => Some(*session),
+            Event::Request {
+                request: Request::Checkpoint { session, .. },
+                ..
+            } => *session,
+            _ => None,
+        };
+        if session.is_some() && self.joined.get(name) == session.as_ref() {
+            self.heard.insert(name.clone(), self.now);
         }
     }
 
@@ -118,8 +139,9 @@ impl World {
         Ok(())
     }
 
-    /// A step's changes are durable, and what it answers is true.
-    fn durable(&mut self, step: &Step) -> Checked {
+    /// A step's changes are durable, and what it answers is true. `booted_at`: since when the
+    /// broker runs that has just decided it.
+    fn durable(&mut self, step: &Step, booted_at: Option<u64>) -> Checked {
         for effect in &step.effects {
             if let Effect::Answered {
                 id,
@@ -135,14 +157,13 @@ impl World {
             }
         }
         let left = step.effects.iter().filter_map(|effect| match effect {
-            Effect::Left { session } => self.broker.links.get(session).map(|link| link.member),
+            Effect::Left { session } => {
+                let mut joined = self.joined.iter();
+                joined.find(|(_, joined)| *joined == session)
+            }
             _ => None,
         });
-        let left: Vec<_> = left
-            .into_iter()
-            .filter_map(|member| self.members.get(member))
-            .map(|member| member.name.clone())
-            .collect();
+        let left: Vec<_> = left.map(|(name, _)| name.clone()).collect();
         let joined = step.changes.iter().filter_map(|change| match change {
             GroupChange::MemberJoined { name, .. } => Some(name.clone()),
             _ => None,
@@ -161,6 +182,9 @@ impl World {
                     // Neither gone in order nor replaced.
                     let is_silent = !is_known(&left) && !is_known(&joined);
                     self.report.silent += u64::from(is_silent);
+                    if let (true, Some(booted_at), Some(name)) = (is_silent, booted_at, &name) {
+                        self.check_patience(name, booted_at)?;
+                    }
                     self.lose(*member, is_silent);
                 }
                 GroupChange::Granted {
@@ -180,6 +204,16 @@ impl World {
                 }
                 _ => {}
             }
+        }
+        Ok(())
+    }
+
+    /// A member is given up when its timeout is over, and not before: after a restart it has one
+    /// to come back.
+    fn check_patience(&self, name: &MemberName, booted_at: u64) -> Checked {
+        let heard = self.heard.get(name).copied().unwrap_or(0).max(booted_at);
+        if self.now < heard + TIMEOUT {
+            return Err(format!("{name} is given up, last heard of at {heard}"));
         }
         Ok(())
     }

@@ -116,8 +116,9 @@ impl GroupLog {
 
     /// Makes the changes of a step durable, all or none of them; one without changes costs
     /// nothing. `coordinator` is the one that has just taken the step: now and then a piece of a
-    /// snapshot of it goes with the changes. After [`GroupLogError::Write`] the same step may be
-    /// committed again; after any other error the coordinator must not be used any more.
+    /// snapshot of it goes with the changes. After [`GroupLogError::Write`] nothing
+    /// is written, and the same step may be committed again; after any other error the coordinator
+    /// must not be used any more.
     pub fn commit(
         &mut self,
         step: &Step,

@@ -48,7 +48,14 @@ impl History {
 
     pub(super) fn batch(&mut self, mark: &BatchMark, partial: bool) {
         if partial {
-            self.sparse_from.get_or_insert(self.seen);
+            // Nothing lies within a jump that could have been freed.
+            let jumped = mark.base.value().saturating_sub(self.seen.value()) >= JUMP;
+            let from = if jumped {
+                self.seen.plus(JUMP)
+            } else {
+                self.seen
+            };
+            self.sparse_from.get_or_insert(from);
         }
         let tolerated = partial || self.sparse;
         self.reached(mark.base, tolerated);

@@ -37,6 +37,7 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("idle", footprint::idle),
     ("start", footprint::start),
     ("restart", footprint::restart),
+    ("groups", footprint::groups),
 ];
 
 /// Runs both sides in turn.

@@ -48,6 +48,7 @@ fn human(figure: f64, unit: &str) -> String {
     match unit {
         "B/s" => format!("{:.2} GB/s", figure / 1e9),
         "B" => format!("{:.1} MiB", figure / 1_048_576.0),
+        "cores" => format!("{figure:.2} cores"),
         "s" => format!("{:.0} ms", figure * 1e3),
         _ if figure >= 1e6 => format!("{:.2} M{unit}", figure / 1e6),
         _ if figure >= 1e3 => format!("{:.0} k{unit}", figure / 1e3),

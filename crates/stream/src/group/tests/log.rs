@@ -336,6 +336,26 @@ fn old_records_go_once_a_snapshot_stands() {
     assert_eq!(image(&again), before);
 }
 
+#[test]
+fn a_step_that_did_not_fit_is_committed_again() {
+    let storage = MemoryStorage::new();
+    let (mut log, mut coordinator) = open(&storage);
+    storage.set_total_bytes(0);
+    let step = coordinator.step(seconds(1), NOW, [shards(STREAM, 4), event(0, 1)]);
+    assert!(!step.changes.is_empty());
+    let refused = log.commit(&step, &coordinator, NOW);
+    assert!(
+        matches!(refused, Err(GroupLogError::Write(_))),
+        "{refused:?}"
+    );
+    storage.set_total_bytes(1 << 40);
+    log.housekeeper().step(NOW).unwrap();
+    log.commit(&step, &coordinator, NOW).unwrap();
+    drop(log);
+    let (_, again) = open(&storage.crash_keeping(Grain::Page, 0));
+    assert_eq!(image(&again), image(&coordinator));
+}
+
 struct Ignore;
 
 impl flumen_log::Replay for Ignore {

@@ -371,3 +371,38 @@ fn a_saved_state_is_small() {
     assert!(bytes < 700, "{bytes} bytes for 64 batches");
     assert!(super::shard().save().len() < 16);
 }
+
+/// What a jump may have taken is not in a closed shard, whoever asks in whatever order.
+#[test]
+fn a_closed_shard_that_has_jumped_answers_for_what_lies_ahead() {
+    let found = Found::default().with(0, 1, 0, 1);
+    let end = JUMP + 5;
+    for (complete, expected) in [(true, true), (false, false)] {
+        let mut shard = shard();
+        found.replay(&mut shard, false);
+        shard.recovered(&jumped(0, end), complete, id(2));
+        shard.close();
+        let mut ahead = |producer, sequence| {
+            let answer = shard.admit(&batch(producer, sequence, 1), at(9));
+            answer == closed(end)
+        };
+        assert_eq!([ahead(1, 2), ahead(2, 1)], [expected; 2]);
+        // It was issued later, and is not behind.
+        assert!(ahead(3, 0));
+    }
+}
+
+/// A shard that began behind a jump has lost nothing to a footer.
+#[test]
+fn what_lies_before_a_jump_was_not_freed() {
+    for (horizon, known) in [(JUMP, true), (JUMP + 1, false)] {
+        let mut shard = shard();
+        Found::default()
+            .with(JUMP, 1, 0, 5)
+            .replay(&mut shard, true);
+        shard.recovered(&recovery(horizon, JUMP + 5), true, id(2));
+        shard.close();
+        let answer = shard.admit(&batch(2, 0, 1), at(9));
+        assert_eq!(answer == closed(JUMP + 5), known, "{horizon}");
+    }
+}

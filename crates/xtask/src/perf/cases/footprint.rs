@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use anyhow::{Result, ensure};
+use serde_json::Value;
 
 use super::{BULK, un_batched};
 use crate::perf::peers::fresh;
@@ -147,4 +148,73 @@ pub(super) fn restart(bench: &Bench) -> Result<Vec<Row>> {
         figures,
         2.0,
     )])
+}
+
+/// What consumer groups take: shards that change hands, and many checkpoints.
+pub(super) fn groups(bench: &Bench) -> Result<Vec<Row>> {
+    let data = fresh(&bench.dir.join("flumen"))?;
+    let server = Server::flumen(bench, &data)?;
+    let run = |words: &str| -> Result<Value> {
+        let printed = output(
+            Command::new(&bench.groups)
+                .args(words.split_whitespace())
+                .args(["--target", &server.address]),
+        )?;
+        Ok(serde_json::from_str(printed.trim())?)
+    };
+    let (mut joins, mut leaves, mut cpu, mut notes) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..bench.effort.runs {
+        let report = run("rebalance --shards 1000 --members 10")?;
+        joins.push(number(&report, "join_us")? / 1e6);
+        leaves.push(number(&report, "leave_us")? / 1e6);
+    }
+    let load = format!(
+        "checkpoints --groups 10000 --seconds {} --pid {}",
+        bench.effort.seconds,
+        server.child.id()
+    );
+    for _ in 0..bench.effort.runs {
+        let report = run(&load)?;
+        ensure!(number(&report, "refused")? == 0.0, "refusals in {report}");
+        cpu.push(number(&report, "server_cpu")?);
+        notes.push(format!(
+            "{:.0} checkpoints/s, acknowledged in {:.1} ms on average",
+            number(&report, "checkpoints_per_s")?,
+            number(&report, "mean_ack_us")? / 1e3
+        ));
+    }
+    drop(server);
+    std::fs::remove_dir_all(&data).ok();
+    let rebalance = "groups rebalance --shards 1000 --members 10";
+    let mut rows = vec![
+        alone(
+            "groups-join",
+            "the tenth member of a group of 1,000 shards joins: until it has its hundred",
+            "s",
+            rebalance,
+            joins,
+            1.0,
+        ),
+        alone(
+            "groups-leave",
+            "it leaves: until the others have them",
+            "s",
+            rebalance,
+            leaves,
+            1.0,
+        ),
+        alone(
+            "groups-checkpoints",
+            "10,000 groups of one member each, a durable checkpoint a second each: the server's CPU",
+            "cores",
+            "groups checkpoints --groups 10000",
+            cpu,
+            0.5,
+        ),
+    ];
+    if let Some(row) = rows.last_mut() {
+        row.notes = notes;
+    }
+    Ok(rows)
 }
