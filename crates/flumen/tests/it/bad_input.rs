@@ -314,6 +314,18 @@ fn data_at_rest(dir: &Path) -> (PathBuf, Vec<PathBuf>) {
     (data, segments)
 }
 
+/// A group stands still before damage and says so; told to, it goes on behind it, once.
+#[track_caller]
+fn a_group_goes_over_damage(at: &impl Fn(&str) -> Ran, before: usize, rest: &str) {
+    let stopped = at("--quiet consume s --group g");
+    let first = stopped.out.clone();
+    stopped.refused(1, "--skip-gaps");
+    assert_eq!(first.lines().count(), before);
+    let second = at("--quiet consume s --group g --skip-gaps").good();
+    assert_eq!(first + &second, rest);
+    assert_eq!(at("--quiet consume s --group g").good(), "");
+}
+
 #[test]
 fn a_damaged_segment_is_named_and_the_rest_is_served() {
     let dir = tempfile::tempdir().unwrap();
@@ -349,14 +361,7 @@ fn a_damaged_segment_is_named_and_the_rest_is_served() {
     );
     assert_eq!((numbers[0], numbers.last()), (0, Some(&3_999)));
 
-    // A group stands still before the damage and says so; told to, it goes on behind it, once.
-    let stopped = at("--quiet consume s --group g");
-    let first = stopped.out.clone();
-    stopped.refused(1, "--skip-gaps");
-    assert_eq!(first.lines().count(), before);
-    let second = at("--quiet consume s --group g --skip-gaps").good();
-    assert_eq!(first + &second, rest);
-    assert_eq!(at("--quiet consume s --group g").good(), "");
+    a_group_goes_over_damage(&at, before, &rest);
 
     // Programs learn the range and where to go on.
     let wire = Wire::to(&broker.endpoint);
