@@ -106,28 +106,34 @@ pub(crate) fn loopback(bench: &Bench) -> Result<(String, f64)> {
         .spawn()
         .context("iperf3")?;
     let seconds = bench.effort.seconds.to_string();
-    let client = || {
-        output(Command::new("iperf3").args(["-c", "127.0.0.1", "-p", &port, "-t", &seconds, "-J"]))
+    // It prints JSON, and ends well, also when nobody listens.
+    let client = || -> Result<f64> {
+        let printed = output(Command::new("iperf3").args([
+            "-c",
+            "127.0.0.1",
+            "-p",
+            &port,
+            "-t",
+            &seconds,
+            "-J",
+        ]))?;
+        let report: Value = serde_json::from_str(&printed)?;
+        let received = report.pointer("/end/sum_received").context("no sum")?;
+        Ok(number(received, "bits_per_second")? / 8.0)
     };
     // The server may need a moment to listen.
-    let mut printed = client();
+    let mut figure = client();
     for _ in 0..50 {
-        if printed.is_ok() {
+        if figure.is_ok() {
             break;
         }
         std::thread::sleep(std::time::Duration::from_millis(20));
-        printed = client();
+        figure = client();
     }
     // It does not always end after its one client.
     server.kill()?;
     server.wait()?;
-    let printed = printed?;
-    let report: Value = serde_json::from_str(&printed)?;
-    let received = report.pointer("/end/sum_received").context("no sum")?;
-    Ok((
-        format!("iperf3 -c 127.0.0.1 -t {seconds}"),
-        number(received, "bits_per_second")? / 8.0,
-    ))
+    Ok((format!("iperf3 -c 127.0.0.1 -t {seconds}"), figure?))
 }
 
 /// Answers per second of a bare RPC echo.
