@@ -17,9 +17,11 @@ pub struct Backlog {
     /// Stored bytes. Of many runs, or of those whose index is not in memory, an estimate: the
     /// shard's average per record.
     pub bytes: u64,
-    /// When the first of them arrived, to within its round. `None`: there are none, or that is not
-    /// in memory ([`LogReader::arrival_of`]).
+    /// When the first of them arrived. `None`: there are none.
     pub oldest: Option<Timestamp>,
+    /// Whether that is known to within its round. When its index is not in memory it is about when
+    /// the segment began that holds it; [`LogReader::arrival_of`] looks it up.
+    pub is_exact: bool,
 }
 
 impl ShardState {
@@ -31,8 +33,9 @@ impl ShardState {
             return Backlog::default();
         }
         let runs = self.recent_at(from).map(|first| self.recent.range(first..));
-        let oldest = runs.clone().and_then(|mut runs| runs.next());
-        let oldest = oldest.map(|run| arrival_within(run, from));
+        let first = runs.clone().and_then(|mut runs| runs.next());
+        let oldest =
+            first.map_or_else(|| self.arrival_about(from), |run| arrival_within(run, from));
         let bytes = match runs {
             Some(runs) if runs.len() <= RUNS_ADDED_UP => {
                 runs.map(|run| bytes_within(run, from)).sum()
@@ -46,8 +49,20 @@ impl ShardState {
         Backlog {
             records,
             bytes,
-            oldest,
+            oldest: Some(oldest),
+            is_exact: first.is_some(),
         }
+    }
+
+    /// When a record arrived whose run is not in memory: not long before it, where a mark is known;
+    /// otherwise at the latest.
+    fn arrival_about(&self, from: SequenceNumber) -> Timestamp {
+        let above = self.marks.partition_point(|mark| mark.base <= from);
+        let mark = above.checked_sub(1).and_then(|at| self.marks.get(at));
+        let mark = mark.or_else(|| self.marks.first());
+        mark.map(|mark| mark.arrival)
+            .or_else(|| self.recent.front().map(|run| run.arrival))
+            .unwrap_or(self.last_arrival)
     }
 
     /// Numbers from `from` to the end that are in no recorded jump.
@@ -185,10 +200,11 @@ mod tests {
         state.append(later, ShardEpoch::new(1));
         state.release(1);
         let found = state.backlog(number(50));
-        assert_eq!(
-            (found.records, found.bytes, found.oldest),
-            (150, 3000, None)
-        );
-        assert_eq!(state.backlog(number(100)).bytes, 3000);
+        assert_eq!((found.records, found.bytes), (150, 3000));
+        // When its segment began.
+        let begun = Some(Timestamp::from_micros(100));
+        assert_eq!((found.oldest, found.is_exact), (begun, false));
+        let found = state.backlog(number(100));
+        assert_eq!((found.bytes, found.is_exact), (3000, true));
     }
 }

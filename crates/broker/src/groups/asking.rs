@@ -68,6 +68,8 @@ pub struct GroupStatus {
     pub shards: usize,
     /// Over all shards; the age is that of the oldest record.
     pub lag: GroupLag,
+    /// The same by shard, of those that are not finished.
+    pub by_shard: Vec<(ShardIndex, GroupLag)>,
 }
 
 /// A group in full.
@@ -182,15 +184,16 @@ impl Node {
         let members: Vec<_> = members.collect();
         let unfinished = shards
             .iter()
-            .filter(|shard| shard.lease != LeaseStatus::Finished)
-            .count();
+            .filter(|shard| shard.lease != LeaseStatus::Finished);
+        let by_shard: Vec<_> = unfinished.map(|shard| (shard.shard, shard.lag)).collect();
         Ok(GroupState {
             status: GroupStatus {
                 stream: stream.name.clone(),
                 group: described.name,
                 members: members.len(),
-                shards: unfinished,
+                shards: by_shard.len(),
                 lag: all,
+                by_shard,
             },
             members,
             shards,

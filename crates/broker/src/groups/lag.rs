@@ -101,7 +101,7 @@ pub(super) fn backlog(shard: &ShardHandle, from: SequenceNumber) -> Backlog {
             here.bytes = here.bytes.saturating_sub(beyond.bytes);
         }
         if here.records > 0 && all.records == 0 {
-            all.oldest = here.oldest;
+            (all.oldest, all.is_exact) = (here.oldest, here.is_exact);
         }
         all.records += here.records;
         all.bytes += here.bytes;
@@ -130,7 +130,7 @@ pub(super) async fn oldest(
     from: SequenceNumber,
     backlog: &Backlog,
 ) -> Result<Option<Timestamp>, Error> {
-    if backlog.records == 0 || backlog.oldest.is_some() {
+    if backlog.records == 0 || backlog.is_exact {
         return Ok(backlog.oldest);
     }
     let shard = Arc::clone(shard);

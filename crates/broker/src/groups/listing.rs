@@ -194,7 +194,7 @@ impl Node {
         let now = self.clock.now();
         let group = &listed.group;
         let mut all = GroupLag::default();
-        let mut unfinished = 0;
+        let mut by_shard = Vec::new();
         for shard in &listed.stream.state().shards {
             *turn += 1;
             if turn.is_multiple_of(TURN_MAX) {
@@ -205,17 +205,19 @@ impl Node {
             if end.is_some_and(|end| checkpoint.is_some_and(|at| at.reaches(end))) {
                 continue;
             }
-            unfinished += 1;
             let from = position(self, shard, checkpoint, group.start, group.created).await?;
             let behind = backlog(shard, from);
-            all.add(lag(&behind, behind.oldest, now));
+            let left = lag(&behind, behind.oldest, now);
+            all.add(left);
+            by_shard.push((shard.id.index(), left));
         }
         Ok(GroupStatus {
             stream: listed.stream.name.clone(),
             group: group.name.clone(),
             members: group.members,
-            shards: unfinished,
+            shards: by_shard.len(),
             lag: all,
+            by_shard,
         })
     }
 

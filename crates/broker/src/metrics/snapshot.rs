@@ -13,6 +13,9 @@ use crate::error::REASONS;
 use crate::lane::Lane;
 use crate::node::Node;
 
+/// Shards of groups whose lag is on a page at most.
+const SHARD_LAGS_MAX: u32 = 1_000;
+
 type Labels = Vec<(&'static str, String)>;
 
 /// All numbers at one moment.
@@ -38,6 +41,7 @@ impl MetricsSnapshot {
     /// Adds what consumer groups have left to process.
     #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
     pub fn add_group_lags(&mut self, lags: &GroupLags) {
+        let (mut rows, mut left_out) = (0_u32, 0_u32);
         for group in &lags.groups {
             let labels = || {
                 vec![
@@ -50,10 +54,33 @@ impl MetricsSnapshot {
             self.gauge("group_lag_records", help, labels(), records);
             let help = "Stored bytes of them; of a long backlog an estimate";
             self.gauge("group_lag_bytes", help, labels(), bytes);
-            let help = "Age of the oldest of them, as far as it is in memory";
+            let help = "Age of the oldest of them; of a long backlog to within its segment";
             let age = group.lag.age.as_secs_f64();
             self.gauge("group_lag_seconds", help, labels(), age);
+            for (shard, lag) in &group.by_shard {
+                if rows >= SHARD_LAGS_MAX {
+                    left_out += 1;
+                    continue;
+                }
+                rows += 1;
+                let labels = || {
+                    let mut labels = labels();
+                    labels.push(("shard", shard.to_string()));
+                    labels
+                };
+                let (records, bytes) = (lag.records as f64, lag.bytes as f64);
+                let help = "Records of the shard that the group has not processed";
+                self.gauge("group_shard_lag_records", help, labels(), records);
+                let help = "Stored bytes of them; of a long backlog an estimate";
+                self.gauge("group_shard_lag_bytes", help, labels(), bytes);
+                let help = "Age of the oldest of them; of a long backlog to within its segment";
+                let age = lag.age.as_secs_f64();
+                self.gauge("group_shard_lag_seconds", help, labels(), age);
+            }
         }
+        let help = "Shards of groups whose own lag is not on this page, because there are too many";
+        let left_out = f64::from(left_out);
+        self.gauge("group_shard_lags_left_out", help, Vec::new(), left_out);
         let help = "Groups whose lag is not on this page, because there are too many";
         self.gauge(
             "group_lags_left_out",

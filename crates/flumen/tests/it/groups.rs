@@ -162,6 +162,67 @@ fn a_member_that_is_killed_takes_no_record_along() {
     );
 }
 
+/// A member that is paused for longer than its session timeout is a zombie when it goes on: it has
+/// lost its leases, begins anew under others, and takes no checkpoint back.
+#[test]
+fn a_member_that_was_paused_is_fenced_and_joins_again() {
+    let stage = Stage::set();
+    let join = |member| {
+        let words = format!(
+            "consume s --group g --follow --member {member} --session-timeout 2s --format %d\\n"
+        );
+        stage.start(&words, b"")
+    };
+    let (a, b) = (join("a"), join("b"));
+    stage.until("two members with two shards each", |group| {
+        held(group, "a") == 2 && held(group, "b") == 2
+    });
+    let all = lines(21_000);
+    let (first, second) = all.split_at(20_000 * 9);
+    let producing = stage.start("produce s --key random --rate 5000", first.as_bytes());
+    let checkpoints = |group: &Value| -> Vec<u64> {
+        let shards = group["shard_map"].as_array().expect("shards").iter();
+        shards
+            .filter_map(|shard| shard["sequence_number"].as_u64())
+            .collect()
+    };
+    let before = stage.until("a checkpoint in every shard", |group| {
+        checkpoints(group).len() == 4
+    });
+    a.signal("STOP");
+    let taken = stage.until("one member with everything", |group| {
+        group["members"] == 1 && held(group, "b") == 4
+    });
+    assert_ne!(generations(&before), generations(&taken));
+    producing.wait().good();
+    let done = stage.until("the end", |group| group["lag_records"] == 0);
+    a.signal("CONT");
+    let shared = stage.until("both again", |group| {
+        held(group, "a") == 2 && held(group, "b") == 2
+    });
+    for (before, after) in checkpoints(&done).iter().zip(checkpoints(&shared)) {
+        assert!(after >= *before, "{done} {shared}");
+    }
+    stage
+        .flumen("produce s --key random", second.as_bytes())
+        .good();
+    let end = stage.until("the end", |group| group["lag_records"] == 0);
+    assert_eq!(end["forced_hand_overs"], 0, "{end}");
+    a.terminate();
+    b.terminate();
+    let (a, b) = (a.wait(), b.wait());
+    let printed: BTreeSet<&str> = whole(&a.out).chain(whole(&b.out)).collect();
+    let missing = whole(&all).filter(|line| !printed.contains(line)).count();
+    assert_eq!(missing, 0);
+    // Again only what the paused one had in hand.
+    let twice = whole(&a.out).count() + whole(&b.out).count() - printed.len();
+    assert!(
+        twice < 20_000 / 2,
+        "{twice} of {} came twice",
+        printed.len()
+    );
+}
+
 /// The broker dies and comes back while a member reads: it keeps its shards, and what it has printed
 /// is not printed again.
 #[test]
@@ -422,5 +483,12 @@ fn lag_of_groups_is_on_the_metrics_page() {
     assert!(value("flumen_group_rounds_total") >= 9.0, "{page}");
     assert!(value("flumen_group_lag_bytes{stream=\"s\",group=\"one\"}") > 0.0);
     assert!(value("flumen_group_lag_seconds{stream=\"s\",group=\"one\"}") > 0.0);
+    let shard = |n: u32| {
+        let labels = format!("{{stream=\"s\",group=\"one\",shard=\"{n}\"}}");
+        value(&format!("flumen_group_shard_lag_records{labels}"))
+    };
+    let of_shards: f64 = (0..2).map(shard).sum();
+    assert!((of_shards - 2.0).abs() < 0.5, "{page}");
+    assert!(value("flumen_group_shard_lags_left_out") < 0.5, "{page}");
     assert!(!page.contains("group=\"two\""), "{page}");
 }
