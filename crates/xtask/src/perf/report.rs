@@ -73,7 +73,8 @@ pub(crate) fn setting(quick: bool, memory_kept: bool) -> Result<String> {
     Ok(format!(
         "revision {}, Linux {}, {cores} cores, server and load on the same ones{}{}",
         revision.trim(),
-        kernel.trim(),
+        // Whose build of it is nobody's business.
+        kernel.trim().split('-').next().unwrap_or_default(),
         if quick { ", quick run" } else { "" },
         if memory_kept {
             ", free memory kept touched (`--keep-memory`)"
