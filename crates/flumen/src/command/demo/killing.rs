@@ -102,7 +102,8 @@ pub(super) async fn wait_until(producers: &Watched, readings: u64) -> Result<()>
     }
 }
 
-async fn catch_all_in_flight(producers: &Watched) {
+/// Waits for a moment in which every producer has batches on its way, but not for long.
+pub(super) async fn catch_all_in_flight(producers: &Watched) {
     let begun = Instant::now();
     while begun.elapsed() < LOOKING {
         if producers

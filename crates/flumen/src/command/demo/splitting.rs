@@ -1,11 +1,13 @@
 //! A shard is split while batches for it are on their way.
 
+use std::sync::atomic::Ordering;
+
 use anyhow::{Context, Result};
 use flumen_client::{Client, StreamName};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::killing::wait_until;
+use super::killing::{catch_all_in_flight, wait_until};
 use super::producing::{Shared, Watched};
 use crate::quantity::micros;
 
@@ -36,6 +38,8 @@ pub(super) async fn split(
     let described = client.describe_stream(stream).await?;
     let shard = described.shards.iter().find(|shard| shard.open);
     let shard = shard.context("BUG: a stream without an open shard")?.index;
+    shared.burst.store(true, Ordering::Relaxed);
+    catch_all_in_flight(producers).await;
     let in_flight = producers
         .stats()
         .iter()
@@ -44,6 +48,7 @@ pub(super) async fn split(
     let asked = Instant::now();
     let after = client.split_shard(stream, shard, None).await?;
     let took = asked.elapsed();
+    shared.burst.store(false, Ordering::Relaxed);
     let children = after
         .shards
         .iter()
