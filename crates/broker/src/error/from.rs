@@ -24,10 +24,12 @@ impl From<ReadError> for Error {
                 to,
                 segment,
             },
-            ReadError::Io { segment, source } => Self::Io {
-                segment,
-                kind: source.kind(),
-            },
+            ReadError::Io { segment, source } => {
+                // A client learns the kind; what exactly is wrong is for who looks after the disk.
+                tracing::error!(%segment, error = %source, "a read failed");
+                let kind = source.kind();
+                Self::Io { segment, kind }
+            }
             ReadError::UnknownShard { shard } => Self::Io {
                 segment: format!("shard {shard}"),
                 kind: ErrorKind::NotFound,

@@ -54,7 +54,7 @@ pub enum GroupError {
         member: MemberName,
     },
     /// A group with members was to be deleted.
-    #[error("group {group} has {members} members: end them first, or force the deletion")]
+    #[error("group {group} has members ({members}): end them first, or force the deletion")]
     HasMembers {
         /// The group.
         group: GroupName,
