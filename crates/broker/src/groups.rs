@@ -236,12 +236,24 @@ impl Groups {
         let (done, closed) = oneshot::channel();
         {
             let mut inbox = lock(&self.inbox);
+            // A thread that has ended before takes no more questions.
+            self.check()?;
             inbox.stop = true;
             inbox.closing = Some(done);
         }
         self.woken.notify_one();
-        // A thread that has ended before has said why then.
         closed.await.unwrap_or(Ok(()))
+    }
+
+    /// Nothing more is decided: whoever waits, or asks from now on, is told so.
+    fn fail(&self) {
+        self.failed.store(true, Ordering::Release);
+        let mut inbox = lock(&self.inbox);
+        inbox.inputs.clear();
+        if let Some(done) = inbox.closing.take() {
+            // Who asked may be gone.
+            let _ = done.send(Err(Error::GroupsFailed));
+        }
     }
 
     /// Waits for the thread. Blocks.
@@ -287,5 +299,23 @@ impl Node {
         self.check_serving()?;
         self.groups.check()?;
         self.streams.get(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn after_a_failure_nobody_waits() {
+        let groups = Arc::new(Groups::default());
+        let looking = groups.look(|_| ());
+        let closing = groups.close();
+        let failing = async { groups.fail() };
+        let (looked, closed, ()) = tokio::join!(looking, closing, failing);
+        assert_eq!(looked, Err(Error::GroupsFailed));
+        assert_eq!(closed, Err(Error::GroupsFailed));
+        assert_eq!(groups.look(|_| ()).await, Err(Error::GroupsFailed));
+        assert_eq!(groups.close().await, Err(Error::GroupsFailed));
     }
 }

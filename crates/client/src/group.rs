@@ -36,7 +36,7 @@ pub use admin::{
 };
 pub use failure::{FailurePolicy, GiveUp};
 
-/// Events that nobody has taken yet; the oldest are dropped beyond it.
+/// Events that nobody has taken yet; beyond it new ones are dropped (a stopped shard is also logged).
 const EVENTS_MAX: usize = 1024;
 
 /// How a member joins, reads and checkpoints.

@@ -252,7 +252,6 @@ impl Node {
         let stream = self.groups_of(stream)?;
         let request = Request::Delete { force };
         self.groups.ask(&stream, group, request).await?;
-        self.groups.fences.forget(stream.state().info.id, group);
         Ok(())
     }
 }

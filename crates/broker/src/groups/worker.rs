@@ -2,14 +2,15 @@
 //! one sync; then members are told.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use flumen_record::StreamId;
+use flumen_record::{GroupName, StreamId};
 use flumen_stream::group::{
     Answer, Assignment, Coordinator, Effect, Event, FencedReason, GroupError, GroupLog,
-    GroupLogError, ReadFrom, RequestId, SessionId, ShardFacts, Step,
+    GroupLogError, ReadFrom, Request, RequestId, SessionId, ShardFacts, Step,
 };
 use flumen_stream::{ShardState, StartPosition, StreamInfo};
 use tokio::sync::oneshot;
@@ -32,6 +33,8 @@ struct Worker {
     coordinator: Coordinator,
     sessions: HashMap<SessionId, Arc<MemberQueue>>,
     asked: HashMap<RequestId, oneshot::Sender<Result<Answer, GroupError>>>,
+    /// Groups that are asked to be deleted.
+    deleting: HashMap<RequestId, (StreamId, GroupName)>,
 }
 
 /// Starts the thread, and tells it the shards of every stream that has groups.
@@ -54,10 +57,19 @@ pub(crate) fn start(node: &Arc<Node>, log: GroupLog, coordinator: Coordinator) {
         coordinator,
         sessions: HashMap::new(),
         asked: HashMap::new(),
+        deleting: HashMap::new(),
     };
     let thread = std::thread::Builder::new()
         .name("groups".to_owned())
-        .spawn(move || worker.run())
+        .spawn(move || {
+            let groups = Arc::clone(&worker.groups);
+            if catch_unwind(AssertUnwindSafe(|| worker.run())).is_err() {
+                tracing::error!(
+                    "the thread of consumer groups has panicked; groups need a restart"
+                );
+                groups.fail();
+            }
+        })
         .expect("BUG: the system refuses a thread");
     *lock(&groups.thread) = Some(thread);
 }
@@ -120,8 +132,19 @@ impl Worker {
             }
         }
         for event in &events {
-            if let Event::SessionLost { session } = event {
-                self.sessions.remove(session);
+            match event {
+                Event::SessionLost { session } => {
+                    self.sessions.remove(session);
+                }
+                Event::Request {
+                    id,
+                    stream,
+                    group,
+                    request: Request::Delete { .. },
+                } => {
+                    self.deleting.insert(*id, (*stream, group.clone()));
+                }
+                _ => {}
             }
         }
         let (now, wall) = (self.clock.monotonic(), self.clock.now());
@@ -174,16 +197,12 @@ impl Worker {
     /// Nothing more can be decided: everybody is told.
     fn fail(mut self, error: &GroupLogError) {
         tracing::error!(%error, "the log of consumer groups has failed; groups need a restart");
-        self.groups.failed.store(true, Ordering::Release);
         for (_, queue) in self.sessions.drain() {
             queue.tell(MemberWord::Ended(Error::GroupsFailed));
         }
+        self.groups.fail();
+        // Only now: who asked learns why.
         self.asked.clear();
-        let mut inbox = lock(&self.groups.inbox);
-        inbox.inputs.clear();
-        if let Some(done) = inbox.closing.take() {
-            let _ = done.send(Err(Error::GroupsFailed));
-        }
     }
 
     fn tell(&mut self, effect: Effect, now: Duration) {
@@ -272,10 +291,6 @@ impl Worker {
         let Some(queue) = self.sessions.remove(&session) else {
             return;
         };
-        if reason == FencedReason::Deleted {
-            let stream = queue.stream.state().info.id;
-            self.groups.fences.forget(stream, &queue.group);
-        }
         queue.tell(MemberWord::Ended(fenced(&queue, reason)));
     }
 
@@ -286,6 +301,12 @@ impl Worker {
             counters
                 .checkpoints
                 .fetch_add(saved as u64, Ordering::Relaxed);
+        }
+        if let Some((stream, group)) = self.deleting.remove(&id)
+            && matches!(answer, Ok(Answer::Deleted))
+        {
+            // Before leases of a group that is made anew under the name.
+            self.groups.fences.forget(stream, &group);
         }
         if let Some(asked) = self.asked.remove(&id) {
             // Who asked may be gone.
