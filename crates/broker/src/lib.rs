@@ -16,6 +16,7 @@
 //! | `lane/*`, `round` | the thread that writes a log; whose turn it is |
 //! | `tail`, `read`, `subscription` | readable ends, reading, pushing |
 //! | `groups/*` | consumer groups: the thread that decides, members' sessions, lag |
+//! | `delivery/*` | delivery streams: settings, where they stand, what the sink is told |
 //! | `retention`, `housekeeping` | expiring records, looking after files |
 //! | `clock`, `metrics`, `error` | time, numbers, refusals |
 #![forbid(unsafe_code)]
@@ -25,6 +26,7 @@ mod broker;
 mod changes;
 mod clock;
 mod config;
+mod delivery;
 mod describe;
 mod error;
 mod groups;
@@ -52,6 +54,14 @@ mod tail;
 pub use broker::{Broker, OpenError};
 pub use clock::Clock;
 pub use config::{BrokerConfig, SettingError};
+pub use delivery::{
+    Backup, BufferingHints, ColumnType, DeliveryBacklog, DeliveryChecks, DeliveryCounters,
+    DeliveryCounts, DeliveryDescription, DeliveryEnd, DeliveryOrders, DeliveryPhase,
+    DeliveryReport, DeliverySettings, DeliverySource, DeliveryStart, Destination, HttpTransform,
+    KeySettings, LastError, LastObject, NewDelivery, ObjectCompression, ObjectFormat,
+    ObjectSettings, ParquetColumn, ParquetCompression, ParquetSettings, Partitioning, Processing,
+    S3Destination, SettingRefused, StoreGuarantee, StreamNameText, SubRecords,
+};
 pub use error::{Error, ErrorKind};
 pub use groups::{
     GroupLag, GroupLags, GroupPosition, GroupReset, GroupState, GroupStatus, JoinGroup, LeaseGuard,

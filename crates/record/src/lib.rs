@@ -46,9 +46,9 @@ pub use error::{
 pub use frame::{FRAME_HEADER_BYTES, Frame, FrameHeader, Frames};
 pub use hash_key::{HashKey, HashRange};
 pub use hash_key_cache::HashKeyCache;
-pub use name::{GroupName, MemberName, StreamName};
+pub use name::{DeliveryName, GroupName, MemberName, StreamName};
 pub use number::{
-    Durability, ProducerId, ProducerSequence, SequenceNumber, ShardEpoch, ShardId, ShardIndex,
+    DeliveryId, Durability, ProducerId, ProducerSequence, SequenceNumber, ShardEpoch, ShardId, ShardIndex,
     StreamId,
 };
 pub use record::{Header, Record, RecordLimits};

@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 use crate::error::NameError;
 
-/// A kind of name: text of 1 to 128 of `a-z A-Z 0-9 _ . -`.
+/// A kind of name: text of 1 to so many of `a-z A-Z 0-9 _ . -`.
 macro_rules! name {
-    ($(#[$doc:meta])* $name:ident) => {
+    ($(#[$doc:meta])* $name:ident: $max_bytes:literal) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(Arc<str>);
 
         impl $name {
             /// The longest name, in bytes.
-            pub const MAX_BYTES: usize = 128;
+            pub const MAX_BYTES: usize = $max_bytes;
 
             /// The name as text.
             pub fn as_str(&self) -> &str {
@@ -42,17 +42,22 @@ macro_rules! name {
 
 name! {
     /// A stream's name: 1 to 128 of `a-z A-Z 0-9 _ . -`. Cheap to clone.
-    StreamName
+    StreamName: 128
 }
 
 name! {
     /// A consumer group's name, unique in its stream: as a stream's. Cheap to clone.
-    GroupName
+    GroupName: 128
 }
 
 name! {
     /// A member's name, unique in its group: as a stream's. Cheap to clone.
-    MemberName
+    MemberName: 128
+}
+
+name! {
+    /// A delivery stream's name: 1 to 64 of `a-z A-Z 0-9 _ . -`. Cheap to clone.
+    DeliveryName: 64
 }
 
 fn check(text: &str, max_bytes: usize) -> Result<(), NameError> {

@@ -33,6 +33,10 @@ number! {
     StreamId(u32)
 }
 number! {
+    /// A delivery stream's number on this node: given at creation, never reused.
+    DeliveryId(u64)
+}
+number! {
     /// A shard's number within its stream, from 0, never reused; children of a reshard get new ones.
     ShardIndex(u32)
 }
