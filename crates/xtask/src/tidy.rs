@@ -39,7 +39,7 @@ const EDGES: &[(&str, &[&str])] = &[
 /// Crates that alone may know these third parties.
 const FENCES: &[(&str, &[&str])] = &[
     ("memmap2", &["log"]),
-    ("prost", &["api", "grpc", "client", "xtask"]),
+    ("prost", &["api", "grpc", "client", "sink", "xtask"]),
     ("tonic", &["api", "grpc", "client", "flumen", "benches"]),
     ("axum", &["console", "kinesis"]),
     ("anyhow", &["flumen", "xtask", "sim", "benches"]),
