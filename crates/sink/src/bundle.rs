@@ -1,0 +1,206 @@
+//! One version of a delivery stream's settings, compiled: everything but the store.
+
+use std::sync::Arc;
+
+use flumen_broker::{
+    Clock, DeliverySettings, DeliverySource, ObjectCompression, ObjectFormat, SettingRefused,
+};
+use flumen_record::DeliveryName;
+
+use crate::cut::{Incarnation, cut_id, unique};
+use crate::encode::Encoding;
+use crate::object_key::{KeyParts, KeyRefused, ObjectKeys};
+use crate::process::Processor;
+use crate::transform::Transform;
+use crate::unit::ErrorType;
+
+/// The settings, ready to run.
+#[derive(Debug)]
+pub(crate) struct Bundle {
+    pub(crate) name: DeliveryName,
+    pub(crate) version: u64,
+    pub(crate) settings: Arc<DeliverySettings>,
+    /// The stream it reads, for error records.
+    pub(crate) stream: String,
+    /// Names of the partition keys by jq, in order.
+    query_keys: Vec<String>,
+    pub(crate) keys: ObjectKeys,
+    pub(crate) processor: Processor,
+    pub(crate) transform: Option<Transform>,
+    pub(crate) encoding: Encoding,
+    pub(crate) backup: Option<Encoding>,
+    /// Error objects: lines, as they are.
+    pub(crate) errors: Encoding,
+}
+
+/// What an object of a cut holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum ObjectKind {
+    /// Rows.
+    Data,
+    /// Records that failed.
+    Error(ErrorType),
+    /// Records as they came.
+    Backup,
+}
+
+impl ObjectKind {
+    /// As manifests call it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Data => "data",
+            Self::Error(_) => "error",
+            Self::Backup => "backup",
+        }
+    }
+}
+
+impl Bundle {
+    /// Compiles settings, or says which of them is not right.
+    pub(crate) fn compile(
+        name: &DeliveryName,
+        version: u64,
+        settings: Arc<DeliverySettings>,
+        clock: &Clock,
+    ) -> Result<Self, SettingRefused> {
+        check_buffering(&settings)?;
+        let query_keys = settings.partitioning.iter();
+        let query_keys = query_keys.flat_map(|partitioning| partitioning.keys.keys().cloned());
+        let backup = settings.backup.as_ref();
+        let backup = backup.map(|backup| verbatim(&settings, backup.compression));
+        Ok(Self {
+            name: name.clone(),
+            version,
+            stream: source_stream(name, &settings.source),
+            query_keys: query_keys.collect(),
+            keys: ObjectKeys::compile(name, &settings)?,
+            processor: Processor::compile(&settings)?,
+            transform: match &settings.processing.transform {
+                Some(transform) => Some(Transform::compile(transform, clock.clone())?),
+                None => None,
+            },
+            encoding: Encoding::compile(&settings)?,
+            backup: backup.map(|backup| Encoding::compile(&backup)).transpose()?,
+            errors: Encoding::compile(&verbatim(&settings, ObjectCompression::None))?,
+            settings,
+        })
+    }
+
+    /// Names of the partition keys by jq, in order.
+    pub(crate) fn partition_names(&self) -> &[String] {
+        &self.query_keys
+    }
+
+    /// Of the keys that a transform gave a record, those that stand in the prefix.
+    pub(crate) fn used_keys(&self, given: &[(String, String)]) -> Vec<(String, String)> {
+        let mut used: Vec<_> = given
+            .iter()
+            .filter(|(name, _)| self.keys.uses_transform_key(name))
+            .cloned()
+            .collect();
+        used.sort();
+        used
+    }
+
+    /// Whether all rows of a cut go into one object whose encoder can be had before the first row.
+    pub(crate) fn has_one_object(&self) -> bool {
+        self.settings.partitioning.is_none()
+            && self.transform.is_none()
+            && !self.encoding.infers_schema()
+    }
+
+    /// Whether the same records become the same rows a second time.
+    pub(crate) fn is_deterministic(&self) -> bool {
+        self.transform.is_none() && self.processor.is_deterministic()
+    }
+
+    /// How objects of a kind are written.
+    pub(crate) fn encoding(&self, kind: ObjectKind) -> &Encoding {
+        match kind {
+            ObjectKind::Data => &self.encoding,
+            ObjectKind::Error(_) => &self.errors,
+            ObjectKind::Backup => self.backup.as_ref().unwrap_or(&self.errors),
+        }
+    }
+
+    /// The key of an object of a cut: nothing but the arguments goes into it.
+    pub(crate) fn key(
+        &self,
+        kind: ObjectKind,
+        incarnation: Incarnation,
+        cut: u64,
+        part: &PartName,
+        oldest: flumen_record::Timestamp,
+    ) -> Result<String, KeyRefused> {
+        let id = cut_id(incarnation, cut, self.version);
+        let mut what = vec![kind.as_str()];
+        if let ObjectKind::Error(error) = kind {
+            what.push(error.as_str());
+        }
+        for (name, value) in part.by_query.iter().chain(&part.by_transform) {
+            what.extend([name.as_str(), value.as_str()]);
+        }
+        let at = KeyParts {
+            oldest,
+            version: self.version,
+            unique: unique(&id, &what),
+            partition: &part.by_query,
+            transform_keys: &part.by_transform,
+        };
+        match kind {
+            ObjectKind::Data => self.keys.data(&at),
+            ObjectKind::Error(error) => self.keys.error(error, &at),
+            ObjectKind::Backup => self.keys.backup(&at),
+        }
+    }
+}
+
+/// Which partition: names and values.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(crate) struct PartName {
+    /// By jq.
+    pub(crate) by_query: Vec<(String, String)>,
+    /// By the transform.
+    pub(crate) by_transform: Vec<(String, String)>,
+}
+
+/// The stream that is read: `delivery.<name>` for direct puts.
+fn source_stream(name: &DeliveryName, source: &DeliverySource) -> String {
+    match source {
+        DeliverySource::Stream { stream, .. } => stream.0.as_str().to_owned(),
+        DeliverySource::Direct { .. } => format!("delivery.{name}"),
+    }
+}
+
+/// The settings of objects that hold bytes as they are, one after the other.
+fn verbatim(settings: &DeliverySettings, compression: ObjectCompression) -> DeliverySettings {
+    DeliverySettings {
+        format: ObjectFormat::Verbatim,
+        compression,
+        ..settings.clone()
+    }
+}
+
+/// Row F1.
+fn check_buffering(settings: &DeliverySettings) -> Result<(), SettingRefused> {
+    let refuse = |setting, reason: &str| {
+        Err(SettingRefused {
+            setting,
+            reason: reason.to_owned(),
+        })
+    };
+    let hints = settings.buffering;
+    if !((1 << 20)..=(128 << 20)).contains(&hints.size_bytes) {
+        return refuse("buffering.size_bytes", "it takes 1 MiB to 128 MiB");
+    }
+    if hints.interval_ms > 900_000 {
+        return refuse("buffering.interval_ms", "it takes 0 to 900 s");
+    }
+    if hints.interval_ms == 0 && settings.partitioning.is_some() {
+        return refuse(
+            "buffering.interval_ms",
+            "records are not partitioned without buffering; it takes 1 s or more then",
+        );
+    }
+    Ok(())
+}

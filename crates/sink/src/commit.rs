@@ -1,0 +1,307 @@
+//! From a closed cut to a committed one: the plan made durable, its objects, its manifest, and on.
+//!
+//! Each step can be repeated: objects and manifests are created if absent under names that derive from
+//! the cut, and what an earlier attempt created is recognised by the cut id it carries.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use flumen_broker::StartPosition;
+use flumen_record::Timestamp;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use tokio::sync::mpsc;
+
+use crate::active::{Active, on_blocking_thread};
+use crate::bundle::ObjectKind;
+use crate::cut::{Cut, CutRange, CutStage, cut_id};
+use crate::filling::{Filled, FilledObject};
+use crate::gather::{Gathered, GatheredCut, Ranges};
+use crate::manifest::{Manifest, ManifestObject, time};
+use crate::progress::Progress;
+use crate::reading::{Found, read_range};
+use crate::store::{Stored, Tag};
+use crate::trouble::Trouble;
+
+/// Commits what the gatherer hands over, until it ends.
+pub(crate) async fn commit_all(
+    active: &Active<'_>,
+    progress: &mut Progress,
+    mut gathered: mpsc::Receiver<Gathered>,
+) -> Result<(), Trouble> {
+    while let Some(Gathered { cut, flush }) = gathered.recv().await {
+        if let Some(gathered) = cut {
+            let cut = plan(active, progress, &gathered).await?;
+            write(active, progress, &cut, gathered).await?;
+        }
+        if let Some(flush) = flush {
+            active.reporter.flushed(flush);
+        }
+    }
+    Ok(())
+}
+
+/// Commits cuts that were planned before: by this process or one before it.
+pub(crate) async fn finish_planned(
+    active: &Active<'_>,
+    progress: &mut Progress,
+) -> Result<(), Trouble> {
+    while let Some(cut) = progress.cuts().first().cloned() {
+        let gathered = if cut.spooled {
+            let lost = |error: crate::spool::SpoolError| Trouble::SpoolLost {
+                cut: cut.number,
+                detail: error.to_string(),
+            };
+            active.spool.load(cut.number).map_err(lost)?
+        } else {
+            refill(active, progress, &cut).await?
+        };
+        write(active, progress, &cut, gathered).await?;
+    }
+    Ok(())
+}
+
+/// Reads the records of a planned cut again.
+async fn refill(
+    active: &Active<'_>,
+    progress: &Progress,
+    cut: &Cut,
+) -> Result<GatheredCut, Trouble> {
+    let schema = progress.schema_before().clone();
+    let (filling, spool) = active.begin(cut.number, schema)?;
+    let mut filling = filling.without_limit();
+    let mut gone = Ranges::default();
+    for range in &cut.ranges {
+        let mut at = range.from;
+        let (broker, stream) = (&active.shared.broker, active.desk.stream());
+        let read_bytes = active.shared.config.read_bytes;
+        while let Some(found) = read_range(broker, stream, *range, at, read_bytes).await? {
+            match found {
+                Found::Piece(piece) => {
+                    let to = piece.to;
+                    (filling, _, _) = active.take(cut.number, filling, piece).await?;
+                    at = to;
+                }
+                Found::Expired(part) => {
+                    active.expired(&part);
+                    gone.expire(part);
+                    at = part.to;
+                }
+                Found::Damaged(part) => {
+                    active.damaged(&part);
+                    gone.damaged.push(part);
+                    at = part.to;
+                }
+            }
+        }
+    }
+    let filled = on_blocking_thread(move || filling.finish()).await?;
+    let mut gathered = GatheredCut {
+        number: cut.number,
+        ranges: cut.ranges.clone(),
+        filled,
+        spool,
+        expired: gone.expired,
+        damaged: gone.damaged,
+    };
+    if !active.bundle.is_deterministic() {
+        // Planned without a spool: it was lost, and somebody said to go on. Now it must not change
+        // once more.
+        gathered = keep(gathered).await?;
+    }
+    Ok(gathered)
+}
+
+/// Syncs what cannot be made again the same way.
+async fn keep(gathered: GatheredCut) -> Result<GatheredCut, Trouble> {
+    on_blocking_thread(move || {
+        gathered.spool.keep(&gathered)?;
+        Ok(gathered)
+    })
+    .await
+}
+
+/// Makes a cut durable, before anything of it is uploaded.
+async fn plan(
+    active: &Active<'_>,
+    progress: &mut Progress,
+    gathered: &GatheredCut,
+) -> Result<Cut, Trouble> {
+    let spooled = !active.bundle.is_deterministic();
+    if spooled {
+        gathered.spool.keep_now(gathered).await?;
+    }
+    let tally = gathered.filled.tally;
+    let oldest = tally.oldest.unwrap_or(Timestamp::ZERO);
+    let cut = Cut {
+        number: gathered.number,
+        version: active.bundle.version,
+        ranges: gathered.ranges.clone(),
+        oldest_us: oldest.as_micros(),
+        records: tally.records,
+        stage: CutStage::Planned,
+        spooled,
+    };
+    let schema = gathered.filled.schema.clone();
+    progress.plan(cut.clone(), &active.bundle.settings, schema);
+    save(active, progress).await?;
+    Ok(cut)
+}
+
+/// Saves where it stands, and says so.
+pub(crate) async fn save(active: &Active<'_>, progress: &Progress) -> Result<(), Trouble> {
+    active
+        .desk
+        .save(progress.encode().into(), progress.held())
+        .await?;
+    tell(active, progress);
+    Ok(())
+}
+
+/// Says where it stands.
+pub(crate) fn tell(active: &Active<'_>, progress: &Progress) {
+    let reporter = active.reporter;
+    reporter.cuts(progress.committed(), progress.cuts().len());
+    reporter.undelivered(progress.undelivered_from(), progress.oldest());
+    reporter.expired(progress.expired());
+}
+
+/// Writes the objects of a planned cut, then its manifest, then moves on.
+async fn write(
+    active: &Active<'_>,
+    progress: &mut Progress,
+    cut: &Cut,
+    gathered: GatheredCut,
+) -> Result<(), Trouble> {
+    let id = cut_id(active.incarnation, cut.number, cut.version);
+    let uploads = active.shared.config.uploads_max.max(1) as usize;
+    let written: Vec<_> = stream::iter(&gathered.filled.objects)
+        .map(|object| upload(active, &id, object))
+        .buffered(uploads)
+        .try_collect()
+        .await?;
+    if cut.stage == CutStage::Planned {
+        progress.seal();
+        save(active, progress).await?;
+    }
+    let manifest = manifest(active, cut, &gathered, written);
+    let key = active.bundle.keys.manifest(&active.incarnation.to_string(), cut.number);
+    let bytes = manifest.encode();
+    let tag = Tag {
+        cut: id,
+        crc32: crc32fast::hash(&bytes),
+        bytes: bytes.len() as u64,
+        content_type: "application/json".to_owned(),
+        content_encoding: None,
+    };
+    let body = bytes::Bytes::from(bytes);
+    active
+        .insist(async || active.store.create(&key, body.clone().into(), &tag).await)
+        .await?;
+    progress.commit(gathered.filled.schema.clone(), gathered.expired);
+    save(active, progress).await
+    // The spool goes with `gathered`: whatever happens now, the cut is done.
+}
+
+/// Writes one object, and says what the store has.
+async fn upload(
+    active: &Active<'_>,
+    id: &str,
+    object: &FilledObject,
+) -> Result<ManifestObject, Trouble> {
+    let encoding = active.bundle.encoding(object.kind);
+    let tag = Tag {
+        cut: id.to_owned(),
+        crc32: object.object.crc32(),
+        bytes: object.object.bytes(),
+        content_type: encoding.content_type().to_owned(),
+        content_encoding: encoding.content_encoding().map(str::to_owned),
+    };
+    let mut unreadable = None;
+    let stored = active
+        .insist(async || {
+            // Only while it is on its way is it in memory.
+            let _room = active.shared.upload_room(tag.bytes).await;
+            let spooled = object.object.clone();
+            let read = on_blocking_thread(move || Ok(spooled.read()?)).await;
+            match read {
+                Ok(body) => active.store.create(&object.key, body, &tag).await.map(Some),
+                Err(trouble) => {
+                    unreadable = Some(trouble);
+                    Ok(None)
+                }
+            }
+        })
+        .await?;
+    let Some(stored) = stored else {
+        return Err(unreadable.unwrap_or_else(|| flumen_broker::Error::Draining.into()));
+    };
+    count(active, object, &stored);
+    Ok(describe(active, object, &stored))
+}
+
+fn count(active: &Active<'_>, object: &FilledObject, stored: &Stored) {
+    let counters = active.desk.counters();
+    let (objects, bytes, records) = match object.kind {
+        ObjectKind::Backup => (
+            &counters.backup_objects,
+            &counters.backup_bytes,
+            &counters.backup_records,
+        ),
+        ObjectKind::Data | ObjectKind::Error(_) => (
+            &counters.delivered_objects,
+            &counters.delivered_bytes,
+            &counters.delivered_records,
+        ),
+    };
+    objects.fetch_add(1, Ordering::Relaxed);
+    bytes.fetch_add(stored.bytes, Ordering::Relaxed);
+    records.fetch_add(object.records, Ordering::Relaxed);
+    if object.kind != ObjectKind::Backup {
+        active.reporter.wrote(&object.key, stored.bytes, object.records);
+    }
+}
+
+fn describe(active: &Active<'_>, object: &FilledObject, stored: &Stored) -> ManifestObject {
+    let encoding = active.bundle.encoding(object.kind);
+    let keys = object.part.by_query.iter().chain(&object.part.by_transform);
+    ManifestObject {
+        kind: object.kind.as_str().to_owned(),
+        key: object.key.clone(),
+        records: object.records,
+        bytes: stored.bytes,
+        e_tag: stored.e_tag.clone(),
+        crc32: stored.crc32.map(|crc32| format!("{crc32:08x}")),
+        encoding: encoding.format_name().to_owned(),
+        compression: encoding.compression_name().to_owned(),
+        oldest_arrival: time(object.oldest),
+        partition: keys.cloned().collect::<BTreeMap<_, _>>(),
+    }
+}
+
+fn manifest(
+    active: &Active<'_>,
+    cut: &Cut,
+    gathered: &GatheredCut,
+    objects: Vec<ManifestObject>,
+) -> Manifest {
+    let Filled { tally, .. } = &gathered.filled;
+    Manifest {
+        format: Manifest::format(),
+        delivery: active.bundle.name.as_str().to_owned(),
+        incarnation: active.incarnation.to_string(),
+        cut: cut.number,
+        settings_version: cut.version,
+        stream: active.bundle.stream.clone(),
+        ranges: cut.ranges.clone(),
+        oldest_arrival: tally.oldest.map(time),
+        newest_arrival: tally.newest.map(time),
+        records: tally.records,
+        bytes: tally.bytes,
+        rows: tally.rows,
+        dropped: tally.dropped,
+        failed: tally.failed,
+        expired: gathered.expired,
+        damaged: gathered.damaged.clone(),
+        objects,
+    }
+}

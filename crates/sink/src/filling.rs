@@ -1,0 +1,501 @@
+//! Filling one cut: records in, rows by partition, objects in the spool out. Synchronous: it runs on
+//! threads that may block.
+//!
+//! Rows of one partition whose encoder can be had at once go straight into it. All others are kept,
+//! in memory up to a bound and in the spool beyond, and encoded one partition after the other when the
+//! cut is closed: so the number of partitions costs no encoders.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flumen_record::{BatchError, Frames, Record, SequenceNumber, ShardIndex, Timestamp};
+use thiserror::Error;
+
+use crate::bundle::{Bundle, ObjectKind, PartName};
+use crate::cut::Incarnation;
+use crate::encode::{Admission, Encoder, Schema};
+use crate::error_record::{dead_letter, error_line};
+use crate::rows::{KeptRows, RowStore};
+use crate::spool::{CutSpool, SpoolError, SpoolWriter, SpooledObject};
+use crate::transform::TransformOutcome;
+use crate::unit::{ErrorType, Failure, Shaped, Unit};
+
+/// Why a cut cannot be filled now.
+#[derive(Debug, Error)]
+pub(crate) enum FillError {
+    /// The spool does not take it.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// An encoder could not write.
+    #[error("writing to the spool: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Which cut is filled.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CutName {
+    /// Of the delivery stream.
+    pub(crate) incarnation: Incarnation,
+    /// Its number.
+    pub(crate) number: u64,
+}
+
+/// What went in so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Tally {
+    /// Stored records.
+    pub(crate) records: u64,
+    /// Their bytes as they came, uncompressed.
+    pub(crate) bytes: u64,
+    /// Arrival of the oldest and the newest.
+    pub(crate) oldest: Option<Timestamp>,
+    pub(crate) newest: Option<Timestamp>,
+    /// Rows in data objects.
+    pub(crate) rows: u64,
+    /// Dropped by filter or transform.
+    pub(crate) dropped: u64,
+    /// On the way to the error prefix.
+    pub(crate) failed: u64,
+    /// Of these, because there were too many partitions.
+    pub(crate) overflows: u64,
+    /// Bytes of rows, before they are encoded.
+    pub(crate) row_bytes: u64,
+}
+
+/// How far a piece was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Taken {
+    /// The record after the last that was taken.
+    pub(crate) next: SequenceNumber,
+    /// The cut is full: the rest of the piece belongs to the next.
+    pub(crate) is_full: bool,
+}
+
+/// Frames of one shard, and which of their records are meant.
+#[derive(Debug, Clone)]
+pub(crate) struct Piece {
+    /// The shard.
+    pub(crate) shard: ShardIndex,
+    /// First record.
+    pub(crate) from: SequenceNumber,
+    /// First record after it.
+    pub(crate) to: SequenceNumber,
+    /// Whole frames.
+    pub(crate) frames: Vec<Bytes>,
+    /// The shard is closed and ends with it.
+    pub(crate) ends_shard: bool,
+}
+
+/// A cut's objects, in the spool.
+#[derive(Debug)]
+pub(crate) struct Filled {
+    pub(crate) objects: Vec<FilledObject>,
+    /// Columns known now.
+    pub(crate) schema: Schema,
+    pub(crate) tally: Tally,
+}
+
+/// One object in the spool.
+#[derive(Debug, Clone)]
+pub(crate) struct FilledObject {
+    pub(crate) kind: ObjectKind,
+    pub(crate) part: PartName,
+    pub(crate) key: String,
+    pub(crate) oldest: Timestamp,
+    pub(crate) records: u64,
+    pub(crate) object: SpooledObject,
+}
+
+/// A cut that is being filled.
+#[derive(Debug)]
+pub(crate) struct Filling {
+    bundle: Arc<Bundle>,
+    name: CutName,
+    spool: CutSpool,
+    admission: Admission,
+    rows: RowStore,
+    parts: Vec<Part>,
+    index: HashMap<(ObjectKind, PartName), usize>,
+    /// Partitions among `parts`.
+    partitions: u32,
+    tally: Tally,
+    /// Closed at so many bytes.
+    size_max: u64,
+    dead_letters: Vec<Record>,
+    /// When this began: what error records say.
+    now: Timestamp,
+}
+
+#[derive(Debug)]
+struct Part {
+    kind: ObjectKind,
+    name: PartName,
+    oldest: Timestamp,
+    records: u64,
+    rows: Rows,
+}
+
+#[derive(Debug)]
+enum Rows {
+    Encoded(Box<Encoder<SpoolWriter>>),
+    Kept(KeptRows),
+}
+
+impl Filling {
+    /// An empty cut. `schema` are the columns known before it.
+    pub(crate) fn new(
+        bundle: &Arc<Bundle>,
+        name: CutName,
+        spool: &CutSpool,
+        schema: Schema,
+        rows_bytes_max: u64,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            admission: bundle.encoding.admission(schema),
+            bundle: Arc::clone(bundle),
+            name,
+            rows: RowStore::new(spool.clone(), usize::try_from(rows_bytes_max).unwrap_or(usize::MAX)),
+            spool: spool.clone(),
+            parts: Vec::new(),
+            index: HashMap::new(),
+            partitions: 0,
+            tally: Tally::default(),
+            size_max: bundle.settings.buffering.size_bytes,
+            dead_letters: Vec::new(),
+            now,
+        }
+    }
+
+    /// Takes all of its records, however large it becomes: of a cut that is planned already.
+    pub(crate) fn without_limit(mut self) -> Self {
+        self.size_max = u64::MAX;
+        self
+    }
+
+    /// What went in so far.
+    pub(crate) fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// Partitions so far.
+    pub(crate) fn partitions(&self) -> u32 {
+        self.partitions
+    }
+
+    /// Records for the dead-letter stream since this was last asked.
+    pub(crate) fn dead_letters(&mut self) -> Vec<Record> {
+        std::mem::take(&mut self.dead_letters)
+    }
+
+    /// Takes records up to the end of the piece, or until the cut is full.
+    pub(crate) fn take(&mut self, piece: &Piece) -> Result<Taken, FillError> {
+        let bundle = Arc::clone(&self.bundle);
+        let mut placed = Ok(());
+        let taken = self.walk(piece, &mut |filling, unit| {
+            if placed.is_ok() {
+                placed = filling.shape(&bundle, &unit);
+            }
+        })?;
+        placed.map(|()| taken)
+    }
+
+    /// The same in two steps, for a transform between them: what the piece holds.
+    pub(crate) fn unpack(&mut self, piece: &Piece) -> Result<(Taken, Vec<Unit>), FillError> {
+        let mut units = Vec::new();
+        let taken = self.walk(piece, &mut |_, unit| units.push(unit))?;
+        Ok((taken, units))
+    }
+
+    /// And what the transform made of it.
+    pub(crate) fn place(
+        &mut self,
+        transformed: Vec<(Unit, TransformOutcome)>,
+    ) -> Result<(), FillError> {
+        let bundle = Arc::clone(&self.bundle);
+        for (mut unit, outcome) in transformed {
+            match outcome {
+                TransformOutcome::Ok { data, keys } => {
+                    (unit.data, unit.keys) = (data, keys);
+                    self.shape(&bundle, &unit)?;
+                }
+                TransformOutcome::Dropped => self.tally.dropped += 1,
+                TransformOutcome::Failed(failure) => self.fail(&unit, &failure)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands out what the piece holds, unpacked; what does not unpack fails.
+    fn walk(
+        &mut self,
+        piece: &Piece,
+        each: &mut dyn FnMut(&mut Self, Unit),
+    ) -> Result<Taken, FillError> {
+        let bundle = Arc::clone(&self.bundle);
+        let mut next = piece.from;
+        for frame in piece.frames.iter().cloned().flat_map(Frames::new) {
+            // The broker has verified it; what does not decode now was damaged on the way.
+            let frame = frame.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            let mut sequence = frame.header.base;
+            for record in frame.batch.records() {
+                let at = std::mem::replace(&mut sequence, sequence.plus(1));
+                if at < piece.from {
+                    continue;
+                }
+                if at >= piece.to {
+                    return Ok(Taken { next: piece.to, is_full: false });
+                }
+                if self.tally.bytes >= self.size_max {
+                    return Ok(Taken { next, is_full: true });
+                }
+                next = at.plus(1);
+                self.count(frame.header.arrival, record.as_ref().map_or(0, |record| record.data.len()));
+                let (unit, broken) = unit(piece.shard, at, frame.header.arrival, record);
+                self.keep_backup(&bundle, &unit)?;
+                if let Some(failure) = broken {
+                    self.fail(&unit, &failure)?;
+                    continue;
+                }
+                let mut failed = Ok(());
+                bundle.processor.unpack(unit, &mut |unpacked| match unpacked {
+                    Ok(unit) => each(self, unit),
+                    Err((unit, failure)) if failed.is_ok() => failed = self.fail(&unit, &failure),
+                    Err(_) => {}
+                });
+                failed?;
+            }
+        }
+        let is_full = self.tally.bytes >= self.size_max;
+        Ok(Taken { next: if is_full { next } else { piece.to }, is_full })
+    }
+
+    fn count(&mut self, arrival: Timestamp, bytes: usize) {
+        let tally = &mut self.tally;
+        tally.records += 1;
+        tally.bytes += bytes as u64;
+        tally.oldest = Some(tally.oldest.map_or(arrival, |oldest| oldest.min(arrival)));
+        tally.newest = tally.newest.max(Some(arrival));
+    }
+
+    /// One unit becomes rows, or fails, or is dropped.
+    fn shape(&mut self, bundle: &Bundle, unit: &Unit) -> Result<(), FillError> {
+        let mut placed = Ok(());
+        bundle.processor.shape(unit, &mut |shaped| {
+            if placed.is_ok() {
+                placed = match shaped {
+                    Shaped::Row { data, partition } => self.row(bundle, unit, data, partition),
+                    Shaped::Dropped => {
+                        self.tally.dropped += 1;
+                        Ok(())
+                    }
+                    Shaped::Failed(failure) => self.fail(unit, &failure),
+                };
+            }
+        });
+        placed
+    }
+
+    fn row(
+        &mut self,
+        bundle: &Bundle,
+        unit: &Unit,
+        data: Bytes,
+        partition: Vec<String>,
+    ) -> Result<(), FillError> {
+        let row = match self.admission.admit(data) {
+            Ok(row) => row,
+            Err(refused) => return self.fail(unit, &refused.into()),
+        };
+        let names = bundle.partition_names();
+        let name = PartName {
+            by_query: names.iter().cloned().zip(partition).collect(),
+            by_transform: bundle.used_keys(&unit.keys),
+        };
+        let part = match self.part(ObjectKind::Data, name, unit.arrival)? {
+            Ok(part) => part,
+            Err(failure) => {
+                self.tally.overflows += u64::from(failure.kind == ErrorType::ActivePartitionExceeded);
+                return self.fail(unit, &failure);
+            }
+        };
+        self.tally.rows += 1;
+        self.tally.row_bytes += row.len() as u64;
+        self.put(part, unit.arrival, &row)
+    }
+
+    /// A record goes to the error prefix, and to the dead-letter stream if there is one.
+    fn fail(&mut self, unit: &Unit, failure: &Failure) -> Result<(), FillError> {
+        self.tally.failed += 1;
+        let bundle = Arc::clone(&self.bundle);
+        if bundle.settings.dead_letters.is_some() {
+            let name = bundle.name.as_str();
+            self.dead_letters.push(dead_letter(unit, failure, name, &bundle.stream));
+        }
+        let kind = ObjectKind::Error(failure.kind);
+        let line = error_line(unit, failure, self.now);
+        match self.part(kind, PartName::default(), unit.arrival)? {
+            Ok(part) => self.put(part, unit.arrival, &line),
+            // Its key is too long whatever the records: refused when the settings are made.
+            Err(refused) => Err(io::Error::other(refused.message).into()),
+        }
+    }
+
+    fn keep_backup(&mut self, bundle: &Bundle, unit: &Unit) -> Result<(), FillError> {
+        if bundle.backup.is_none() {
+            return Ok(());
+        }
+        match self.part(ObjectKind::Backup, PartName::default(), unit.arrival)? {
+            Ok(part) => self.put(part, unit.arrival, &unit.data),
+            Err(refused) => Err(io::Error::other(refused.message).into()),
+        }
+    }
+
+    /// The part that rows of this kind and name go to; the inner error is about the record.
+    fn part(
+        &mut self,
+        kind: ObjectKind,
+        name: PartName,
+        arrival: Timestamp,
+    ) -> Result<Result<usize, Failure>, FillError> {
+        if let Some(part) = self.index.get(&(kind, name.clone())) {
+            return Ok(Ok(*part));
+        }
+        let bundle = Arc::clone(&self.bundle);
+        if kind == ObjectKind::Data {
+            let most = bundle.settings.partitioning.as_ref();
+            let most = most.map_or(u32::MAX, |partitioning| partitioning.partitions_max);
+            if self.partitions >= most {
+                return Ok(Err(Failure {
+                    kind: ErrorType::ActivePartitionExceeded,
+                    code: "Partition.TooMany",
+                    message: format!("this cut has {most} partitions already"),
+                    attempts: 1,
+                }));
+            }
+        }
+        let CutName { incarnation, number } = self.name;
+        if let Err(refused) = bundle.key(kind, incarnation, number, &name, arrival) {
+            return Ok(Err(Failure {
+                kind: ErrorType::ProcessingFailed,
+                code: "Key.Refused",
+                message: refused.to_string(),
+                attempts: 1,
+            }));
+        }
+        let at_once = match kind {
+            ObjectKind::Data => bundle.has_one_object(),
+            ObjectKind::Backup => true,
+            ObjectKind::Error(_) => false,
+        };
+        let rows = if at_once {
+            let encoding = bundle.encoding(kind);
+            let out = self.spool.object(self.parts.len())?;
+            Rows::Encoded(Box::new(encoding.encoder(self.admission.schema(), out)?))
+        } else {
+            Rows::Kept(KeptRows::default())
+        };
+        let part = self.parts.len();
+        self.parts.push(Part {
+            kind,
+            name: name.clone(),
+            oldest: arrival,
+            records: 0,
+            rows,
+        });
+        self.index.insert((kind, name), part);
+        self.partitions += u32::from(kind == ObjectKind::Data);
+        Ok(Ok(part))
+    }
+
+    fn put(&mut self, part: usize, arrival: Timestamp, row: &[u8]) -> Result<(), FillError> {
+        let Some(part) = self.parts.get_mut(part) else {
+            return Ok(());
+        };
+        part.records += 1;
+        part.oldest = part.oldest.min(arrival);
+        match &mut part.rows {
+            Rows::Encoded(encoder) => encoder.row(row)?,
+            Rows::Kept(kept) => {
+                if self.rows.keep(kept, row) {
+                    let kept = self.parts.iter_mut().filter_map(|part| match &mut part.rows {
+                        Rows::Kept(kept) => Some(kept),
+                        Rows::Encoded(_) => None,
+                    });
+                    self.rows.spill(kept)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes the cut: everything is encoded, one partition after the other.
+    pub(crate) fn finish(mut self) -> Result<Filled, FillError> {
+        let schema = self.admission.schema().clone();
+        let CutName { incarnation, number } = self.name;
+        let mut objects = Vec::with_capacity(self.parts.len());
+        for (place, part) in self.parts.into_iter().enumerate() {
+            let encoder = match part.rows {
+                Rows::Encoded(encoder) => *encoder,
+                Rows::Kept(kept) => {
+                    let encoding = self.bundle.encoding(part.kind);
+                    let mut encoder = encoding.encoder(&schema, self.spool.object(place)?)?;
+                    self.rows.read(kept, &mut |row| encoder.row(row))?;
+                    encoder
+                }
+            };
+            let (out, _) = encoder.finish()?;
+            let key = self.bundle.key(part.kind, incarnation, number, &part.name, part.oldest);
+            objects.push(FilledObject {
+                kind: part.kind,
+                key: key.map_err(io::Error::other)?,
+                part: part.name,
+                oldest: part.oldest,
+                records: part.records,
+                object: out.finish()?,
+            });
+        }
+        Ok(Filled {
+            objects,
+            schema,
+            tally: self.tally,
+        })
+    }
+}
+
+/// A stored record as it is processed; one that does not decode fails as it is.
+fn unit(
+    shard: ShardIndex,
+    sequence: SequenceNumber,
+    arrival: Timestamp,
+    record: Result<Record, BatchError>,
+) -> (Unit, Option<Failure>) {
+    let (record, failure) = match record {
+        Ok(record) => (Some(record), None),
+        Err(error) => (
+            None,
+            Some(Failure {
+                kind: ErrorType::ProcessingFailed,
+                code: "Record.Malformed",
+                message: error.to_string(),
+                attempts: 1,
+            }),
+        ),
+    };
+    let (partition_key, headers, data) = record
+        .map(|record| (record.partition_key, record.headers, record.data))
+        .unwrap_or_default();
+    let unit = Unit {
+        shard,
+        sequence,
+        sub: 0,
+        arrival,
+        partition_key,
+        headers,
+        data,
+        keys: Vec::new(),
+    };
+    (unit, failure)
+}

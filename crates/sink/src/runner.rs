@@ -1,0 +1,301 @@
+//! The life of one delivery stream: waits for what it is told, works, tries again, stops, ends.
+//!
+//! Whatever changes, the work is dropped and begun anew from what is durable: there is no other way
+//! back from a crash either.
+
+use std::sync::Arc;
+
+use flumen_broker::{
+    DeliveryDesk, DeliveryEnd, DeliveryOrders, DeliveryPhase, DeliverySettings, DeliverySource,
+    DeliveryStart, Error, StartPosition,
+};
+use flumen_record::Timestamp;
+use tokio::sync::{mpsc, watch};
+
+use crate::active::Active;
+use crate::bundle::Bundle;
+use crate::commit::{commit_all, finish_planned, save, tell};
+use crate::cut::{Incarnation, unique};
+use crate::cut_spool::StreamSpool;
+use crate::gather::Gatherer;
+use crate::progress::Progress;
+use crate::reading::Reading;
+use crate::reporter::Reporter;
+use crate::shared::Shared;
+use crate::trouble::Trouble;
+
+/// Runs one delivery stream.
+#[derive(Debug)]
+pub(crate) struct Runner {
+    shared: Arc<Shared>,
+    desk: DeliveryDesk,
+    reporter: Reporter,
+    orders: watch::Receiver<Arc<DeliveryOrders>>,
+    incarnation: Incarnation,
+    /// Failures in a row.
+    failures: u32,
+    /// The last attempt ended with this: what somebody orders then may mend it.
+    failed: Option<Failed>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failed {
+    /// The destination, or something else that passes.
+    Retrying,
+    /// For good.
+    Stopped { spool_lost: bool },
+}
+
+/// How an attempt ended.
+enum Ended {
+    /// There are other orders.
+    Ordered,
+    /// Everything is delivered, as it was told before it is deleted.
+    Delivered,
+    Failed(Trouble),
+}
+
+impl Runner {
+    pub(crate) fn new(shared: Arc<Shared>, desk: DeliveryDesk) -> Self {
+        let incarnation = Incarnation {
+            created: desk.created(),
+            id: desk.id(),
+        };
+        Self {
+            reporter: Reporter::new(desk.clone(), shared.clock.clone()),
+            orders: desk.orders(),
+            shared,
+            desk,
+            incarnation,
+            failures: 0,
+            failed: None,
+        }
+    }
+
+    /// Runs until the delivery stream is gone or the node ends.
+    pub(crate) async fn run(mut self) {
+        loop {
+            let orders = Arc::clone(&self.orders.borrow_and_update());
+            let usual = match (orders.ending, orders.paused) {
+                (Some(DeliveryEnd::Drop), _) => return self.remove().await,
+                (Some(DeliveryEnd::Flush), _) => DeliveryPhase::Deleting,
+                (None, true) => {
+                    self.reporter.enter(DeliveryPhase::Paused);
+                    if self.orders.changed().await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                (None, false) => DeliveryPhase::Running,
+            };
+            self.reporter.usually(usual);
+            let ended = tokio::select! {
+                biased;
+                () = ordered_otherwise(self.desk.orders(), Arc::clone(&orders)) => Ended::Ordered,
+                ended = self.work(&orders) => match ended {
+                    Ok(()) => Ended::Delivered,
+                    Err(trouble) => Ended::Failed(trouble),
+                },
+            };
+            match ended {
+                Ended::Ordered => {}
+                Ended::Delivered => return self.remove().await,
+                Ended::Failed(trouble) if trouble.is_end() => return,
+                Ended::Failed(trouble) => self.wait_after(&trouble, orders).await,
+            }
+        }
+    }
+
+    /// After a failure: until it is time to try again, or somebody orders something.
+    async fn wait_after(&mut self, trouble: &Trouble, orders: Arc<DeliveryOrders>) {
+        let ordered = ordered_otherwise(self.desk.orders(), orders);
+        if trouble.is_permanent() {
+            self.reporter.failed(trouble, DeliveryPhase::Stopped);
+            self.failed = Some(Failed::Stopped {
+                spool_lost: matches!(trouble, Trouble::SpoolLost { .. }),
+            });
+            ordered.await;
+            return;
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.reporter.failed(trouble, DeliveryPhase::Retrying);
+        self.failed = Some(Failed::Retrying);
+        tokio::select! {
+            () = ordered => {}
+            () = self.shared.pause(self.failures) => {}
+        }
+    }
+
+    /// It is gone for good.
+    async fn remove(self) {
+        let mut failures = 0;
+        loop {
+            match self.desk.remove().await {
+                Ok(()) | Err(Error::Draining | Error::DeliveryNotFound { .. }) => return,
+                Err(error) => {
+                    failures += 1;
+                    let trouble = Trouble::Node(error);
+                    self.reporter.failed(&trouble, DeliveryPhase::Retrying);
+                    self.shared.pause(failures).await;
+                }
+            }
+        }
+    }
+
+    /// Works with these orders until everything is delivered and it is to end, or something fails.
+    async fn work(&mut self, orders: &Arc<DeliveryOrders>) -> Result<(), Trouble> {
+        let spool = StreamSpool::open(&self.shared, self.desk.id())?;
+        let mut progress = self.progress(&orders.settings).await?;
+        self.adapt(&mut progress, orders);
+        if let (Some(settings), Some(cut)) = (progress.settings().cloned(), progress.cuts().first()) {
+            let version = cut.version;
+            let active = self.active(version, Arc::new(settings), &spool)?;
+            save(&active, &progress).await?;
+            self.probe(&active).await?;
+            finish_planned(&active, &mut progress).await?;
+        }
+        let active = self.active(orders.version, Arc::clone(&orders.settings), &spool)?;
+        self.probe(&active).await?;
+        active.spool.sweep()?;
+        self.forget_gone(&active, &mut progress);
+        save(&active, &progress).await?;
+        self.failures = 0;
+        self.failed = None;
+        active.reporter.works();
+        let reading = Reading::new(
+            &self.shared.broker,
+            self.desk.stream(),
+            progress.positions(),
+            self.shared.config.read_bytes,
+        );
+        // One cut may wait for the one before it: one is filled, one waits, one is written.
+        let (out, gathered) = mpsc::channel(1);
+        let flushed = active.reporter.last_flush();
+        let gatherer = Gatherer::new(&active, self.desk.orders(), reading, flushed);
+        let (number, schema) = (progress.next_cut(), progress.schema().clone());
+        tokio::try_join!(
+            gatherer.run(number, schema, out),
+            commit_all(&active, &mut progress, gathered),
+        )?;
+        Ok(())
+    }
+
+    fn active(
+        &self,
+        version: u64,
+        settings: Arc<DeliverySettings>,
+        spool: &StreamSpool,
+    ) -> Result<Active<'_>, Trouble> {
+        let (name, clock) = (self.desk.name(), &self.shared.clock);
+        let store = self.shared.destinations.open(
+            &settings.destination,
+            &settings.object,
+            &self.shared.config.store,
+        )?;
+        Ok(Active {
+            shared: &self.shared,
+            desk: &self.desk,
+            reporter: &self.reporter,
+            incarnation: self.incarnation,
+            bundle: Arc::new(Bundle::compile(name, version, settings, clock)?),
+            store,
+            spool: spool.clone(),
+        })
+    }
+
+    /// Where it stands. A new one begins where its settings say, and that is durable at once: "latest"
+    /// means what was the latest when it began.
+    async fn progress(&self, settings: &DeliverySettings) -> Result<Progress, Trouble> {
+        let saved = self.desk.progress();
+        if !saved.is_empty() {
+            return Ok(Progress::decode(&saved)?);
+        }
+        let start = match &settings.source {
+            DeliverySource::Direct { .. } => DeliveryStart::TrimHorizon,
+            DeliverySource::Stream { start, .. } => *start,
+        };
+        let start = match start {
+            // Children of shards that are read are read from their first record.
+            DeliveryStart::TrimHorizon => return Ok(Progress::begin([])),
+            DeliveryStart::Latest => StartPosition::Latest,
+            DeliveryStart::AtTimestampUs(at) => {
+                StartPosition::AtTimestamp(Timestamp::from_micros(at))
+            }
+        };
+        let (broker, stream) = (&self.shared.broker, self.desk.stream());
+        let mut starts = Vec::new();
+        for shard in broker.describe_stream(stream)?.shards {
+            let at = broker.resolve_start(stream, shard.index, start).await?;
+            starts.push((shard.index, at));
+        }
+        let progress = Progress::begin(starts);
+        self.desk
+            .save(progress.encode().into(), progress.held())
+            .await?;
+        Ok(progress)
+    }
+
+    /// What somebody ordered after a failure may be meant for the cuts that are planned.
+    fn adapt(&self, progress: &mut Progress, orders: &DeliveryOrders) {
+        let Some(failed) = self.failed else {
+            return;
+        };
+        if failed == (Failed::Stopped { spool_lost: true }) {
+            progress.forgive_spool();
+        }
+        let version = progress.cuts().first().map(|cut| cut.version);
+        if version.is_some_and(|version| version != orders.version)
+            && progress.replan(orders.version, &orders.settings)
+        {
+            tracing::info!(
+                delivery = %self.desk.name(), version = orders.version,
+                "what was planned and failed is delivered with the new settings"
+            );
+        }
+    }
+
+    fn forget_gone(&self, active: &Active<'_>, progress: &mut Progress) {
+        if let Ok(stream) = self.shared.broker.describe_stream(active.desk.stream()) {
+            progress.forget(|shard| stream.shards.iter().all(|known| known.index != shard));
+        }
+    }
+
+    /// Finds out what the store guarantees, once per process, and says it.
+    async fn probe(&self, active: &Active<'_>) -> Result<(), Trouble> {
+        let store = active.store.describe();
+        let guarantee = match self.shared.guarantee(&store) {
+            Some(guarantee) => guarantee,
+            None => {
+                let at = self.shared.clock.now().as_micros().to_string();
+                let unique = unique(&self.incarnation.to_string(), &["probe", &at]);
+                let prefix = active.bundle.keys.manifest_prefix().to_owned();
+                let probe = async || active.store.probe(&prefix, unique).await;
+                let guarantee = active.insist(probe).await?;
+                self.shared.learn(store, guarantee);
+                guarantee
+            }
+        };
+        active.reporter.guaranteed(guarantee);
+        Ok(())
+    }
+}
+
+/// Waits until orders come that the work does not see to itself.
+async fn ordered_otherwise(
+    mut orders: watch::Receiver<Arc<DeliveryOrders>>,
+    now: Arc<DeliveryOrders>,
+) {
+    let key = |orders: &DeliveryOrders| {
+        (
+            orders.version,
+            orders.tries,
+            orders.paused,
+            orders.ending,
+        )
+    };
+    let other = orders.wait_for(|orders| key(orders) != key(&now)).await;
+    if other.is_err() {
+        // The node ends: whoever waits for it sees that elsewhere.
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,81 @@
+//! What can go wrong with a delivery stream, and what is done about it.
+
+use flumen_broker::{Error, SettingRefused};
+use thiserror::Error;
+
+use crate::filling::FillError;
+use crate::progress::ProgressError;
+use crate::spool::SpoolError;
+use crate::store::StoreError;
+
+/// Why delivery does not go on.
+#[derive(Debug, Error)]
+pub(crate) enum Trouble {
+    /// The destination.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The spool, or an encoder that writes to it.
+    #[error(transparent)]
+    Fill(#[from] FillError),
+    /// The node: reading the source, saving where this stands.
+    #[error(transparent)]
+    Node(#[from] Error),
+    /// The dead-letter stream.
+    #[error("the dead-letter stream does not take records: {0}")]
+    DeadLetters(Error),
+    /// Settings that were fine once, and are not for this version.
+    #[error(transparent)]
+    Settings(#[from] SettingRefused),
+    /// What was saved cannot be read.
+    #[error(transparent)]
+    Progress(#[from] ProgressError),
+    /// What a transform or `now` made of a planned cut is gone from the spool.
+    #[error(
+        "the spool of cut {cut} is lost or damaged ({detail}), and what its transform made of it may \
+         have been delivered in part; `flumen delivery resume` transforms it anew, records may \
+         come twice then"
+    )]
+    SpoolLost {
+        /// The cut.
+        cut: u64,
+        /// What was found.
+        detail: String,
+    },
+}
+
+impl From<SpoolError> for Trouble {
+    fn from(error: SpoolError) -> Self {
+        Self::Fill(error.into())
+    }
+}
+
+impl Trouble {
+    /// Stable, for programs.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Store(error) => error.reason(),
+            Self::Fill(FillError::Spool(error)) => error.reason(),
+            Self::Fill(FillError::Io(_)) => "spool",
+            Self::Node(error) => error.reason(),
+            Self::DeadLetters(_) => "dead_letters",
+            Self::Settings(_) => "settings",
+            Self::Progress(_) => "progress",
+            Self::SpoolLost { .. } => "spool_lost",
+        }
+    }
+
+    /// Whether trying again cannot mend it: it stops, until somebody resumes or updates it. A refusal
+    /// of the store is not among these: a policy may be changed any time.
+    pub(crate) fn is_permanent(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_permanent() && !matches!(error, StoreError::Refused { .. }),
+            Self::Settings(_) | Self::Progress(_) | Self::SpoolLost { .. } => true,
+            Self::Fill(_) | Self::Node(_) | Self::DeadLetters(_) => false,
+        }
+    }
+
+    /// Whether the node ends, so that there is nobody to tell.
+    pub(crate) fn is_end(&self) -> bool {
+        matches!(self, Self::Node(Error::Draining))
+    }
+}
