@@ -9,6 +9,18 @@
 //! | file | purpose |
 //! |---|---|
 //! | `unit` | one record on its way, and why it may not arrive |
+//! | `process/*` | taking records apart; filter, map and partition keys |
+//! | `jq/*` | jq filters within bounds |
+//! | `transform/*` | the HTTP transform |
+//! | `object_key/*` | the names of objects |
+//! | `error_record` | what is left of a record that failed |
+//! | `refused` | settings that cannot be done |
 #![forbid(unsafe_code)]
 
+mod error_record;
+mod jq;
+mod object_key;
+mod process;
+mod refused;
+mod transform;
 mod unit;
