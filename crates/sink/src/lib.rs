@@ -8,7 +8,11 @@
 //!
 //! | file | purpose |
 //! |---|---|
+//! | `encode/*` | rows as the bytes of an object: admission, JSON lines, Parquet, compression |
 //! | `unit` | one record on its way, and why it may not arrive |
 #![forbid(unsafe_code)]
 
+mod encode;
 mod unit;
+
+pub use encode::{Admission, Encoded, Encoder, Encoding, RowRefused, Schema, SchemaInvalid};
