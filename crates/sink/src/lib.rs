@@ -8,6 +8,7 @@
 //!
 //! | file | purpose |
 //! |---|---|
+//! | `encode/*` | rows as the bytes of an object: admission, JSON lines, Parquet, compression |
 //! | `unit` | one record on its way, and why it may not arrive |
 //! | `process/*` | taking records apart; filter, map and partition keys |
 //! | `jq/*` | jq filters within bounds |
@@ -17,10 +18,34 @@
 //! | `refused` | settings that cannot be done |
 #![forbid(unsafe_code)]
 
+mod active;
+mod bundle;
+mod commit;
+mod config;
+mod cut;
+mod cut_spool;
+mod encode;
 mod error_record;
+mod filling;
+mod gather;
 mod jq;
+mod lineage;
+mod manifest;
 mod object_key;
 mod process;
+mod progress;
+mod reading;
 mod refused;
+mod reporter;
+mod retry;
+mod rows;
+mod runner;
+mod shared;
+mod sink;
+mod spool;
+mod store;
 mod transform;
+mod trouble;
 mod unit;
+
+pub use encode::{Admission, Encoded, Encoder, Encoding, RowRefused, Schema, SchemaInvalid};
