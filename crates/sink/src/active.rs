@@ -3,23 +3,22 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use flumen_broker::{DeliveryDesk, DeliveryPhase, Error, PutRecord};
-use flumen_record::{Record, Timestamp};
+use flumen_broker::{DeliveryDesk, DeliveryPhase, Error};
+use flumen_record::Record;
 use futures_util::{StreamExt, stream};
 
 use crate::bundle::Bundle;
 use crate::cut::{CutRange, Incarnation, cut_id};
-use crate::cut_spool::{CutSpool, StreamSpool};
+use crate::spool::{CutSpool, Spool};
 use crate::encode::Schema;
 use crate::filling::{CutName, FillError, Filling, Piece, Taken, Tally};
 use crate::lineage::Positions;
-use crate::reading::shards;
 use crate::reporter::Reporter;
 use crate::shared::Shared;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::transform::{Transform, TransformOutcome};
 use crate::trouble::Trouble;
-use crate::unit::{Failure, Unit};
+use crate::unit::Unit;
 
 /// A delivery stream at work.
 #[derive(Debug)]
@@ -30,7 +29,7 @@ pub(crate) struct Active<'a> {
     pub(crate) incarnation: Incarnation,
     pub(crate) bundle: Arc<Bundle>,
     pub(crate) store: Store,
-    pub(crate) spool: StreamSpool,
+    pub(crate) spool: Spool,
 }
 
 impl Active<'_> {
@@ -99,7 +98,7 @@ impl Active<'_> {
         let under_way = self.shared.config.transforms_max.max(1) as usize;
         let id = cut_id(self.incarnation, number, self.bundle.version);
         let batches = transform.split(units).into_iter().enumerate();
-        let answers: Vec<_> = stream::iter(batches)
+        let requests: Vec<_> = batches
             .map(|(batch, units)| {
                 let id = format!("{id}-{batch}");
                 async move {
@@ -111,9 +110,8 @@ impl Active<'_> {
                     answer
                 }
             })
-            .buffered(under_way)
-            .collect()
-            .await;
+            .collect();
+        let answers: Vec<_> = stream::iter(requests).buffered(under_way).collect().await;
         let mut all = Vec::new();
         for answer in answers {
             let failed = answer.iter().any(|(_, outcome)| match outcome {
@@ -206,10 +204,11 @@ impl Active<'_> {
     }
 
     /// Asks the store until it answers, or until trying again has no sense.
-    pub(crate) async fn insist<T>(
-        &self,
-        mut attempt: impl AsyncFnMut() -> Result<T, StoreError>,
-    ) -> Result<T, Trouble> {
+    /// What is not about the store is handed on.
+    pub(crate) async fn insist<T, A>(&self, mut attempt: impl FnMut() -> A) -> Result<T, Trouble>
+    where
+        A: Future<Output = Result<T, Trouble>>,
+    {
         let mut failures = 0;
         loop {
             let error = match attempt().await {
@@ -217,7 +216,8 @@ impl Active<'_> {
                     self.reporter.works();
                     return Ok(done);
                 }
-                Err(error) => error,
+                Err(Trouble::Store(error)) => error,
+                Err(trouble) => return Err(trouble),
             };
             let counters = self.desk.counters();
             counters.delivery_failures.fetch_add(1, Ordering::Relaxed);

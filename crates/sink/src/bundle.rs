@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use flumen_broker::{
-    Clock, DeliverySettings, DeliverySource, ObjectCompression, ObjectFormat, SettingRefused,
+    Clock, DeliverySettings, DeliverySource, ObjectCompression, SettingRefused,
 };
 use flumen_record::DeliveryName;
+use serde::{Deserialize, Serialize};
 
 use crate::cut::{Incarnation, cut_id, unique};
 use crate::encode::Encoding;
@@ -34,7 +35,8 @@ pub(crate) struct Bundle {
 }
 
 /// What an object of a cut holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum ObjectKind {
     /// Rows.
     Data,
@@ -67,21 +69,20 @@ impl Bundle {
         let query_keys = settings.partitioning.iter();
         let query_keys = query_keys.flat_map(|partitioning| partitioning.keys.keys().cloned());
         let backup = settings.backup.as_ref();
-        let backup = backup.map(|backup| verbatim(&settings, backup.compression));
         Ok(Self {
             name: name.clone(),
             version,
             stream: source_stream(name, &settings.source),
             query_keys: query_keys.collect(),
-            keys: ObjectKeys::compile(name, &settings)?,
-            processor: Processor::compile(&settings)?,
+            keys: ObjectKeys::compile(name, &settings).map_err(gone)?,
+            processor: Processor::compile(&settings).map_err(gone)?,
             transform: match &settings.processing.transform {
-                Some(transform) => Some(Transform::compile(transform, clock.clone())?),
+                Some(transform) => Some(Transform::compile(transform, clock.clone()).map_err(gone)?),
                 None => None,
             },
             encoding: Encoding::compile(&settings)?,
-            backup: backup.map(|backup| Encoding::compile(&backup)).transpose()?,
-            errors: Encoding::compile(&verbatim(&settings, ObjectCompression::None))?,
+            backup: backup.map(|backup| Encoding::verbatim(backup.compression)),
+            errors: Encoding::verbatim(ObjectCompression::None),
             settings,
         })
     }
@@ -156,7 +157,7 @@ impl Bundle {
 }
 
 /// Which partition: names and values.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub(crate) struct PartName {
     /// By jq.
     pub(crate) by_query: Vec<(String, String)>,
@@ -172,12 +173,10 @@ fn source_stream(name: &DeliveryName, source: &DeliverySource) -> String {
     }
 }
 
-/// The settings of objects that hold bytes as they are, one after the other.
-fn verbatim(settings: &DeliverySettings, compression: ObjectCompression) -> DeliverySettings {
-    DeliverySettings {
-        format: ObjectFormat::Verbatim,
-        compression,
-        ..settings.clone()
+fn gone(refused: crate::refused::SettingRefused) -> SettingRefused {
+    SettingRefused {
+        setting: refused.setting,
+        reason: refused.reason,
     }
 }
 

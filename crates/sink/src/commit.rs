@@ -6,19 +6,20 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use flumen_broker::StartPosition;
 use flumen_record::Timestamp;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::mpsc;
 
 use crate::active::{Active, on_blocking_thread};
 use crate::bundle::ObjectKind;
-use crate::cut::{Cut, CutRange, CutStage, cut_id};
+use crate::cut::{Cut, CutStage, cut_id};
 use crate::filling::{Filled, FilledObject};
 use crate::gather::{Gathered, GatheredCut, Ranges};
+use crate::kept;
 use crate::manifest::{Manifest, ManifestObject, time};
 use crate::progress::Progress;
 use crate::reading::{Found, read_range};
+use crate::spool::SpoolError;
 use crate::store::{Stored, Tag};
 use crate::trouble::Trouble;
 
@@ -30,7 +31,7 @@ pub(crate) async fn commit_all(
 ) -> Result<(), Trouble> {
     while let Some(Gathered { cut, flush }) = gathered.recv().await {
         if let Some(gathered) = cut {
-            let cut = plan(active, progress, &gathered).await?;
+            let (cut, gathered) = plan(active, progress, gathered).await?;
             write(active, progress, &cut, gathered).await?;
         }
         if let Some(flush) = flush {
@@ -47,11 +48,11 @@ pub(crate) async fn finish_planned(
 ) -> Result<(), Trouble> {
     while let Some(cut) = progress.cuts().first().cloned() {
         let gathered = if cut.spooled {
-            let lost = |error: crate::spool::SpoolError| Trouble::SpoolLost {
+            let lost = |error: SpoolError| Trouble::SpoolLost {
                 cut: cut.number,
                 detail: error.to_string(),
             };
-            active.spool.load(cut.number).map_err(lost)?
+            load_kept(active, cut.number).await?.map_err(lost)?
         } else {
             refill(active, progress, &cut).await?
         };
@@ -114,21 +115,30 @@ async fn refill(
 /// Syncs what cannot be made again the same way.
 async fn keep(gathered: GatheredCut) -> Result<GatheredCut, Trouble> {
     on_blocking_thread(move || {
-        gathered.spool.keep(&gathered)?;
+        kept::keep(&gathered)?;
         Ok(gathered)
     })
     .await
+}
+
+/// What was kept so; the inner error is about what is there.
+async fn load_kept(
+    active: &Active<'_>,
+    number: u64,
+) -> Result<Result<GatheredCut, SpoolError>, Trouble> {
+    let spool = active.spool.clone();
+    on_blocking_thread(move || Ok(kept::load(&spool, number))).await
 }
 
 /// Makes a cut durable, before anything of it is uploaded.
 async fn plan(
     active: &Active<'_>,
     progress: &mut Progress,
-    gathered: &GatheredCut,
-) -> Result<Cut, Trouble> {
+    mut gathered: GatheredCut,
+) -> Result<(Cut, GatheredCut), Trouble> {
     let spooled = !active.bundle.is_deterministic();
     if spooled {
-        gathered.spool.keep_now(gathered).await?;
+        gathered = keep(gathered).await?;
     }
     let tally = gathered.filled.tally;
     let oldest = tally.oldest.unwrap_or(Timestamp::ZERO);
@@ -144,7 +154,7 @@ async fn plan(
     let schema = gathered.filled.schema.clone();
     progress.plan(cut.clone(), &active.bundle.settings, schema);
     save(active, progress).await?;
-    Ok(cut)
+    Ok((cut, gathered))
 }
 
 /// Saves where it stands, and says so.
@@ -162,7 +172,7 @@ pub(crate) fn tell(active: &Active<'_>, progress: &Progress) {
     let reporter = active.reporter;
     reporter.cuts(progress.committed(), progress.cuts().len());
     reporter.undelivered(progress.undelivered_from(), progress.oldest());
-    reporter.expired(progress.expired());
+    active.desk.expired(progress.expired());
 }
 
 /// Writes the objects of a planned cut, then its manifest, then moves on.
@@ -173,12 +183,10 @@ async fn write(
     gathered: GatheredCut,
 ) -> Result<(), Trouble> {
     let id = cut_id(active.incarnation, cut.number, cut.version);
-    let uploads = active.shared.config.uploads_max.max(1) as usize;
-    let written: Vec<_> = stream::iter(&gathered.filled.objects)
-        .map(|object| upload(active, &id, object))
-        .buffered(uploads)
-        .try_collect()
-        .await?;
+    let at_once = active.shared.config.uploads_max.max(1) as usize;
+    let objects = gathered.filled.objects.iter();
+    let uploads: Vec<_> = objects.map(|object| upload(active, &id, object)).collect();
+    let written: Vec<_> = stream::iter(uploads).buffered(at_once).try_collect().await?;
     if cut.stage == CutStage::Planned {
         progress.seal();
         save(active, progress).await?;
@@ -194,12 +202,15 @@ async fn write(
         content_encoding: None,
     };
     let body = bytes::Bytes::from(bytes);
-    active
-        .insist(async || active.store.create(&key, body.clone().into(), &tag).await)
-        .await?;
+    let create = || async {
+        let body = body.clone().into();
+        Ok(active.store.create(&key, body, &tag).await?)
+    };
+    active.insist(create).await?;
     progress.commit(gathered.filled.schema.clone(), gathered.expired);
-    save(active, progress).await
-    // The spool goes with `gathered`: whatever happens now, the cut is done.
+    save(active, progress).await?;
+    gathered.spool.let_go();
+    Ok(())
 }
 
 /// Writes one object, and says what the store has.
@@ -216,25 +227,14 @@ async fn upload(
         content_type: encoding.content_type().to_owned(),
         content_encoding: encoding.content_encoding().map(str::to_owned),
     };
-    let mut unreadable = None;
-    let stored = active
-        .insist(async || {
-            // Only while it is on its way is it in memory.
-            let _room = active.shared.upload_room(tag.bytes).await;
-            let spooled = object.object.clone();
-            let read = on_blocking_thread(move || Ok(spooled.read()?)).await;
-            match read {
-                Ok(body) => active.store.create(&object.key, body, &tag).await.map(Some),
-                Err(trouble) => {
-                    unreadable = Some(trouble);
-                    Ok(None)
-                }
-            }
-        })
-        .await?;
-    let Some(stored) = stored else {
-        return Err(unreadable.unwrap_or_else(|| flumen_broker::Error::Draining.into()));
+    let create = || async {
+        // Only while it is on its way is it in memory.
+        let _room = active.shared.upload_room(tag.bytes).await;
+        let spooled = object.object.clone();
+        let body = on_blocking_thread(move || Ok(spooled.read()?)).await?;
+        Ok(active.store.create(&object.key, body, &tag).await?)
     };
+    let stored = active.insist(create).await?;
     count(active, object, &stored);
     Ok(describe(active, object, &stored))
 }

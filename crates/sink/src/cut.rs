@@ -128,6 +128,25 @@ pub(crate) mod sequence {
     }
 }
 
+/// Times in JSON, in microseconds.
+pub(crate) mod time {
+    use flumen_record::Timestamp;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(
+        at: &Option<Timestamp>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        at.map(Timestamp::as_micros).serialize(to)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<Timestamp>, D::Error> {
+        Ok(Option::<u64>::deserialize(from)?.map(Timestamp::from_micros))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

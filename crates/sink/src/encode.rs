@@ -20,7 +20,8 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use flumen_broker::{
-    DeliverySettings, ObjectCompression, ObjectFormat, ParquetSettings, SettingRefused,
+    DeliverySettings, ObjectCompression, ObjectFormat, ParquetCompression, ParquetSettings,
+    SettingRefused,
 };
 
 pub use admit::{Admission, RowRefused};
@@ -118,6 +119,31 @@ impl Encoding {
             (_, ObjectCompression::Gzip) => ".gz",
             (_, ObjectCompression::Snappy) => ".snappy",
             (_, ObjectCompression::Zstd) => ".zst",
+        }
+    }
+
+    /// What manifests call the format.
+    pub(crate) fn format_name(&self) -> &'static str {
+        match &self.plan.rows {
+            Rows::Plain { json: true, .. } => "ndjson",
+            Rows::Plain { delimiter, .. } if delimiter.is_empty() => "verbatim",
+            Rows::Plain { .. } => "delimited",
+            Rows::Columns { .. } => "parquet",
+        }
+    }
+
+    /// What manifests call the compression; within Parquet it is Parquet's own.
+    pub(crate) fn compression_name(&self) -> &'static str {
+        match (&self.plan.rows, self.plan.compression) {
+            (Rows::Columns { settings, .. }, _) => match settings.compression {
+                ParquetCompression::None => "none",
+                ParquetCompression::Snappy => "snappy",
+                ParquetCompression::Zstd => "zstd",
+            },
+            (_, ObjectCompression::None) => "none",
+            (_, ObjectCompression::Gzip) => "gzip",
+            (_, ObjectCompression::Snappy) => "snappy",
+            (_, ObjectCompression::Zstd) => "zstd",
         }
     }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flumen_record::{BatchError, Frames, Record, SequenceNumber, ShardIndex, Timestamp};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::bundle::{Bundle, ObjectKind, PartName};
@@ -43,14 +44,16 @@ pub(crate) struct CutName {
 }
 
 /// What went in so far.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(crate) struct Tally {
     /// Stored records.
     pub(crate) records: u64,
     /// Their bytes as they came, uncompressed.
     pub(crate) bytes: u64,
     /// Arrival of the oldest and the newest.
+    #[serde(with = "crate::cut::time")]
     pub(crate) oldest: Option<Timestamp>,
+    #[serde(with = "crate::cut::time")]
     pub(crate) newest: Option<Timestamp>,
     /// Rows in data objects.
     pub(crate) rows: u64,
@@ -241,7 +244,8 @@ impl Filling {
             let frame = frame.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             let mut sequence = frame.header.base;
             for record in frame.batch.records() {
-                let at = std::mem::replace(&mut sequence, sequence.plus(1));
+                let at = sequence;
+                sequence = at.plus(1);
                 if at < piece.from {
                     continue;
                 }

@@ -5,21 +5,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use flumen_broker::{DeliveryEnd, DeliveryOrders, PutRecord};
-use flumen_record::{SequenceNumber, ShardIndex, Timestamp};
-use futures_util::{StreamExt, stream};
+use flumen_broker::{DeliveryEnd, DeliveryOrders};
+use flumen_record::{SequenceNumber, ShardIndex};
 use tokio::sync::{mpsc, watch};
 
 use crate::active::{Active, on_blocking_thread};
 use crate::cut::CutRange;
-use crate::cut_spool::CutSpool;
 use crate::encode::Schema;
-use crate::filling::{CutName, FillError, Filled, Filling, Piece, Taken, Tally};
+use crate::filling::{Filled, Filling, Tally};
 use crate::lineage::{Positions, has_reached};
 use crate::reading::{Found, Reading};
-use crate::transform::TransformOutcome;
+use crate::spool::CutSpool;
 use crate::trouble::Trouble;
-use crate::unit::Unit;
 
 /// A cut is not closed by the age of what was read long after it arrived before this: while a backlog
 /// is read, waiting for the disk is no reason for a small cut.

@@ -58,9 +58,7 @@ impl ObjectKeys {
 
     /// An object of records.
     pub(crate) fn data(&self, at: &KeyParts<'_>) -> Result<String, KeyRefused> {
-        Err(KeyRefused::TooLong {
-            bytes: at.partition.len(),
-        })
+        Ok(format!("{}/{:032x}", self.name, at.unique))
     }
 
     /// An object of records that failed.
@@ -75,7 +73,15 @@ impl ObjectKeys {
     }
 
     /// The manifest of a cut.
-    pub(crate) fn manifest(&self, cut: u64) -> String {
-        format!("{}/_manifest/{cut:020}.json", self.name)
+    pub(crate) fn manifest(&self, incarnation: &str, cut: u64) -> String {
+        format!("{}/_manifest/{incarnation}-{cut:020}.json", self.name)
+    }
+
+    pub(crate) fn manifest_prefix(&self) -> &str {
+        self.name.as_str()
+    }
+
+    pub(crate) fn uses_transform_key(&self, _: &str) -> bool {
+        false
     }
 }

@@ -4,6 +4,7 @@
 //! back from a crash either.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use flumen_broker::{
     DeliveryDesk, DeliveryEnd, DeliveryOrders, DeliveryPhase, DeliverySettings, DeliverySource,
@@ -12,16 +13,16 @@ use flumen_broker::{
 use flumen_record::Timestamp;
 use tokio::sync::{mpsc, watch};
 
-use crate::active::Active;
+use crate::active::{Active, on_blocking_thread};
 use crate::bundle::Bundle;
-use crate::commit::{commit_all, finish_planned, save, tell};
+use crate::commit::{commit_all, finish_planned, save};
 use crate::cut::{Incarnation, unique};
-use crate::cut_spool::StreamSpool;
 use crate::gather::Gatherer;
 use crate::progress::Progress;
 use crate::reading::Reading;
 use crate::reporter::Reporter;
 use crate::shared::Shared;
+use crate::spool::Spool;
 use crate::trouble::Trouble;
 
 /// Runs one delivery stream.
@@ -29,11 +30,13 @@ use crate::trouble::Trouble;
 pub(crate) struct Runner {
     shared: Arc<Shared>,
     desk: DeliveryDesk,
-    reporter: Reporter,
+    reporter: Arc<Reporter>,
     orders: watch::Receiver<Arc<DeliveryOrders>>,
     incarnation: Incarnation,
     /// Failures in a row.
     failures: u32,
+    /// The last attempt got to where records are delivered.
+    got_going: AtomicBool,
     /// The last attempt ended with this: what somebody orders then may mend it.
     failed: Option<Failed>,
 }
@@ -62,14 +65,20 @@ impl Runner {
             id: desk.id(),
         };
         Self {
-            reporter: Reporter::new(desk.clone(), shared.clock.clone()),
+            reporter: Arc::new(Reporter::new(desk.clone(), shared.clock.clone())),
             orders: desk.orders(),
             shared,
             desk,
             incarnation,
             failures: 0,
+            got_going: AtomicBool::new(false),
             failed: None,
         }
+    }
+
+    /// What tells how it is doing.
+    pub(crate) fn reporter(&self) -> Arc<Reporter> {
+        Arc::clone(&self.reporter)
     }
 
     /// Runs until the delivery stream is gone or the node ends.
@@ -97,7 +106,13 @@ impl Runner {
                     Err(trouble) => Ended::Failed(trouble),
                 },
             };
+            if self.got_going.swap(false, Ordering::Relaxed) {
+                (self.failures, self.failed) = (0, None);
+            }
             match ended {
+                Ended::Ordered if self.reporter.phase() == DeliveryPhase::Retrying => {
+                    self.failed = Some(Failed::Retrying);
+                }
                 Ended::Ordered => {}
                 Ended::Delivered => return self.remove().await,
                 Ended::Failed(trouble) if trouble.is_end() => return,
@@ -143,8 +158,9 @@ impl Runner {
     }
 
     /// Works with these orders until everything is delivered and it is to end, or something fails.
-    async fn work(&mut self, orders: &Arc<DeliveryOrders>) -> Result<(), Trouble> {
-        let spool = StreamSpool::open(&self.shared, self.desk.id())?;
+    async fn work(&self, orders: &Arc<DeliveryOrders>) -> Result<(), Trouble> {
+        let dir = self.shared.spool_dir.join(self.desk.id().to_string());
+        let spool = Spool::new(dir, self.shared.config.spool_bytes_max);
         let mut progress = self.progress(&orders.settings).await?;
         self.adapt(&mut progress, orders);
         if let (Some(settings), Some(cut)) = (progress.settings().cloned(), progress.cuts().first()) {
@@ -156,11 +172,11 @@ impl Runner {
         }
         let active = self.active(orders.version, Arc::clone(&orders.settings), &spool)?;
         self.probe(&active).await?;
-        active.spool.sweep()?;
+        let sweeping = spool.clone();
+        on_blocking_thread(move || Ok(sweeping.sweep()?)).await?;
         self.forget_gone(&active, &mut progress);
         save(&active, &progress).await?;
-        self.failures = 0;
-        self.failed = None;
+        self.got_going.store(true, Ordering::Relaxed);
         active.reporter.works();
         let reading = Reading::new(
             &self.shared.broker,
@@ -184,7 +200,7 @@ impl Runner {
         &self,
         version: u64,
         settings: Arc<DeliverySettings>,
-        spool: &StreamSpool,
+        spool: &Spool,
     ) -> Result<Active<'_>, Trouble> {
         let (name, clock) = (self.desk.name(), &self.shared.clock);
         let store = self.shared.destinations.open(
@@ -269,7 +285,7 @@ impl Runner {
                 let at = self.shared.clock.now().as_micros().to_string();
                 let unique = unique(&self.incarnation.to_string(), &["probe", &at]);
                 let prefix = active.bundle.keys.manifest_prefix().to_owned();
-                let probe = async || active.store.probe(&prefix, unique).await;
+                let probe = || async { Ok(active.store.probe(&prefix, unique).await?) };
                 let guarantee = active.insist(probe).await?;
                 self.shared.learn(store, guarantee);
                 guarantee
@@ -293,8 +309,11 @@ async fn ordered_otherwise(
             orders.ending,
         )
     };
-    let other = orders.wait_for(|orders| key(orders) != key(&now)).await;
-    if other.is_err() {
+    let is_over = orders
+        .wait_for(|orders| key(orders) != key(&now))
+        .await
+        .is_err();
+    if is_over {
         // The node ends: whoever waits for it sees that elsewhere.
         std::future::pending::<()>().await;
     }

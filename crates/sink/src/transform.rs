@@ -34,6 +34,10 @@ impl Transform {
         Ok(Self { clock })
     }
 
+    pub(crate) fn split(&self, units: Vec<Unit>) -> Vec<Vec<Unit>> {
+        vec![units]
+    }
+
     /// Hands one batch over.
     #[expect(clippy::unused_async, reason = "signature first")]
     pub(crate) async fn run(

@@ -26,6 +26,9 @@ pub(crate) enum Trouble {
     /// Settings that were fine once, and are not for this version.
     #[error(transparent)]
     Settings(#[from] SettingRefused),
+    /// A broken promise of our own code.
+    #[error("a bug stopped this delivery stream (the log has it); it runs again after a restart")]
+    Bug,
     /// What was saved cannot be read.
     #[error(transparent)]
     Progress(#[from] ProgressError),
@@ -59,6 +62,7 @@ impl Trouble {
             Self::Node(error) => error.reason(),
             Self::DeadLetters(_) => "dead_letters",
             Self::Settings(_) => "settings",
+            Self::Bug => "bug",
             Self::Progress(_) => "progress",
             Self::SpoolLost { .. } => "spool_lost",
         }
@@ -69,7 +73,7 @@ impl Trouble {
     pub(crate) fn is_permanent(&self) -> bool {
         match self {
             Self::Store(error) => error.is_permanent() && !matches!(error, StoreError::Refused { .. }),
-            Self::Settings(_) | Self::Progress(_) | Self::SpoolLost { .. } => true,
+            Self::Bug | Self::Settings(_) | Self::Progress(_) | Self::SpoolLost { .. } => true,
             Self::Fill(_) | Self::Node(_) | Self::DeadLetters(_) => false,
         }
     }

@@ -41,7 +41,19 @@ pub(crate) enum Shaped {
 }
 
 /// Where records that fail go: `!{firehose:error-output-type}` (row F6).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum ErrorType {
     /// Unpacking, jq or the transform.
     ProcessingFailed,

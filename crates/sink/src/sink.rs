@@ -1,0 +1,134 @@
+//! All delivery streams of a node: a runner for each, as they come and go.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use flumen_broker::{
+    Broker, Clock, DeliveryChecks, DeliveryPhase, DeliverySeat, DeliverySettings, SettingRefused,
+};
+use flumen_record::{DeliveryId, DeliveryName};
+use futures_util::FutureExt;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::bundle::Bundle;
+use crate::config::SinkConfig;
+use crate::runner::Runner;
+use crate::shared::Shared;
+use crate::store::{Destinations, StoreConfig};
+use crate::trouble::Trouble;
+
+/// Runs the delivery streams of a node.
+#[derive(Debug)]
+pub struct Sink {
+    stop: watch::Sender<bool>,
+    running: JoinHandle<()>,
+}
+
+/// Says whether settings can be run.
+#[derive(Debug)]
+struct Checks {
+    destinations: Arc<dyn Destinations>,
+    store: StoreConfig,
+    clock: Clock,
+}
+
+impl DeliveryChecks for Checks {
+    fn check(
+        &self,
+        name: &DeliveryName,
+        settings: &DeliverySettings,
+    ) -> Result<(), SettingRefused> {
+        Bundle::compile(name, 1, Arc::new(settings.clone()), &self.clock)?;
+        let (destination, object) = (&settings.destination, &settings.object);
+        self.destinations.open(destination, object, &self.store)?;
+        Ok(())
+    }
+}
+
+impl Sink {
+    /// Takes the seat of the node and begins to run what is there; `None` when it is taken. Spools
+    /// lie in `spool_dir`. Needs a tokio runtime.
+    pub fn start(
+        broker: &Broker,
+        config: SinkConfig,
+        destinations: Arc<dyn Destinations>,
+        clock: Clock,
+        spool_dir: PathBuf,
+    ) -> Option<Self> {
+        let seat = broker.attach_deliveries(Arc::new(Checks {
+            destinations: Arc::clone(&destinations),
+            store: config.store.clone(),
+            clock: clock.clone(),
+        }))?;
+        let shared = Shared::new(seat.broker(), config, destinations, clock, spool_dir);
+        let (stop, stopped) = watch::channel(false);
+        Some(Self {
+            stop,
+            running: tokio::spawn(run(seat, Arc::new(shared), stopped)),
+        })
+    }
+
+    /// Stops all work where it is: everything that counts is durable. Returns when nothing runs any
+    /// more.
+    pub async fn shutdown(self) {
+        self.stop.send_replace(true);
+        if let Err(ended) = self.running.await
+            && ended.is_panic()
+        {
+            std::panic::resume_unwind(ended.into_panic());
+        }
+    }
+}
+
+/// Keeps a runner for each delivery stream.
+async fn run(seat: DeliverySeat, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
+    let mut changes = seat.changes();
+    let mut runners = JoinSet::new();
+    let mut running = HashMap::new();
+    loop {
+        changes.mark_unchanged();
+        for desk in seat.desks() {
+            running.entry(desk.id()).or_insert_with(|| {
+                let id = desk.id();
+                let runner = Runner::new(Arc::clone(&shared), desk);
+                runners.spawn(async move {
+                    run_one(runner).await;
+                    id
+                })
+            });
+        }
+        tokio::select! {
+            _ = stopped.wait_for(|stopped| *stopped) => break,
+            changed = changes.changed() => if changed.is_err() { break },
+            Some(ended) = runners.join_next() => forget(&mut running, ended),
+        }
+    }
+    // What they had in hand is read again.
+    runners.shutdown().await;
+}
+
+/// A panic is one delivery stream's: the others go on.
+async fn run_one(runner: Runner) {
+    let reporter = runner.reporter();
+    if AssertUnwindSafe(runner.run()).catch_unwind().await.is_err() {
+        reporter.failed(&Trouble::Bug, DeliveryPhase::Stopped);
+        // Until a restart.
+        std::future::pending::<()>().await;
+    }
+}
+
+fn forget<H>(
+    running: &mut HashMap<DeliveryId, H>,
+    ended: Result<DeliveryId, tokio::task::JoinError>,
+) {
+    match ended {
+        Ok(id) => {
+            running.remove(&id);
+        }
+        // The node ends.
+        Err(_) => {}
+    }
+}
