@@ -1,0 +1,249 @@
+//! What the tests share: a node with a sink, a store that can be read, and who reads manifests.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flumen_broker::{
+    Broker, BrokerConfig, BufferingHints, Clock, DeliveryDescription, DeliverySettings,
+    DeliverySource, DeliveryStart, Destination, NewDelivery, NewStream, ObjectFormat,
+    ObjectSettings, SettingRefused, StreamNameText, StreamSettings,
+};
+use flumen_log::MemoryStorage;
+use flumen_record::{DeliveryName, Record, StreamName};
+use flumen_sink::{Destinations, Sink, SinkConfig, Store, StoreConfig};
+use futures_util::TryStreamExt;
+use object_store::memory::InMemory;
+use object_store::{ObjectStore, ObjectStoreExt};
+use serde_json::Value;
+
+/// Nothing takes longer, unless something is wrong.
+pub(crate) const WAIT: Duration = Duration::from_secs(60);
+
+/// Every destination is this store.
+#[derive(Debug)]
+pub(crate) struct Only(pub(crate) Arc<dyn ObjectStore>);
+
+impl Destinations for Only {
+    fn open(
+        &self,
+        destination: &Destination,
+        object: &ObjectSettings,
+        config: &StoreConfig,
+    ) -> Result<Store, SettingRefused> {
+        let Destination::Memory { name } = destination else {
+            panic!("the tests write to memory");
+        };
+        Ok(Store::over(Arc::clone(&self.0), name, object, config))
+    }
+}
+
+/// A node with a sink.
+pub(crate) struct Rig {
+    pub(crate) broker: Broker,
+    pub(crate) sink: Sink,
+}
+
+impl Rig {
+    pub(crate) async fn start(
+        storage: &MemoryStorage,
+        objects: Arc<dyn ObjectStore>,
+        spool: &Path,
+    ) -> Self {
+        let mut config = BrokerConfig::default();
+        config.log.segment_bytes_min = 1 << 20;
+        config.log.segment_bytes_max = 4 << 20;
+        config.log.free_space_floor_bytes = Some(0);
+        let clock = Clock::system();
+        let broker = Broker::open(Arc::new(storage.clone()), config, clock.clone())
+            .await
+            .expect("the node opens");
+        let sink = Sink::start(
+            &broker,
+            SinkConfig::default(),
+            Arc::new(Only(objects)),
+            clock,
+            spool.to_owned(),
+        );
+        let sink = sink.expect("the seat is free");
+        Self { broker, sink }
+    }
+
+    pub(crate) async fn shutdown(self) {
+        self.sink.shutdown().await;
+        self.broker.shutdown().await.expect("it closes in order");
+    }
+}
+
+pub(crate) fn stream_name(name: &str) -> StreamName {
+    name.parse().unwrap()
+}
+
+pub(crate) fn delivery_name(name: &str) -> DeliveryName {
+    name.parse().unwrap()
+}
+
+pub(crate) async fn create_stream(broker: &Broker, name: &str, shards: u32) -> StreamName {
+    let name = stream_name(name);
+    let new = NewStream {
+        name: name.clone(),
+        shards,
+        settings: StreamSettings::default(),
+    };
+    broker.create_stream(new).await.expect("it is created");
+    name
+}
+
+/// Lines into memory, at once.
+pub(crate) fn settings(stream: &StreamName) -> DeliverySettings {
+    let source = DeliverySource::Stream {
+        stream: StreamNameText(stream.clone()),
+        start: DeliveryStart::TrimHorizon,
+    };
+    let json = serde_json::json!({
+        "source": source,
+        "destination": { "kind": "memory", "name": "test" },
+    });
+    DeliverySettings {
+        buffering: BufferingHints {
+            size_bytes: 1 << 20,
+            interval_ms: 0,
+        },
+        format: ObjectFormat::Ndjson,
+        ..serde_json::from_value(json).unwrap()
+    }
+}
+
+pub(crate) async fn deliver(broker: &Broker, settings: DeliverySettings) -> DeliveryName {
+    let name = delivery_name("d");
+    let new = NewDelivery {
+        name: name.clone(),
+        settings,
+    };
+    broker.create_delivery(new).await.expect("it is created");
+    name
+}
+
+/// Records whose data says which they are.
+pub(crate) fn numbered(numbers: std::ops::Range<u64>) -> Vec<Record> {
+    numbers
+        .map(|n| Record {
+            partition_key: Bytes::from(format!("key-{}", n % 97)),
+            explicit_hash_key: None,
+            data: Bytes::from(format!("{{\"n\":{n}}}")),
+            client_timestamp: None,
+            headers: Vec::new(),
+        })
+        .collect()
+}
+
+pub(crate) async fn put(broker: &Broker, stream: &StreamName, numbers: std::ops::Range<u64>) {
+    let outcomes = broker.put(stream, numbered(numbers)).await.expect("it is attempted");
+    for outcome in outcomes {
+        outcome.expect("it is stored");
+    }
+}
+
+pub(crate) async fn flush(broker: &Broker, name: &DeliveryName) -> DeliveryDescription {
+    broker.flush_delivery(name, WAIT).await.expect("it is flushed")
+}
+
+/// What a reader of the manifests sees.
+#[derive(Debug, Default)]
+pub(crate) struct Delivered {
+    /// Manifests by key.
+    pub(crate) manifests: BTreeMap<String, Value>,
+    /// The bytes of the objects that they name, by kind and key.
+    pub(crate) objects: BTreeMap<(String, String), Bytes>,
+    /// Keys that no manifest names.
+    pub(crate) strays: BTreeSet<String>,
+}
+
+impl Delivered {
+    /// Reads everything, and checks that the manifests say what is there.
+    pub(crate) async fn read(objects: &dyn ObjectStore) -> Self {
+        let mut read = Self::default();
+        let listed: Vec<_> = objects.list(None).try_collect().await.unwrap();
+        let mut keys: BTreeSet<String> = listed
+            .into_iter()
+            .map(|meta| meta.location.to_string())
+            .collect();
+        let manifests: Vec<_> = keys
+            .iter()
+            .filter(|key| key.contains("_manifest/"))
+            .cloned()
+            .collect();
+        for key in manifests {
+            keys.remove(&key);
+            let manifest: Value = serde_json::from_slice(&get(objects, &key).await).unwrap();
+            for object in manifest["objects"].as_array().unwrap() {
+                let key = object["key"].as_str().unwrap();
+                assert!(keys.remove(key), "{key} is named twice, or not there");
+                let bytes = get(objects, key).await;
+                assert_eq!(object["bytes"], bytes.len() as u64, "{key}");
+                let crc32 = format!("{:08x}", crc32fast::hash(&bytes));
+                assert_eq!(object["crc32"], Value::String(crc32), "{key}");
+                let kind = object["kind"].as_str().unwrap().to_owned();
+                read.objects.insert((kind, key.to_owned()), bytes);
+            }
+            read.manifests.insert(key, manifest);
+        }
+        read.strays = keys;
+        read
+    }
+
+    /// All lines of objects of a kind.
+    pub(crate) fn lines(&self, kind: &str) -> Vec<String> {
+        self.objects
+            .iter()
+            .filter(|((of, _), _)| of == kind)
+            .flat_map(|(_, bytes)| {
+                let text = std::str::from_utf8(bytes).unwrap();
+                text.lines().map(str::to_owned).collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// The numbers in the lines of data objects, sorted.
+    pub(crate) fn numbers(&self) -> Vec<u64> {
+        let lines = self.lines("data");
+        let number = |line: &String| {
+            let row: Value = serde_json::from_str(line).unwrap();
+            row["n"].as_u64().unwrap()
+        };
+        let mut numbers: Vec<_> = lines.iter().map(number).collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    /// Each of these is there once, and nothing else.
+    pub(crate) fn expect_numbers(&self, numbers: std::ops::Range<u64>) {
+        assert_eq!(self.numbers(), numbers.collect::<Vec<_>>());
+        self.expect_contiguous();
+    }
+
+    /// Cut numbers have no gap, and each shard's ranges follow each other.
+    pub(crate) fn expect_contiguous(&self) {
+        let mut ends: BTreeMap<u64, u64> = BTreeMap::new();
+        for (at, manifest) in self.manifests.values().enumerate() {
+            assert_eq!(manifest["cut"], at as u64);
+            for range in manifest["ranges"].as_array().unwrap() {
+                let (from, to) = (range["from"].as_u64().unwrap(), range["to"].as_u64().unwrap());
+                let end = ends.entry(range["shard"].as_u64().unwrap()).or_insert(from);
+                assert_eq!(*end, from, "cut {at}");
+                *end = to;
+            }
+        }
+    }
+}
+
+async fn get(objects: &dyn ObjectStore, key: &str) -> Bytes {
+    let path = object_store::path::Path::parse(key).unwrap();
+    objects.get(&path).await.unwrap().bytes().await.unwrap()
+}
+
+pub(crate) fn memory() -> Arc<InMemory> {
+    Arc::new(InMemory::new())
+}

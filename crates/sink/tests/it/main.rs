@@ -1,0 +1,4 @@
+//! The sink over real nodes and stores.
+
+mod delivering;
+mod fixture;
