@@ -1,3 +1,5 @@
+//! What settings mean, and objects read back: plain ones here, columns and other programs below.
+
 mod columns;
 mod tools;
 

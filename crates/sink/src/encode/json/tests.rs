@@ -1,3 +1,5 @@
+//! Against serde_json, and cases by hand.
+
 use proptest::prelude::*;
 use serde_json::Value as Json;
 

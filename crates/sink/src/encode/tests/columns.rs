@@ -1,3 +1,5 @@
+//! Columns: given and inferred, read back with the Parquet reader.
+
 use std::collections::BTreeMap;
 
 use arrow_array::cast::AsArray;
@@ -438,7 +440,7 @@ fn same(kind: ColumnType, cell: &Json, value: &Json) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
     fn what_is_admitted_is_read_back(cuts in prop::collection::vec(rows(), 1..4)) {

@@ -1,3 +1,5 @@
+//! Numbers, days and times; against jiff, and cases by hand.
+
 use jiff::civil;
 use proptest::prelude::*;
 
