@@ -190,11 +190,11 @@ impl Encoding {
     /// `out` fails.
     pub fn encoder<W: Write + Send>(&self, schema: &Schema, out: W) -> io::Result<Encoder<W>> {
         let sink = match &self.plan.rows {
-            Rows::Plain { delimiter, .. } => Sink::Plain(PlainWriter {
+            Rows::Plain { delimiter, .. } => Sink::Plain(Box::new(PlainWriter {
                 out: Compressor::new(self.plan.compression, out)?,
                 delimiter: delimiter.clone(),
                 gathered: Vec::with_capacity(GATHER_BYTES),
-            }),
+            })),
             Rows::Columns { settings, given } => {
                 let schema = given.as_ref().unwrap_or(schema);
                 Sink::Columns(Box::new(ColumnWriter::new(settings, schema, out)?))
@@ -298,7 +298,7 @@ pub struct Encoder<W: Write + Send> {
 }
 
 enum Sink<W: Write + Send> {
-    Plain(PlainWriter<W>),
+    Plain(Box<PlainWriter<W>>),
     Columns(Box<ColumnWriter<W>>),
 }
 

@@ -1,5 +1,6 @@
 //! Whether the format takes a row, and what its columns are.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use bytes::Bytes;
@@ -237,9 +238,9 @@ fn grow(fields: &mut Fields, schema: &mut Schema, row: &[u8]) -> Result<(), RowR
 
 /// Makes columns of fields that have a value and no column yet; all or none.
 fn add_columns(fields: &mut Fields, schema: &mut Schema, text: &str) -> Result<(), RowRefused> {
-    let mut added: Vec<(String, String, ColumnType)> = Vec::new();
+    let mut added: Vec<(String, ColumnType)> = Vec::new();
+    let mut places: HashMap<String, usize> = HashMap::new();
     for (name, value) in fields.fresh() {
-        let normal = schema::normal(name);
         let kind = values::inferred(*value, text);
         let column = schema::column_name(name);
         if column.len() > NAME_BYTES_MAX {
@@ -247,7 +248,8 @@ fn add_columns(fields: &mut Fields, schema: &mut Schema, text: &str) -> Result<(
             return Err(RowRefused::NameTooLong { bytes });
         }
         // A field may be there twice, or two fields may mean the same column.
-        if let Some((_, _, known)) = added.iter_mut().find(|(known, ..)| *known == normal) {
+        let place = *places.entry(schema::normal(name)).or_insert(added.len());
+        if let Some((_, known)) = added.get_mut(place) {
             *known = grown(*known, kind, || false);
             continue;
         }
@@ -255,11 +257,11 @@ fn add_columns(fields: &mut Fields, schema: &mut Schema, text: &str) -> Result<(
             let field = shown(name);
             return Err(RowRefused::TooManyColumns { field });
         }
-        added.push((normal, column, kind));
+        added.push((column, kind));
     }
-    for (normal, column, kind) in added {
+    for (column, kind) in added {
+        fields.add_column(schema::normal(&column));
         schema.push(column, kind);
-        fields.add_column(normal);
     }
     Ok(())
 }

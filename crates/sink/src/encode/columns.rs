@@ -17,6 +17,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
 
 use super::fields::Fields;
 use super::json::{self, Kind, Value};
@@ -29,9 +30,11 @@ const BATCH_ROWS_MAX: usize = 8_192;
 const BATCH_VALUES_MAX: usize = 256 << 10;
 /// Bytes of rows in a batch, about: it ends with the row that reaches this.
 const BATCH_BYTES: usize = 1 << 20;
-/// Values of a column's page and the lengths of those that a writer holds before it encodes them:
-/// levels take two bytes each, in each column.
-const PAGE_VALUES_MAX: usize = 4 << 20;
+/// What a dictionary takes before it has a value.
+const DICTIONARY_BYTES: usize = 74 << 10;
+/// The part of a row group's bytes that dictionaries may take at the start: of many columns the
+/// first ones with text get theirs, then others.
+const DICTIONARIES_PART: usize = 2;
 /// A row group does not end before this part of its bytes came as rows, whatever many columns cost:
 /// a file has a bounded number of row groups.
 const GROUP_ROWS_PART: usize = 8;
@@ -68,7 +71,7 @@ impl<W: Write + Send> ColumnWriter<W> {
         ));
         let width = schema.columns().len();
         let options = ArrowWriterOptions::new()
-            .with_properties(properties(settings, width)?)
+            .with_properties(properties(settings, &schema)?)
             .with_skip_arrow_metadata(true);
         let batch_rows_max = (BATCH_VALUES_MAX / width).clamp(1, BATCH_ROWS_MAX);
         let columns = schema.columns().iter();
@@ -144,23 +147,33 @@ fn not_admitted(why: impl std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
-fn properties(settings: &ParquetSettings, width: usize) -> io::Result<WriterProperties> {
+fn properties(settings: &ParquetSettings, schema: &Schema) -> io::Result<WriterProperties> {
     let compression = match settings.compression {
         ParquetCompression::None => Compression::UNCOMPRESSED,
         ParquetCompression::Snappy => Compression::SNAPPY,
         ParquetCompression::Zstd => Compression::ZSTD(ZstdLevel::default()),
     };
     let page_bytes = usize::try_from(settings.page_bytes).map_err(io::Error::other)?;
+    let group_bytes = usize::try_from(settings.row_group_bytes).map_err(io::Error::other)?;
     let rows = usize::try_from(settings.row_group_rows).map_err(io::Error::other)?;
-    let builder = WriterProperties::builder()
+    let mut builder = WriterProperties::builder()
         .set_created_by(String::from("flumen"))
         .set_compression(compression)
-        .set_dictionary_enabled(settings.dictionary)
+        .set_dictionary_enabled(false)
         .set_dictionary_page_size_limit(page_bytes)
         .set_data_page_size_limit(page_bytes)
-        .set_data_page_row_count_limit((PAGE_VALUES_MAX / width).clamp(1_024, 20_000))
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_max_row_group_row_count(Some(rows));
+    if settings.dictionary {
+        let is_text = |kind| matches!(kind, ColumnType::String | ColumnType::Json);
+        let (text, other): (Vec<_>, Vec<_>) =
+            schema.columns().iter().partition(|c| is_text(c.kind));
+        let dictionaries = group_bytes / DICTIONARIES_PART / DICTIONARY_BYTES;
+        for column in text.into_iter().chain(other).take(dictionaries) {
+            let path = ColumnPath::new(vec![column.name.clone()]);
+            builder = builder.set_column_dictionary_enabled(path, true);
+        }
+    }
     Ok(builder.build())
 }
 

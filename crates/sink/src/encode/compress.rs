@@ -26,7 +26,7 @@ const SNAPPY_BLOCK_BYTES: usize = 32 << 10;
 pub(super) enum Compressor<W: Write> {
     None(W),
     Gzip(GzEncoder<W>),
-    Snappy(SnappyJava<W>),
+    Snappy(Box<SnappyJava<W>>),
     Zstd(zstd::stream::write::Encoder<'static, W>),
 }
 
@@ -38,7 +38,7 @@ impl<W: Write> Compressor<W> {
                 // The header has no time and no name, so that equal rows give equal bytes.
                 Self::Gzip(GzEncoder::new(out, flate2::Compression::new(GZIP_LEVEL)))
             }
-            ObjectCompression::Snappy => Self::Snappy(SnappyJava::new(out)?),
+            ObjectCompression::Snappy => Self::Snappy(Box::new(SnappyJava::new(out)?)),
             ObjectCompression::Zstd => {
                 let mut encoder = zstd::stream::write::Encoder::new(out, ZSTD_LEVEL)?;
                 encoder.include_checksum(true)?;

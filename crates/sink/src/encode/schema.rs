@@ -1,4 +1,21 @@
 //! The columns of an object: given, or known so far.
+//!
+//! A field belongs to a column by its name; case does not count, nor `.` against `_`. Of a row's
+//! fields that mean the same column the last one counts. Fields without a column are left out where
+//! columns are given; where they are inferred, the first value that is not `null` makes a column at
+//! the end:
+//!
+//! | value | column | later values that fit | what others make of it |
+//! |---|---|---|---|
+//! | `true`, `false` | boolean | the same | json |
+//! | whole number of 64 bits | bigint | the same | double for other numbers, else json |
+//! | other number that is finite | double | numbers | json |
+//! | string | string | strings | json |
+//! | array, object, number that is too large | json | all | |
+//!
+//! A json column is text that is JSON: a string in it has its quotes. So a column may change its
+//! type from one object to the next, but only in these directions, and readers that unite objects
+//! find each value again.
 
 use std::collections::HashMap;
 

@@ -145,8 +145,8 @@ impl Digits<'_> {
         let (number, rest) = self.0.split_at_checked(digits)?;
         self.0 = rest;
         number.iter().try_fold(0, |number, digit| {
-            let digit = digit.is_ascii_digit().then_some(digit - b'0')?;
-            Some(number * 10 + i32::from(digit))
+            let digit = char::from(*digit).to_digit(10)?;
+            Some(number * 10 + i32::try_from(digit).ok()?)
         })
     }
 
