@@ -8,7 +8,19 @@
 //!
 //! | file | purpose |
 //! |---|---|
+//! | `store` | object stores: create if absent, and what is promised |
+//! | `spool` | files of a delivery stream on their way into a store |
+//! | `fault` | a store that fails by a schedule; for tests |
 //! | `unit` | one record on its way, and why it may not arrive |
 #![forbid(unsafe_code)]
 
+#[cfg(any(test, feature = "test-util"))]
+pub mod fault;
+mod spool;
+mod store;
 mod unit;
+
+pub use store::{
+    CredentialError, Destinations, Found, PutPayload, RealDestinations, Store, StoreConfig,
+    StoreError, Stored, Tag,
+};

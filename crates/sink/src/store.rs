@@ -1,0 +1,545 @@
+//! Object stores, as the sink needs them: create if absent, look, read, and know what is promised.
+//!
+//! One call here is one attempt; trying again is the caller's, who knows the budget and the pace.
+//! What a call must settle itself is **ambiguity**: a create whose answer is lost, or that is
+//! refused because something is there, may have been our own. So after anything but success or a
+//! definite refusal the object is looked at. The same cut id means done; nothing there means that the
+//! error stands and may be tried again; anything else is a conflict, which no retry mends.
+//!
+//! | file | purpose |
+//! |---|---|
+//! | `answer` | status and code of a refusal, which `object_store` hides |
+//! | `error` | what goes wrong and what it means |
+//! | `destinations` | from settings to a store |
+//! | `s3` | region, endpoint, certificates of a bucket |
+//! | `credentials`, `profile` | who signs: environment, profiles, roles |
+//! | `directory` | a local directory as a store |
+//! | `probe` | what a store promises about racing creates |
+
+mod answer;
+mod credentials;
+mod destinations;
+mod directory;
+mod error;
+mod probe;
+mod profile;
+mod s3;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use flumen_broker::ObjectSettings;
+use futures_util::TryStreamExt;
+use object_store::path::Path as ObjectPath;
+use object_store::{
+    Attribute, Attributes, GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
+};
+use serde::{Deserialize, Serialize};
+
+pub use credentials::CredentialError;
+pub use destinations::{Destinations, RealDestinations};
+pub use error::StoreError;
+pub use object_store::PutPayload;
+
+#[cfg(any(test, feature = "test-util"))]
+pub(crate) use answer::ServerAnswer;
+use directory::Directory;
+use error::{Outcome, classify};
+
+/// Metadata of an object: the cut that wrote it (`x-amz-meta-flumen-cut` in S3).
+pub(crate) const CUT_METADATA: &str = "flumen-cut";
+/// Metadata of an object: CRC-32 of its bytes, 8 hexadecimal digits.
+pub(crate) const CRC32_METADATA: &str = "flumen-crc32";
+
+/// How stores are talked to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreConfig {
+    /// A connection stands after this many milliseconds, or the attempt fails.
+    pub connect_timeout_ms: u64,
+    /// A request without its body is answered after this many milliseconds, or the attempt fails.
+    pub request_timeout_ms: u64,
+    /// On top of that, a body may take as long as it needs at this pace.
+    pub slowest_bytes_per_s: u64,
+    /// Bytes of an object at most. S3 takes 5 GiB in one request.
+    pub object_bytes_max: u64,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            connect_timeout_ms: 5_000,
+            request_timeout_ms: 60_000,
+            slowest_bytes_per_s: 1 << 20,
+            object_bytes_max: 512 << 20,
+        }
+    }
+}
+
+impl StoreConfig {
+    /// How long a request with this many bytes may take.
+    fn patience(&self, bytes: u64) -> Duration {
+        let body_ms = bytes.saturating_mul(1000) / self.slowest_bytes_per_s.max(1);
+        Duration::from_millis(self.request_timeout_ms.saturating_add(body_ms))
+    }
+}
+
+/// What is said about an object when it is created.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tag {
+    /// Id of the cut that writes it: printable ASCII, the same in every attempt.
+    pub cut: String,
+    /// CRC-32 of its bytes.
+    pub crc32: u32,
+    /// Its size.
+    pub bytes: u64,
+    /// `Content-Type`, unless the settings say otherwise.
+    pub content_type: String,
+    /// `Content-Encoding`.
+    pub content_encoding: Option<String>,
+}
+
+/// An object that is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Its size, as the store has it: after a crash another version of Flumen may have encoded the
+    /// same records differently.
+    pub bytes: u64,
+    /// CRC-32 of its bytes, as the store has it.
+    pub crc32: Option<u32>,
+    /// The store's name for its content.
+    pub e_tag: Option<String>,
+    /// It was there already, from an earlier attempt.
+    pub was_there: bool,
+}
+
+/// What is under a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Its size.
+    pub bytes: u64,
+    /// The cut that wrote it.
+    pub cut: Option<String>,
+    /// CRC-32 of its bytes, as its writer said.
+    pub crc32: Option<u32>,
+    /// The store's name for its content.
+    pub e_tag: Option<String>,
+    /// `Content-Type`; a directory keeps none.
+    pub content_type: Option<String>,
+    /// `Content-Encoding`; a directory keeps none.
+    pub content_encoding: Option<String>,
+}
+
+/// One destination. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    backend: Backend,
+    /// For people.
+    name: String,
+    object: ObjectSettings,
+    config: StoreConfig,
+    /// The store said that it does not know conditions, so it is not asked again.
+    unconditional: AtomicBool,
+}
+
+#[derive(Debug)]
+enum Backend {
+    Objects(Arc<dyn ObjectStore>),
+    Directory(Arc<Directory>),
+}
+
+/// What became of one create, not yet settled.
+#[derive(Debug)]
+enum Put {
+    Stored { e_tag: Option<String> },
+    There,
+    Unsupported,
+}
+
+impl Store {
+    fn new(backend: Backend, name: String, object: ObjectSettings, config: StoreConfig) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                backend,
+                name,
+                object,
+                config,
+                unconditional: AtomicBool::new(false),
+            }),
+        }
+    }
+
+    /// Over any store of `object_store`'s: for tests that put one in between.
+    #[cfg(any(test, feature = "test-util"))]
+    pub fn over(
+        objects: Arc<dyn ObjectStore>,
+        name: &str,
+        object: &ObjectSettings,
+        config: &StoreConfig,
+    ) -> Self {
+        Self::new(
+            Backend::Objects(objects),
+            name.to_owned(),
+            object.clone(),
+            config.clone(),
+        )
+    }
+
+    /// Where this is, for people: `s3://bucket`, `file:///directory`. Without secrets.
+    pub fn describe(&self) -> String {
+        self.shared.name.clone()
+    }
+
+    /// Creates an object, or finds that an earlier attempt of the same cut did.
+    ///
+    /// One attempt, and a look if its outcome is not certain. Nothing is ever replaced, but by a
+    /// store that does not know conditions.
+    pub async fn create(
+        &self,
+        key: &str,
+        body: PutPayload,
+        tag: &Tag,
+    ) -> Result<Stored, StoreError> {
+        let path = object_path(key)?;
+        let bytes = body.content_length() as u64;
+        let bytes_max = self.shared.config.object_bytes_max;
+        let too_large = || StoreError::TooLarge {
+            key: key.to_owned(),
+            bytes,
+            bytes_max,
+        };
+        if bytes > bytes_max {
+            return Err(too_large());
+        }
+        match self.put(&path, body, tag).await {
+            Ok(Put::Stored { e_tag }) => Ok(Stored {
+                bytes,
+                crc32: Some(tag.crc32),
+                e_tag,
+                was_there: false,
+            }),
+            Ok(Put::There) => {
+                let key = key.to_owned();
+                self.settle(&path, tag, StoreError::Contended { key }).await
+            }
+            Ok(Put::Unsupported) => Err(StoreError::Refused {
+                status: 501,
+                code: "NotImplemented".to_owned(),
+            }),
+            Err(StoreError::TooLarge { .. }) => Err(too_large()),
+            Err(error) if error.is_definite() => Err(error),
+            Err(error) => self.settle(&path, tag, error).await,
+        }
+    }
+
+    /// Looks at what is under the key: size and metadata.
+    pub async fn look(&self, key: &str) -> Result<Option<Found>, StoreError> {
+        self.look_at(&object_path(key)?).await
+    }
+
+    /// Reads an object of at most so many bytes, whole.
+    pub async fn read(&self, key: &str, max_bytes: u64) -> Result<Bytes, StoreError> {
+        let path = object_path(key)?;
+        match &self.shared.backend {
+            Backend::Objects(objects) => {
+                let reading = self.read_object(objects.as_ref(), &path, max_bytes);
+                self.in_time(max_bytes, reading).await
+            }
+            Backend::Directory(directory) => {
+                let reading = Arc::clone(directory).read(&path, max_bytes);
+                self.in_time(max_bytes, reading).await
+            }
+        }
+    }
+
+    /// Whether the store says that it does not know conditions.
+    fn is_unconditional(&self) -> bool {
+        self.shared.unconditional.load(Ordering::Relaxed)
+    }
+
+    /// One create. A store without conditions is looked at first, and then written to: that is not
+    /// atomic, which the probe finds and reports.
+    async fn put(&self, path: &ObjectPath, body: PutPayload, tag: &Tag) -> Result<Put, StoreError> {
+        if !self.is_unconditional() {
+            match self
+                .put_once(path, body.clone(), tag, PutMode::Create)
+                .await?
+            {
+                Put::Unsupported => self.shared.unconditional.store(true, Ordering::Relaxed),
+                put => return Ok(put),
+            }
+        }
+        if self.look_at(path).await?.is_some() {
+            return Ok(Put::There);
+        }
+        self.put_once(path, body, tag, PutMode::Overwrite).await
+    }
+
+    async fn put_once(
+        &self,
+        path: &ObjectPath,
+        body: PutPayload,
+        tag: &Tag,
+        mode: PutMode,
+    ) -> Result<Put, StoreError> {
+        let bytes = body.content_length() as u64;
+        match &self.shared.backend {
+            Backend::Objects(objects) => {
+                let options = PutOptions {
+                    mode,
+                    attributes: self.attributes(tag),
+                    ..PutOptions::default()
+                };
+                let putting = async { Ok(objects.put_opts(path, body, options).await) };
+                match self.in_time(bytes, putting).await? {
+                    Ok(put) => Ok(Put::Stored { e_tag: put.e_tag }),
+                    Err(error) => match classify(&error, &self.shared.name, path.as_ref()) {
+                        Outcome::There => Ok(Put::There),
+                        Outcome::Unsupported => Ok(Put::Unsupported),
+                        // What is missing when something is created is the bucket.
+                        Outcome::Missing => Err(StoreError::NoSuchBucket {
+                            destination: self.shared.name.clone(),
+                        }),
+                        Outcome::Failed(error) => Err(error),
+                    },
+                }
+            }
+            Backend::Directory(directory) => {
+                let putting = Arc::clone(directory).create(path, body, tag);
+                let created = self.in_time(bytes, putting).await?;
+                Ok(if created {
+                    Put::Stored { e_tag: None }
+                } else {
+                    Put::There
+                })
+            }
+        }
+    }
+
+    fn attributes(&self, tag: &Tag) -> Attributes {
+        let object = &self.shared.object;
+        let mut attributes = Attributes::new();
+        let mut set = |attribute: Attribute, value: &str| {
+            attributes.insert(attribute, value.to_owned().into());
+        };
+        for (name, value) in &object.metadata {
+            set(Attribute::Metadata(name.clone().into()), value);
+        }
+        set(Attribute::Metadata(CUT_METADATA.into()), &tag.cut);
+        let crc32 = format!("{:08x}", tag.crc32);
+        set(Attribute::Metadata(CRC32_METADATA.into()), &crc32);
+        let content_type = object.content_type.as_deref();
+        set(
+            Attribute::ContentType,
+            content_type.unwrap_or(&tag.content_type),
+        );
+        if let Some(encoding) = &tag.content_encoding {
+            set(Attribute::ContentEncoding, encoding);
+        }
+        if let Some(cache_control) = &object.cache_control {
+            set(Attribute::CacheControl, cache_control);
+        }
+        if let Some(class) = &object.storage_class {
+            set(Attribute::StorageClass, class);
+        }
+        attributes
+    }
+
+    /// The outcome of a create is not certain: looks at what is there. `error` is what stands if
+    /// nothing is, and if that cannot be told.
+    async fn settle(
+        &self,
+        path: &ObjectPath,
+        tag: &Tag,
+        error: StoreError,
+    ) -> Result<Stored, StoreError> {
+        let found = match self.look_at(path).await {
+            Ok(Some(found)) => found,
+            Ok(None) => return Err(error),
+            Err(looking) => {
+                tracing::debug!(key = %path, %looking, "cannot look at what an attempt left");
+                return Err(error);
+            }
+        };
+        if !found.is_of(tag) && !self.holds_the_same(path, tag, &found).await? {
+            return Err(StoreError::Conflict {
+                key: path.to_string(),
+                found: Box::new(found),
+            });
+        }
+        if let Backend::Directory(directory) = &self.shared.backend {
+            // It may have got its name in an attempt that did not live to sync it.
+            Arc::clone(directory).sync(path).await?;
+        }
+        Ok(Stored {
+            bytes: found.bytes,
+            // Without a cut id it was compared.
+            crc32: found.crc32.or(found.cut.is_none().then_some(tag.crc32)),
+            e_tag: found.e_tag,
+            was_there: true,
+        })
+    }
+
+    /// Some file systems and gateways keep no metadata. There, what is byte for byte what would be
+    /// written counts as written by this cut.
+    async fn holds_the_same(
+        &self,
+        path: &ObjectPath,
+        tag: &Tag,
+        found: &Found,
+    ) -> Result<bool, StoreError> {
+        if found.cut.is_some() || found.bytes != tag.bytes {
+            return Ok(false);
+        }
+        let content = self.read(path.as_ref(), tag.bytes).await?;
+        Ok(crc32fast::hash(&content) == tag.crc32)
+    }
+
+    async fn look_at(&self, path: &ObjectPath) -> Result<Option<Found>, StoreError> {
+        match &self.shared.backend {
+            Backend::Objects(objects) => {
+                let options = GetOptions {
+                    head: true,
+                    ..GetOptions::default()
+                };
+                let looking = async { Ok(objects.get_opts(path, options).await) };
+                match self.in_time(0, looking).await? {
+                    Ok(got) => Ok(Some(found(&got.meta, &got.attributes))),
+                    Err(error) => match self.failure(&error, path) {
+                        StoreError::Missing { .. } => Ok(None),
+                        error => Err(error),
+                    },
+                }
+            }
+            Backend::Directory(directory) => {
+                self.in_time(0, Arc::clone(directory).look(path)).await
+            }
+        }
+    }
+
+    async fn read_object(
+        &self,
+        objects: &dyn ObjectStore,
+        path: &ObjectPath,
+        max_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
+        let got = match objects.get(path).await {
+            Ok(got) => got,
+            Err(error) => return Err(self.failure(&error, path)),
+        };
+        let bytes = got.meta.size;
+        if bytes > max_bytes {
+            return Err(StoreError::TooLarge {
+                key: path.to_string(),
+                bytes,
+                bytes_max: max_bytes,
+            });
+        }
+        let mut content = Vec::new();
+        let mut pieces = got.into_stream();
+        while let Some(piece) = pieces
+            .try_next()
+            .await
+            .map_err(|error| self.failure(&error, path))?
+        {
+            content.extend_from_slice(&piece);
+            if content.len() as u64 > bytes {
+                break;
+            }
+        }
+        if content.len() as u64 != bytes {
+            return Err(StoreError::Truncated {
+                key: path.to_string(),
+                got: content.len() as u64,
+                bytes,
+            });
+        }
+        Ok(content.into())
+    }
+
+    /// Removes an object; that there is none is fine.
+    async fn remove(&self, path: &ObjectPath) -> Result<(), StoreError> {
+        match &self.shared.backend {
+            Backend::Objects(objects) => {
+                let removing = async { Ok(objects.delete(path).await) };
+                match self.in_time(0, removing).await? {
+                    Ok(()) => Ok(()),
+                    Err(error) => match self.failure(&error, path) {
+                        StoreError::Missing { .. } => Ok(()),
+                        error => Err(error),
+                    },
+                }
+            }
+            Backend::Directory(directory) => {
+                self.in_time(0, Arc::clone(directory).remove(path)).await
+            }
+        }
+    }
+
+    /// What an error means where something should be there, or may be.
+    fn failure(&self, error: &object_store::Error, path: &ObjectPath) -> StoreError {
+        match classify(error, &self.shared.name, path.as_ref()) {
+            Outcome::Missing => StoreError::Missing {
+                key: path.to_string(),
+            },
+            Outcome::Failed(error) => error,
+            Outcome::There | Outcome::Unsupported => StoreError::Refused {
+                status: 501,
+                code: String::new(),
+            },
+        }
+    }
+
+    async fn in_time<T>(
+        &self,
+        bytes: u64,
+        operation: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let after = self.shared.config.patience(bytes);
+        tokio::time::timeout(after, operation)
+            .await
+            .unwrap_or(Err(StoreError::TimedOut { after }))
+    }
+}
+
+fn found(meta: &object_store::ObjectMeta, attributes: &Attributes) -> Found {
+    let text = |attribute: &Attribute| attributes.get(attribute).map(|value| value.to_string());
+    Found {
+        bytes: meta.size,
+        cut: text(&Attribute::Metadata(CUT_METADATA.into())),
+        crc32: text(&Attribute::Metadata(CRC32_METADATA.into()))
+            .and_then(|crc32| u32::from_str_radix(&crc32, 16).ok()),
+        e_tag: meta.e_tag.clone(),
+        content_type: text(&Attribute::ContentType),
+        content_encoding: text(&Attribute::ContentEncoding),
+    }
+}
+
+/// A key as it is, if it is one: `object_store` would quietly take `/` away from its ends.
+fn object_path(key: &str) -> Result<ObjectPath, StoreError> {
+    /// S3's limit, in bytes.
+    const KEY_LEN_MAX: usize = 1024;
+    let refused = |why| StoreError::BadKey {
+        key: key.to_owned(),
+        why,
+    };
+    if key.is_empty() || key.len() > KEY_LEN_MAX {
+        return Err(refused("a key has 1 to 1024 bytes"));
+    }
+    if key.starts_with('/') || key.ends_with('/') {
+        return Err(refused("a key neither begins nor ends with `/`"));
+    }
+    ObjectPath::parse(key).map_err(|_| {
+        refused("no part between `/` may be empty, `.`, `..`, or hold control characters")
+    })
+}
+
+#[cfg(test)]
+mod tests;

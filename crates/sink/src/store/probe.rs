@@ -1,0 +1,117 @@
+//! What a store promises about racing creates, found out by racing.
+//!
+//! A store that looks first and writes then lets several racers win most of the time; one that
+//! ignores conditions lets all of them. So some races show it, and no number of them proves the
+//! opposite: what a store gets here is trust, and the manifests stay correct without.
+
+use bytes::Bytes;
+use flumen_broker::StoreGuarantee;
+use futures_util::future::join_all;
+use object_store::path::Path as ObjectPath;
+
+use super::{Put, Store, StoreError, Tag, object_path};
+
+/// Racers of a race.
+const RACERS: usize = 8;
+/// Races. s3s-fs lets 7 or 8 of 8 win in each of them.
+const RACES: usize = 4;
+
+/// What was seen of one race.
+#[derive(Debug, PartialEq, Eq)]
+enum Race {
+    /// One won, its body is what is stored, and who came later was refused.
+    Fair,
+    /// Anything else.
+    Unfair(&'static str),
+}
+
+impl Store {
+    /// Races creates under `<prefix>_probe/` and says what the store promises. `unique` keeps
+    /// probes apart. What it wrote is removed; if that fails, it is logged.
+    pub async fn probe(&self, prefix: &str, unique: u128) -> Result<StoreGuarantee, StoreError> {
+        let mut seen = Ok(Race::Fair);
+        for number in 0..RACES {
+            let key = object_path(&format!("{prefix}_probe/{unique:032x}-{number}"))?;
+            seen = self.race(&key).await;
+            if let Err(error) = self.remove(&key).await {
+                tracing::warn!(store = %self.describe(), %key, %error, "cannot remove a probe");
+            }
+            if !matches!(seen, Ok(Race::Fair)) {
+                break;
+            }
+        }
+        let store = self.describe();
+        match seen? {
+            Race::Fair => {
+                tracing::info!(%store, "of racing creates one wins: objects are written once");
+                Ok(StoreGuarantee::CreateIfAbsent)
+            }
+            Race::Unfair(why) => {
+                tracing::warn!(
+                    %store,
+                    why,
+                    "this store does not keep creates apart: each record is once in what the \
+                     manifests name, as long as nobody else writes under this prefix"
+                );
+                Ok(StoreGuarantee::ManifestsOnly)
+            }
+        }
+    }
+
+    async fn race(&self, key: &ObjectPath) -> Result<Race, StoreError> {
+        let bodies: Vec<Bytes> = (0..=RACERS)
+            .map(|racer| Bytes::from(format!("racer {racer}\n").repeat(racer + 1)))
+            .collect();
+        let (late, racers) = bodies.split_last().expect("BUG: there are racers");
+        let results = join_all(racers.iter().map(|body| self.put_probe(key, body))).await;
+        let mut winners = Vec::new();
+        let mut failed = None;
+        for (body, result) in racers.iter().zip(results) {
+            match result {
+                Ok(Put::Stored { .. }) => winners.push(body),
+                Ok(Put::There) => {}
+                Ok(Put::Unsupported) => return Ok(Race::Unfair("it cannot create")),
+                Err(error) => failed = Some(error),
+            }
+        }
+        if winners.len() > 1 {
+            return Ok(Race::Unfair("of racing creates several won"));
+        }
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let Some(winner) = winners.first() else {
+            let key = key.to_string();
+            return Err(StoreError::Contended { key });
+        };
+        match self.put_probe(key, late).await? {
+            Put::There => {}
+            Put::Stored { .. } | Put::Unsupported => {
+                return Ok(Race::Unfair("a second create replaced the first"));
+            }
+        }
+        let stored = self.read(key.as_ref(), late.len() as u64).await?;
+        if stored != **winner {
+            return Ok(Race::Unfair("what is stored is not what won"));
+        }
+        let found = self.look(key.as_ref()).await?;
+        if found.is_none_or(|found| found.cut.is_none()) {
+            tracing::warn!(
+                store = %self.describe(),
+                "this store keeps no metadata: after a lost answer, contents are compared"
+            );
+        }
+        Ok(Race::Fair)
+    }
+
+    async fn put_probe(&self, key: &ObjectPath, body: &Bytes) -> Result<Put, StoreError> {
+        let tag = Tag {
+            cut: "probe".to_owned(),
+            crc32: crc32fast::hash(body),
+            bytes: body.len() as u64,
+            content_type: "text/plain".to_owned(),
+            content_encoding: None,
+        };
+        self.put(key, body.clone().into(), &tag).await
+    }
+}
