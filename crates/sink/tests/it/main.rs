@@ -1,0 +1,10 @@
+//! The sink through its public API, and against real object stores.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test that is wrong may panic, and one that is skipped says so"
+)]
+
+mod servers;
+mod store;
