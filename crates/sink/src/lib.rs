@@ -8,14 +8,20 @@
 //!
 //! | file | purpose |
 //! |---|---|
-//! | `encode/*` | rows as the bytes of an object: admission, JSON lines, Parquet, compression |
-//! | `unit` | one record on its way, and why it may not arrive |
-//! | `process/*` | taking records apart; filter, map and partition keys |
-//! | `jq/*` | jq filters within bounds |
-//! | `transform/*` | the HTTP transform |
+//! | `sink`, `runner` | all delivery streams of a node; the life of one |
+//! | `active`, `gather`, `commit` | one at work: from the source into cuts, from cuts into the store |
+//! | `cut`, `progress`, `lineage`, `retry` | what is decided, without waiting: cuts, where it stands, which shards, when again |
+//! | `reading` | reading the source, and planned ranges once more |
+//! | `filling`, `rows`, `kept` | one cut: rows by partition, objects; what is kept over a crash |
+//! | `bundle` | one version of the settings, compiled |
+//! | `process/*`, `jq/*`, `transform/*` | taking records apart, filter and map, the HTTP transform |
 //! | `object_key/*` | the names of objects |
-//! | `error_record` | what is left of a record that failed |
-//! | `refused` | settings that cannot be done |
+//! | `encode/*` | rows as the bytes of an object: admission, JSON lines, Parquet, compression |
+//! | `manifest`, `error_record` | what a cut became; what is left of a record that failed |
+//! | `spool/*` | files of a delivery stream on their way into a store |
+//! | `store/*` | object stores: create if absent, and what is promised |
+//! | `fault` | a store that fails by a schedule; for tests |
+//! | `unit`, `trouble`, `reporter`, `shared`, `config` | one record on its way; what goes wrong; what is said; what is shared and set |
 #![forbid(unsafe_code)]
 
 mod active;
@@ -25,6 +31,8 @@ mod config;
 mod cut;
 mod encode;
 mod error_record;
+#[cfg(any(test, feature = "test-util"))]
+pub mod fault;
 mod filling;
 mod gather;
 mod jq;
@@ -48,8 +56,11 @@ mod transform;
 mod trouble;
 mod unit;
 
-pub use encode::{Admission, Encoded, Encoder, Encoding, RowRefused, Schema, SchemaInvalid};
 pub use config::SinkConfig;
 pub use cut::Incarnation;
+pub use encode::{Admission, Encoded, Encoder, Encoding, RowRefused, Schema, SchemaInvalid};
 pub use sink::Sink;
-pub use store::{Destinations, RealDestinations, Store, StoreConfig, StoreError};
+pub use store::{
+    CredentialError, Destinations, Found, PutPayload, RealDestinations, Store, StoreConfig,
+    StoreError, Stored, Tag,
+};

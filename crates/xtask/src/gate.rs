@@ -1,12 +1,13 @@
 //! Everything a change must pass, in the order that fails soonest.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
 use crate::shell::{cargo, is_installed, root, run, say};
-use crate::{deny, tidy};
+use crate::{deny, tidy, tools};
 
 /// Programs the tests start, and the Debian package each comes in. Power cuts are made on a small
 /// ext4 file system of the test's own.
@@ -15,6 +16,12 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("losetup", "mount"),
     ("mount", "mount"),
     ("perl", "perl-base"),
+    // What the sink writes is read with these.
+    ("jq", "jq"),
+    ("zstd", "zstd"),
+    ("gzip", "gzip"),
+    // For moto, pyarrow, duckdb.
+    ("python3", "python3"),
 ];
 
 /// Runs the gate.
@@ -37,7 +44,9 @@ pub(crate) fn run_all() -> Result<()> {
         ]))
     })?;
     step("tests", || {
-        run(cargo().args(["test", "--workspace", "--locked"]))
+        run(cargo()
+            .args(["test", "--workspace", "--locked"])
+            .envs(test_environment()))
     })?;
     say("\nthe gate is passed");
     Ok(())
@@ -66,15 +75,32 @@ fn install_missing() -> Result<()> {
         .map(|(_, package)| *package)
         .collect();
     packages.dedup();
-    if packages.is_empty() {
-        return Ok(());
+    let ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
+    if ci && tools::lacks_venv() {
+        packages.push("python3-venv");
     }
+    if !packages.is_empty() {
+        install_packages(&packages, ci)?;
+    }
+    tools::install_missing(ci)
+}
+
+fn install_packages(packages: &[&str], ci: bool) -> Result<()> {
     let install = format!("apt-get install -y {}", packages.join(" "));
-    if std::env::var_os("CI").is_none_or(|ci| ci != "true") {
+    if !ci {
         bail!("missing programs; install them with: {install}");
     }
     run(Command::new("apt-get").args(["update", "-q"]))?;
     run(Command::new("apt-get")
         .args(["install", "-y", "-q", "--no-install-recommends"])
-        .args(&packages))
+        .args(packages))
+}
+
+/// Where tests find what was installed for them.
+fn test_environment() -> Vec<(&'static str, PathBuf)> {
+    let mut environment = vec![("FLUMEN_TEST_TOOLS", tools::folder())];
+    if tools::python().is_file() {
+        environment.push(("FLUMEN_TEST_PYTHON", tools::python()));
+    }
+    environment
 }

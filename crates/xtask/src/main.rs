@@ -7,12 +7,14 @@ mod gate;
 mod perf;
 mod shell;
 mod tidy;
+mod tools;
 
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: cargo xtask COMMAND
 
   test      everything the gate checks; with CI=true it installs what is missing
+  tools     installs what the sink's tests run against into target/tools
   tidy      crate edges, file sizes, names, documentation of the layout
   deny      licences, bans and sources of every dependency (deny.toml)
   codegen   writes crates/api/src/generated from proto/
@@ -24,6 +26,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
         ["test"] => gate::run_all(),
+        ["tools"] => tools::install_missing(true),
         ["tidy"] => tidy::run(&shell::root()),
         ["perf", rest @ ..] => perf::run(rest),
         ["deny"] => deny::run(&shell::root()),

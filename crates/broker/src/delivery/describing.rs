@@ -33,6 +33,8 @@ impl Node {
 
     pub(super) fn describe_entry(&self, entry: &Entry) -> DeliveryDescription {
         let orders = entry.orders();
+        // Not in the expression below, which would hold the lock while the backlog takes it.
+        let updated = lock(&entry.standing).updated;
         DeliveryDescription {
             id: entry.id,
             name: entry.name.clone(),
@@ -41,7 +43,7 @@ impl Node {
             settings: Arc::clone(&orders.settings),
             paused: orders.paused,
             created: entry.created,
-            updated: lock(&entry.standing).updated,
+            updated,
             report: entry.report.borrow().clone(),
             backlog: self.delivery_backlog(entry),
             counts: entry.counters.read(),

@@ -74,6 +74,9 @@ impl Store {
                 Err(error) => failed = Some(error),
             }
         }
+        if self.is_unconditional() {
+            return Ok(Race::Unfair("it does not know conditions"));
+        }
         if winners.len() > 1 {
             return Ok(Race::Unfair("of racing creates several won"));
         }

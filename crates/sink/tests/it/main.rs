@@ -1,4 +1,12 @@
-//! The sink over real nodes and stores.
+//! The sink through its public API, and against real object stores.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test that is wrong may panic, and one that is skipped says so"
+)]
 
 mod delivering;
 mod fixture;
+mod servers;
+mod store;
