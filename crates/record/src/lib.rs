@@ -48,8 +48,8 @@ pub use hash_key::{HashKey, HashRange};
 pub use hash_key_cache::HashKeyCache;
 pub use name::{DeliveryName, GroupName, MemberName, StreamName};
 pub use number::{
-    DeliveryId, Durability, ProducerId, ProducerSequence, SequenceNumber, ShardEpoch, ShardId, ShardIndex,
-    StreamId,
+    DeliveryId, Durability, ProducerId, ProducerSequence, SequenceNumber, ShardEpoch, ShardId,
+    ShardIndex, StreamId,
 };
 pub use record::{Header, Record, RecordLimits};
 pub use records::Records;

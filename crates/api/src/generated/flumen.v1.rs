@@ -2452,9 +2452,9 @@ pub struct FlushDeliveryRequest {
     #[prost(string, tag = "1")]
     pub delivery: ::prost::alloc::string::String,
     /// Answers when what was there is delivered, or after this long with an error; the flush goes on
-    /// then. 0: 60 s. Up to 1 h.
-    #[prost(uint64, tag = "2")]
-    pub wait_us: u64,
+    /// then. Not set: 60 s. Up to 1 h.
+    #[prost(uint64, optional, tag = "2")]
+    pub wait_us: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FlushDeliveryResponse {
@@ -2468,9 +2468,10 @@ pub struct DeleteDeliveryRequest {
     /// Without delivering first what is there.
     #[prost(bool, tag = "2")]
     pub drop: bool,
-    /// Answers when it is gone, or after this long with an error; it goes on then. 0: 60 s. Up to 1 h.
-    #[prost(uint64, tag = "3")]
-    pub wait_us: u64,
+    /// Answers when it is gone, or after this long with an error; it goes on then. Not set: 60 s. Up to
+    /// 1 h.
+    #[prost(uint64, optional, tag = "3")]
+    pub wait_us: ::core::option::Option<u64>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteDeliveryResponse {}
@@ -2557,9 +2558,9 @@ pub struct StreamSource {
 /// Direct puts: a stream of its own, `delivery.<name>`, created and deleted with it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DirectSource {
-    /// Shards of that stream to begin with; 0: one.
-    #[prost(uint32, tag = "1")]
-    pub shards: u32,
+    /// Shards of that stream to begin with. Not set: one.
+    #[prost(uint32, optional, tag = "1")]
+    pub shards: ::core::option::Option<u32>,
 }
 /// S3, or a store that speaks its protocol. Credentials come from the broker's environment, profile,
 /// web identity, container or instance, never from here.
@@ -2600,9 +2601,9 @@ pub struct MemoryDestination {
 /// A cut is closed by whichever comes first.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BufferingHints {
-    /// Bytes of records as they came, uncompressed: 1 MiB to 128 MiB. 0: 5 MiB.
-    #[prost(uint64, tag = "1")]
-    pub size_bytes: u64,
+    /// Bytes of records as they came, uncompressed: 1 MiB to 128 MiB. Not set: 5 MiB.
+    #[prost(uint64, optional, tag = "1")]
+    pub size_bytes: ::core::option::Option<u64>,
     /// Age of the oldest record: 0 to 900,000 ms. 0: as soon as there is something. Not set: 300,000 ms.
     #[prost(uint64, optional, tag = "2")]
     pub interval_ms: ::core::option::Option<u64>,
@@ -2660,15 +2661,15 @@ pub struct HttpTransform {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
-    /// Record bytes per request at most: 200,000 to 3,000,000. 0: 1,000,000.
-    #[prost(uint64, tag = "3")]
-    pub batch_bytes: u64,
+    /// Record bytes per request at most: 200,000 to 3,000,000. Not set: 1,000,000.
+    #[prost(uint64, optional, tag = "3")]
+    pub batch_bytes: ::core::option::Option<u64>,
     /// Attempts after the first, 0 to 300; then the records go to the error prefix. Not set: 3.
     #[prost(uint32, optional, tag = "4")]
     pub retries: ::core::option::Option<u32>,
-    /// Of one attempt, up to 300,000 ms. 0: 60,000 ms.
-    #[prost(uint64, tag = "5")]
-    pub timeout_ms: u64,
+    /// Of one attempt, up to 300,000 ms. Not set: 60,000 ms.
+    #[prost(uint64, optional, tag = "5")]
+    pub timeout_ms: ::core::option::Option<u64>,
 }
 /// The records' bytes one after the other, nothing between them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2690,15 +2691,15 @@ pub struct ParquetFormat {
     pub columns: ::prost::alloc::vec::Vec<ParquetColumn>,
     #[prost(enumeration = "ParquetCompression", tag = "2")]
     pub compression: i32,
-    /// Rows of a row group at most. 0: 1,000,000.
-    #[prost(uint32, tag = "3")]
-    pub row_group_rows: u32,
-    /// Bytes of a row group, about, uncompressed in memory. 0: 32 MiB.
-    #[prost(uint64, tag = "4")]
-    pub row_group_bytes: u64,
-    /// Bytes of a page, about. 0: 1 MiB.
-    #[prost(uint64, tag = "5")]
-    pub page_bytes: u64,
+    /// Rows of a row group at most. Not set: 1,000,000.
+    #[prost(uint32, optional, tag = "3")]
+    pub row_group_rows: ::core::option::Option<u32>,
+    /// Bytes of a row group, about, uncompressed in memory. Not set: 32 MiB.
+    #[prost(uint64, optional, tag = "4")]
+    pub row_group_bytes: ::core::option::Option<u64>,
+    /// Bytes of a page, about. Not set: 1 MiB.
+    #[prost(uint64, optional, tag = "5")]
+    pub page_bytes: ::core::option::Option<u64>,
     /// Whether columns with few values get a dictionary. Not set: they do.
     #[prost(bool, optional, tag = "6")]
     pub dictionary: ::core::option::Option<bool>,
@@ -2762,9 +2763,10 @@ pub struct Partitioning {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
-    /// Partitions of one cut at most, 1 to 5000; records of further ones go to the error prefix. 0: 500.
-    #[prost(uint32, tag = "2")]
-    pub partitions_max: u32,
+    /// Partitions of one cut at most, 1 to 5000; records of further ones go to the error prefix. Not set:
+    /// 500.
+    #[prost(uint32, optional, tag = "2")]
+    pub partitions_max: ::core::option::Option<u32>,
 }
 /// Records as they came, beside.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
