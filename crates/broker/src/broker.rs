@@ -4,15 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flumen_log::Storage;
-use flumen_record::{GroupName, HashKey, ProducerId, ShardIndex, StreamName};
+use flumen_record::{
+    DeliveryName, GroupName, HashKey, ProducerId, SequenceNumber, ShardIndex, StreamName,
+};
 use flumen_stream::{NewStream, Reshard, StartPosition, StreamUpdate};
 
 use crate::node::Node;
 use crate::reshard::Cause;
 use crate::session::{self, AckReceiver, AppendSender};
 use crate::{
-    BrokerConfig, Clock, Error, GroupLags, GroupReset, GroupState, GroupStatus, Health, JoinGroup,
-    LeaseGuard, Membership, Metrics, PutOutcome, PutRecord, ReadBudget, ReadReply,
+    BrokerConfig, Clock, DeliveryChecks, DeliveryDescription, DeliveryEnd, DeliverySeat,
+    DeliverySettings, Error, GroupLags, GroupReset, GroupState, GroupStatus, Health, JoinGroup,
+    LeaseGuard, Membership, Metrics, NewDelivery, PutOutcome, PutRecord, ReadBudget, ReadReply,
     StreamDescription, Subscription,
 };
 
@@ -36,6 +39,11 @@ impl Broker {
         Ok(Self {
             node: crate::open::open(storage, config, clock).await?,
         })
+    }
+
+    /// A handle of a node that runs.
+    pub(crate) fn of(node: Arc<Node>) -> Self {
+        Self { node }
     }
 
     /// Refuses new work, lets what is in flight finish, syncs, writes the snapshot, closes. The
@@ -234,6 +242,84 @@ impl Broker {
     /// Lag of up to `limit` groups, by stream and name, from memory; up to a second old.
     pub async fn group_lags(&self, limit: usize) -> Result<Arc<GroupLags>, Error> {
         self.node.group_lags(limit).await
+    }
+
+    /// Takes the seat from which delivery streams are run; `None` when it is taken already.
+    pub fn attach_deliveries(&self, checks: Arc<dyn DeliveryChecks>) -> Option<DeliverySeat> {
+        DeliverySeat::take(&self.node, checks)
+    }
+
+    /// Creates a delivery stream; it is durable when this returns. Its source, and the stream for its
+    /// dead letters, must exist.
+    pub async fn create_delivery(&self, new: NewDelivery) -> Result<DeliveryDescription, Error> {
+        self.node.create_delivery(new).await
+    }
+
+    /// Describes a delivery stream.
+    pub fn describe_delivery(&self, name: &DeliveryName) -> Result<DeliveryDescription, Error> {
+        self.node.describe_delivery(name)
+    }
+
+    /// Up to `limit` delivery streams after `after`, by name, and whether there are more.
+    pub fn list_deliveries(
+        &self,
+        after: Option<&DeliveryName>,
+        limit: usize,
+    ) -> (Vec<DeliveryDescription>, bool) {
+        self.node.list_deliveries(after, limit)
+    }
+
+    /// Replaces the settings of a delivery stream, all of them; a runner that has stopped tries
+    /// again. `version`, if given, must be the current one.
+    pub async fn update_delivery(
+        &self,
+        name: &DeliveryName,
+        version: Option<u64>,
+        settings: DeliverySettings,
+    ) -> Result<DeliveryDescription, Error> {
+        self.node.update_delivery(name, version, settings).await
+    }
+
+    /// Pauses a delivery stream, durably; nothing happens when it is paused.
+    pub async fn pause_delivery(&self, name: &DeliveryName) -> Result<DeliveryDescription, Error> {
+        self.node.pause_delivery(name).await
+    }
+
+    /// Resumes a delivery stream, durably; a runner that has stopped tries again.
+    pub async fn resume_delivery(&self, name: &DeliveryName) -> Result<DeliveryDescription, Error> {
+        self.node.resume_delivery(name).await
+    }
+
+    /// Has everything delivered that is there now, and waits for that, up to `wait`.
+    pub async fn flush_delivery(
+        &self,
+        name: &DeliveryName,
+        wait: Duration,
+    ) -> Result<DeliveryDescription, Error> {
+        self.node.flush_delivery(name, wait).await
+    }
+
+    /// Deletes a delivery stream, and waits for that, up to `wait`; it goes on beyond that, and over
+    /// restarts.
+    pub async fn delete_delivery(
+        &self,
+        name: &DeliveryName,
+        end: DeliveryEnd,
+        wait: Duration,
+    ) -> Result<(), Error> {
+        self.node.delete_delivery(name, end, wait).await
+    }
+
+    /// The sequence number at which a reader that begins at `start` begins.
+    pub async fn resolve_start(
+        &self,
+        stream: &StreamName,
+        shard: ShardIndex,
+        start: StartPosition,
+    ) -> Result<SequenceNumber, Error> {
+        self.node.check_serving()?;
+        let shard = self.node.streams.get(stream)?.shard(shard)?;
+        self.node.resolve(&shard, start).await
     }
 
     /// The shard that owns a key now.

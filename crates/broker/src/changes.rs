@@ -79,7 +79,11 @@ impl Node {
         }
     }
 
-    async fn create(self: Arc<Self>, new: NewStream) -> Result<StreamDescription, Error> {
+    /// Creates a stream, within a change.
+    pub(crate) async fn create(
+        self: Arc<Self>,
+        new: NewStream,
+    ) -> Result<StreamDescription, Error> {
         let now = self.clock.now();
         let info = self
             .with_catalog(move |catalog| Ok(catalog.create(new, now)?))
@@ -126,8 +130,15 @@ impl Node {
     }
 
     async fn delete(self: Arc<Self>, name: StreamName) -> Result<(), Error> {
+        self.streams.get(&name)?;
+        self.deliveries.check_unused(&name)?;
+        self.delete_unchecked(&name).await
+    }
+
+    /// Deletes a stream, within a change, whoever uses it.
+    pub(crate) async fn delete_unchecked(self: &Arc<Self>, name: &StreamName) -> Result<(), Error> {
         let now = self.clock.now();
-        let stream = self.streams.get(&name)?;
+        let (stream, name) = (self.streams.get(name)?, name.clone());
         self.with_catalog(move |catalog| Ok(catalog.delete(&name, now)?))
             .await?;
         stream.mark_deleted();

@@ -2,6 +2,7 @@
 
 use flumen_log::LogConfig;
 use flumen_stream::StreamConfig;
+use flumen_stream::delivery::DeliveryConfig;
 use flumen_stream::group::GroupConfig;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -30,6 +31,8 @@ pub struct BrokerConfig {
     pub stream: StreamConfig,
     /// Limits of consumer groups.
     pub groups: GroupConfig,
+    /// Limits of delivery streams.
+    pub delivery: DeliveryConfig,
 }
 
 impl Default for BrokerConfig {
@@ -45,6 +48,7 @@ impl Default for BrokerConfig {
             log: LogConfig::default(),
             stream: StreamConfig::default(),
             groups: GroupConfig::default(),
+            delivery: DeliveryConfig::default(),
         }
     }
 }

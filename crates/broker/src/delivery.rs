@@ -4,17 +4,25 @@
 //! what is planned. What runs them is the sink, another edge: it takes the one [`DeliverySeat`], and
 //! has a [`DeliveryDesk`] for each. Settings and how a delivery stream is doing are plain values.
 
+mod changes;
+mod describing;
+mod registry;
 mod report;
+mod saving;
+mod seat;
 mod settings;
+mod waiting;
 
 use std::sync::Arc;
 
 use flumen_record::{DeliveryId, DeliveryName, StreamName, Timestamp};
 
+pub(crate) use registry::Deliveries;
 pub use report::{
     DeliveryBacklog, DeliveryCounters, DeliveryCounts, DeliveryPhase, DeliveryReport, LastError,
     LastObject, StoreGuarantee,
 };
+pub use seat::{DeliveryDesk, DeliverySeat};
 pub use settings::{
     Backup, BufferingHints, ColumnType, DeliverySettings, DeliverySource, DeliveryStart,
     Destination, HttpTransform, KeySettings, ObjectCompression, ObjectFormat, ObjectSettings,

@@ -8,8 +8,8 @@ mod tests;
 use std::time::Duration;
 
 use flumen_record::{
-    BatchError, GroupName, HashKey, HashRange, ProducerId, ProducerSequence, RecordError,
-    SequenceNumber, ShardIndex, StreamName,
+    BatchError, DeliveryName, GroupName, HashKey, HashRange, ProducerId, ProducerSequence,
+    RecordError, SequenceNumber, ShardIndex, StreamName,
 };
 use flumen_stream::group::{CheckpointError, GroupError};
 use thiserror::Error;
@@ -271,6 +271,80 @@ pub enum Error {
     /// The log of consumer groups has failed.
     #[error("the log of consumer groups has failed; groups need a restart of the broker")]
     GroupsFailed,
+    /// No delivery stream of this name.
+    #[error("delivery stream {delivery} does not exist")]
+    DeliveryNotFound {
+        /// The name.
+        delivery: DeliveryName,
+    },
+    /// A delivery stream of this name is there already.
+    #[error("delivery stream {delivery} exists already")]
+    DeliveryExists {
+        /// The name.
+        delivery: DeliveryName,
+    },
+    /// A setting of a delivery stream that cannot be run.
+    #[error("{setting}: {reason}")]
+    DeliverySetting {
+        /// Which, as a path: `keys.prefix`.
+        setting: &'static str,
+        /// Why, with what is allowed.
+        reason: String,
+    },
+    /// The settings were changed by somebody else meanwhile.
+    #[error("the settings are at version {current}, not {expected}; look at them again")]
+    DeliveryVersion {
+        /// What was named.
+        expected: u64,
+        /// What is current.
+        current: u64,
+    },
+    /// A setting that stays as it was created.
+    #[error("{setting} of a delivery stream cannot be changed; create another one")]
+    DeliveryImmutable {
+        /// Which.
+        setting: &'static str,
+    },
+    /// A paused delivery stream delivers nothing.
+    #[error("delivery stream {delivery} is paused; resume it first")]
+    DeliveryPaused {
+        /// The name.
+        delivery: DeliveryName,
+    },
+    /// The delivery stream is being deleted.
+    #[error("delivery stream {delivery} is being deleted")]
+    DeliveryEnding {
+        /// The name.
+        delivery: DeliveryName,
+    },
+    /// A flush or a deletion has begun, goes on, and was not waited for any longer.
+    #[error("the {work} of delivery stream {delivery} goes on and is not done after {} ms{}", waited.as_millis(), last(last_error.as_deref()))]
+    DeliveryUnfinished {
+        /// The name.
+        delivery: DeliveryName,
+        /// `flush` or `deletion`.
+        work: &'static str,
+        /// How long it was waited for.
+        waited: Duration,
+        /// What last went wrong, if anything did.
+        last_error: Option<String>,
+    },
+    /// Nothing runs delivery streams on this node.
+    #[error("this broker does not run delivery streams; start it with the sink enabled")]
+    DeliveriesUnavailable,
+    /// The log of delivery streams has failed.
+    #[error(
+        "the log of delivery streams has failed; delivery streams need a restart of the broker"
+    )]
+    DeliveriesFailed,
+    /// A delivery stream reads this stream, or writes to it.
+    #[error("delivery stream {delivery} uses stream {stream}; delete the delivery stream first")]
+    StreamInUse {
+        /// The stream.
+        stream: StreamName,
+        /// The first delivery stream that uses it, by name.
+        delivery: DeliveryName,
+    },
     /// The node is draining.
     #[error("the broker is shutting down")]
     Draining,
@@ -288,4 +362,8 @@ pub enum Error {
         /// What the system said.
         kind: std::io::ErrorKind,
     },
+}
+
+fn last(error: Option<&str>) -> String {
+    error.map_or_else(String::new, |error| format!("; last error: {error}"))
 }

@@ -32,6 +32,7 @@ pub use asking::{
 };
 pub(crate) use fence::Fences;
 pub use fence::LeaseGuard;
+pub(crate) use lag::backlog;
 pub use listing::GroupLags;
 pub(crate) use loads::start as start_loads;
 pub(crate) use member::MemberQueue;

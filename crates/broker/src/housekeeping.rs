@@ -8,12 +8,12 @@ use std::time::Duration;
 use flumen_log::Housekeeper;
 use tokio::runtime::Handle;
 
-use crate::node::Node;
+use crate::node::{Node, on_blocking_thread};
 use crate::{Clock, Error};
 
 /// Also how long it takes at most to notice that it should end.
 const WAIT: Duration = Duration::from_millis(250);
-/// The catalog is given the chance to rest this often.
+/// The catalog and the delivery streams' log are given the chance to rest this often.
 const REST_EVERY: Duration = Duration::from_secs(5);
 /// After a failure it looks again this many waits later.
 const WAITS_AFTER_FAILURE: u32 = 20;
@@ -59,7 +59,7 @@ impl Housekeeping {
     }
 }
 
-/// Lets the catalog do what is due while nothing changes. Ends with the node.
+/// Lets the node's own logs do what is due while nothing changes. Ends with the node.
 pub(crate) fn start_resting(node: &Arc<Node>, runtime: &Handle) {
     let mut stop = node.stop.subscribe();
     let node = Arc::downgrade(node);
@@ -74,6 +74,12 @@ pub(crate) fn start_resting(node: &Arc<Node>, runtime: &Handle) {
             let rested = node
                 .with_catalog(move |catalog| Ok(catalog.rest(now)?))
                 .await;
+            let deliveries = Arc::clone(&node);
+            let _ = on_blocking_thread(move || {
+                deliveries.deliveries.rest(now);
+                Ok(())
+            })
+            .await;
             if let Err(error) = rested
                 && error != Error::Draining
             {

@@ -56,11 +56,11 @@ pub use clock::Clock;
 pub use config::{BrokerConfig, SettingError};
 pub use delivery::{
     Backup, BufferingHints, ColumnType, DeliveryBacklog, DeliveryChecks, DeliveryCounters,
-    DeliveryCounts, DeliveryDescription, DeliveryEnd, DeliveryOrders, DeliveryPhase,
-    DeliveryReport, DeliverySettings, DeliverySource, DeliveryStart, Destination, HttpTransform,
-    KeySettings, LastError, LastObject, NewDelivery, ObjectCompression, ObjectFormat,
-    ObjectSettings, ParquetColumn, ParquetCompression, ParquetSettings, Partitioning, Processing,
-    S3Destination, SettingRefused, StoreGuarantee, StreamNameText, SubRecords,
+    DeliveryCounts, DeliveryDescription, DeliveryDesk, DeliveryEnd, DeliveryOrders, DeliveryPhase,
+    DeliveryReport, DeliverySeat, DeliverySettings, DeliverySource, DeliveryStart, Destination,
+    HttpTransform, KeySettings, LastError, LastObject, NewDelivery, ObjectCompression,
+    ObjectFormat, ObjectSettings, ParquetColumn, ParquetCompression, ParquetSettings, Partitioning,
+    Processing, S3Destination, SettingRefused, StoreGuarantee, StreamNameText, SubRecords,
 };
 pub use error::{Error, ErrorKind};
 pub use groups::{
@@ -75,6 +75,7 @@ pub use session::{Ack, AckReceiver, AppendSender, Appended};
 pub use subscription::{Delivery, Subscription};
 
 // The words of the lower layers that edges speak.
+pub use flumen_stream::delivery::DeliveryConfig;
 pub use flumen_stream::group::{Checkpoint, GroupConfig, InitialPosition, LostReason};
 pub use flumen_stream::{
     AutoScale, AutoScaleChange, AutoScaleUpdate, NewStream, Reshard, StartPosition, StreamSettings,

@@ -9,6 +9,7 @@ use flumen_record::ProducerId;
 use flumen_stream::Catalog;
 use tokio::sync::Semaphore;
 
+use crate::delivery::Deliveries;
 use crate::groups::Groups;
 use crate::housekeeping::Housekeeping;
 use crate::lane::{Control, Lane};
@@ -28,6 +29,7 @@ pub(crate) struct Node {
     pub(crate) metrics: Metrics,
     pub(crate) streams: Streams,
     pub(crate) groups: Arc<Groups>,
+    pub(crate) deliveries: Deliveries,
     pub(crate) lanes: Lanes,
     /// `None` once it is closed. Used on threads that may block.
     pub(crate) catalog: Mutex<Option<Catalog>>,
@@ -35,6 +37,8 @@ pub(crate) struct Node {
     pub(crate) catalog_housekeeping: Mutex<Housekeeping>,
     /// The thread that looks after the files of the groups' log.
     pub(crate) groups_housekeeping: Mutex<Housekeeping>,
+    /// The thread that looks after the files of the delivery streams' log.
+    pub(crate) deliveries_housekeeping: Mutex<Housekeeping>,
     /// The last durable catalog record, which rounds name.
     pub(crate) catalog_record: Arc<AtomicU64>,
     /// The highest producer id that was issued.
@@ -120,6 +124,7 @@ impl Drop for Node {
         self.stop.send_replace(true);
         lock(&self.catalog_housekeeping).stop();
         lock(&self.groups_housekeeping).stop();
+        lock(&self.deliveries_housekeeping).stop();
         self.groups.stop();
         self.lanes.stop();
     }

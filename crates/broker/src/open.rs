@@ -15,6 +15,7 @@ use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
+use crate::delivery::Deliveries;
 use crate::groups::{self, Groups};
 use crate::housekeeping::Housekeeping;
 use crate::lane::{Control, Lane, LaneContext, OpenShard};
@@ -34,6 +35,17 @@ pub enum OpenError {
     /// The catalog does not open.
     #[error(transparent)]
     Catalog(#[from] flumen_stream::CatalogError),
+    /// The log of delivery streams does not open.
+    #[error(transparent)]
+    Deliveries(#[from] flumen_stream::delivery::DeliveryLogError),
+    /// Settings of a delivery stream that this program does not understand.
+    #[error("the settings of delivery stream {delivery} are not understood: {reason}")]
+    DeliverySettings {
+        /// Whose.
+        delivery: flumen_record::DeliveryName,
+        /// What is wrong with them.
+        reason: String,
+    },
     /// The log of consumer groups does not open.
     #[error(transparent)]
     Groups(#[from] flumen_stream::group::GroupLogError),
@@ -70,6 +82,13 @@ fn open_blocking(
         clock.now(),
         clock.monotonic(),
     )?;
+    let catalog = &recovered.catalog;
+    let deliveries = Deliveries::open(
+        Arc::clone(&storage),
+        config.delivery.clone(),
+        clock.now(),
+        |stream| catalog.stream(stream).is_some(),
+    )?;
     let (stop, _) = tokio::sync::watch::channel(false);
     let node = Arc::new(Node {
         blocking_reads: Arc::new(Semaphore::new(config.blocking_reads_max.max(1) as usize)),
@@ -81,10 +100,12 @@ fn open_blocking(
         metrics: Metrics::default(),
         streams: Streams::default(),
         groups: Arc::new(Groups::default()),
+        deliveries,
         lanes: Lanes::default(),
         catalog: Mutex::new(None),
         catalog_housekeeping: Mutex::default(),
         groups_housekeeping: Mutex::default(),
+        deliveries_housekeeping: Mutex::default(),
         changes: tokio::sync::Mutex::new(()),
         draining: AtomicBool::new(false),
         stop,
@@ -95,6 +116,11 @@ fn open_blocking(
     let housekeeping =
         Housekeeping::start(log.housekeeper(), "groups".to_owned(), node.clock.clone());
     *lock(&node.groups_housekeeping) = housekeeping;
+    if let Some(housekeeper) = node.deliveries.housekeeper() {
+        let label = "deliveries".to_owned();
+        let housekeeping = Housekeeping::start(housekeeper, label, node.clock.clone());
+        *lock(&node.deliveries_housekeeping) = housekeeping;
+    }
     groups::start(&node, log, coordinator);
     groups::start_loads(&node, &runtime);
     crate::retention::start(&node, &runtime);

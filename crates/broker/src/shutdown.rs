@@ -32,6 +32,7 @@ impl Node {
             node.lanes.finish_housekeeping();
             lock(&node.catalog_housekeeping).take().finish();
             lock(&node.groups_housekeeping).take().finish();
+            lock(&node.deliveries_housekeeping).take().finish();
             Ok(())
         })
         .await?;
@@ -47,10 +48,10 @@ impl Node {
             node.groups.join();
             node.lanes.all().iter().for_each(|lane| lane.join());
             let now = node.clock.now();
-            match lock(&node.catalog).take() {
-                Some(catalog) => Ok(catalog.close(now)?),
-                None => Ok(()),
+            if let Some(catalog) = lock(&node.catalog).take() {
+                catalog.close(now)?;
             }
+            node.deliveries.close(now)
         })
         .await?;
         result

@@ -95,6 +95,13 @@ impl LogKey {
         lane: 1,
     };
 
+    /// The log of delivery streams.
+    pub const DELIVERIES: Self = Self {
+        durability: Durability::Disk,
+        class_hours: 0,
+        lane: 2,
+    };
+
     /// Whether it holds records of streams, and not what the node itself remembers.
     pub fn holds_records(&self) -> bool {
         self.class_hours > 0
@@ -107,6 +114,9 @@ impl LogKey {
         }
         if *self == Self::GROUPS {
             return "groups".to_owned();
+        }
+        if *self == Self::DELIVERIES {
+            return "deliveries".to_owned();
         }
         let durability = match self.durability {
             Durability::Memory => "memory",
@@ -122,6 +132,9 @@ impl LogKey {
         }
         if name == "groups" {
             return Some(Self::GROUPS);
+        }
+        if name == "deliveries" {
+            return Some(Self::DELIVERIES);
         }
         let (durability, rest) = name.strip_prefix("log-")?.split_once('-')?;
         let (class, lane) = rest.split_once("h-")?;
@@ -173,6 +186,7 @@ mod tests {
         for (key, name, holds_records) in [
             (LogKey::CATALOG, "catalog", false),
             (LogKey::GROUPS, "groups", false),
+            (LogKey::DELIVERIES, "deliveries", false),
             (lane(Durability::Disk, 168, 0), "log-disk-168h-0", true),
             (lane(Durability::Memory, 1, 7), "log-memory-1h-7", true),
         ] {
@@ -184,8 +198,10 @@ mod tests {
         for name in [
             "log-disk-0h-0",
             "log-disk-0h-1",
+            "log-disk-0h-2",
             "log-disk-01h-0",
             "Groups",
+            "delivery",
             "lost+found",
         ] {
             assert_eq!(LogKey::from_dir_name(name), None, "{name}");

@@ -4,14 +4,16 @@ use thiserror::Error;
 
 use crate::{Compression, HashKey, HashRange};
 
-/// Why a text is not a stream name.
+/// Why a text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum NameError {
-    /// Empty, or longer than 128 bytes.
-    #[error("a name has 1 to 128 characters, this one has {bytes}")]
+    /// Empty, or longer than names of its kind are.
+    #[error("a name has 1 to {max} characters, this one has {bytes}")]
     Length {
         /// Its length in bytes.
         bytes: usize,
+        /// The longest allowed, in bytes.
+        max: usize,
     },
     /// A character outside the allowed ones.
     #[error("a name is made of a-z A-Z 0-9 _ . - only, found {character:?}")]

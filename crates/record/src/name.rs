@@ -62,7 +62,10 @@ name! {
 
 fn check(text: &str, max_bytes: usize) -> Result<(), NameError> {
     if text.is_empty() || text.len() > max_bytes {
-        return Err(NameError::Length { bytes: text.len() });
+        return Err(NameError::Length {
+            bytes: text.len(),
+            max: max_bytes,
+        });
     }
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     match text.chars().find(|c| !allowed(*c)) {

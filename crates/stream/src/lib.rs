@@ -1,5 +1,5 @@
 //! What a stream means: shards, hash ranges, resharding, start positions, producers' sequences,
-//! quotas, retention decisions, the catalog, consumer groups.
+//! quotas, retention decisions, the catalog, consumer groups, delivery streams.
 //!
 //! Synchronous; `now` is an argument; its only I/O is the log handed to it. It refuses to know
 //! threads, sockets and status codes.
@@ -9,6 +9,7 @@ mod admission;
 pub mod auto_scale;
 mod catalog;
 mod config;
+pub mod delivery;
 mod error;
 pub mod group;
 mod quota;

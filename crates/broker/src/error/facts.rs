@@ -12,7 +12,7 @@ use super::{Error, ErrorKind};
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Every reason there is, with its kind.
-pub(crate) const REASONS: [(&str, ErrorKind); 42] = [
+pub(crate) const REASONS: [(&str, ErrorKind); 53] = [
     ("STREAM_NOT_FOUND", ErrorKind::NotFound),
     ("STREAM_EXISTS", ErrorKind::AlreadyExists),
     ("SHARD_NOT_FOUND", ErrorKind::NotFound),
@@ -52,6 +52,17 @@ pub(crate) const REASONS: [(&str, ErrorKind); 42] = [
     ("MEMBER_EXPIRED", ErrorKind::Conflict),
     ("SHARD_OPEN", ErrorKind::Conflict),
     ("GROUPS_FAILED", ErrorKind::Unavailable),
+    ("DELIVERY_NOT_FOUND", ErrorKind::NotFound),
+    ("DELIVERY_EXISTS", ErrorKind::AlreadyExists),
+    ("DELIVERY_SETTING", ErrorKind::Invalid),
+    ("DELIVERY_VERSION", ErrorKind::Conflict),
+    ("DELIVERY_IMMUTABLE", ErrorKind::Invalid),
+    ("DELIVERY_PAUSED", ErrorKind::Conflict),
+    ("DELIVERY_ENDING", ErrorKind::Conflict),
+    ("DELIVERY_UNFINISHED", ErrorKind::Unavailable),
+    ("DELIVERIES_UNAVAILABLE", ErrorKind::Unavailable),
+    ("DELIVERIES_FAILED", ErrorKind::Unavailable),
+    ("STREAM_IN_USE", ErrorKind::Conflict),
     ("DRAINING", ErrorKind::Unavailable),
     ("CATALOG_FAILED", ErrorKind::Internal),
     ("IO", ErrorKind::Internal),
@@ -64,8 +75,9 @@ impl Error {
             Self::StreamNotFound { .. }
             | Self::ShardNotFound { .. }
             | Self::GroupNotFound { .. }
+            | Self::DeliveryNotFound { .. }
             | Self::Checkpoint(CheckpointError::NoShard { .. }) => ErrorKind::NotFound,
-            Self::StreamExists { .. } => ErrorKind::AlreadyExists,
+            Self::StreamExists { .. } | Self::DeliveryExists { .. } => ErrorKind::AlreadyExists,
             Self::OutOfBounds { .. }
             | Self::Record(_)
             | Self::Batch(_)
@@ -74,6 +86,8 @@ impl Error {
             | Self::Checkpoint(CheckpointError::Beyond { .. })
             | Self::NotAdjacent { .. }
             | Self::SplitOutside { .. }
+            | Self::DeliverySetting { .. }
+            | Self::DeliveryImmutable { .. }
             | Self::UnknownProducer { .. } => ErrorKind::Invalid,
             Self::WrongShard { .. }
             | Self::NoShard { .. }
@@ -88,13 +102,22 @@ impl Error {
             | Self::MemberReplaced
             | Self::MemberExpired
             | Self::ShardOpen { .. }
+            | Self::DeliveryVersion { .. }
+            | Self::DeliveryPaused { .. }
+            | Self::DeliveryEnding { .. }
+            | Self::StreamInUse { .. }
             | Self::SessionEnded => ErrorKind::Conflict,
             Self::Throttled { .. } | Self::QueueFull { .. } => ErrorKind::Throttled,
             Self::StorageFull { .. } => ErrorKind::Full,
             Self::Trimmed { .. } => ErrorKind::Expired,
             Self::DataLoss { .. } => ErrorKind::Corrupt,
             Self::OutcomeUnknown | Self::Poisoned => ErrorKind::Poisoned,
-            Self::DiskStuck { .. } | Self::GroupsFailed | Self::Draining => ErrorKind::Unavailable,
+            Self::DiskStuck { .. }
+            | Self::GroupsFailed
+            | Self::DeliveryUnfinished { .. }
+            | Self::DeliveriesUnavailable
+            | Self::DeliveriesFailed
+            | Self::Draining => ErrorKind::Unavailable,
             Self::Catalog { .. } | Self::Io { .. } => ErrorKind::Internal,
         }
     }
@@ -142,6 +165,17 @@ impl Error {
             Self::MemberExpired => "MEMBER_EXPIRED",
             Self::ShardOpen { .. } => "SHARD_OPEN",
             Self::GroupsFailed => "GROUPS_FAILED",
+            Self::DeliveryNotFound { .. } => "DELIVERY_NOT_FOUND",
+            Self::DeliveryExists { .. } => "DELIVERY_EXISTS",
+            Self::DeliverySetting { .. } => "DELIVERY_SETTING",
+            Self::DeliveryVersion { .. } => "DELIVERY_VERSION",
+            Self::DeliveryImmutable { .. } => "DELIVERY_IMMUTABLE",
+            Self::DeliveryPaused { .. } => "DELIVERY_PAUSED",
+            Self::DeliveryEnding { .. } => "DELIVERY_ENDING",
+            Self::DeliveryUnfinished { .. } => "DELIVERY_UNFINISHED",
+            Self::DeliveriesUnavailable => "DELIVERIES_UNAVAILABLE",
+            Self::DeliveriesFailed => "DELIVERIES_FAILED",
+            Self::StreamInUse { .. } => "STREAM_IN_USE",
             Self::Draining => "DRAINING",
             Self::Catalog { .. } => "CATALOG_FAILED",
             Self::Io { .. } => "IO",
@@ -207,7 +241,48 @@ impl Error {
             | Self::Checkpoint(_)
             | Self::StaleLease { .. }
             | Self::ShardOpen { .. } => self.group_metadata(),
+            Self::DeliveryNotFound { .. }
+            | Self::DeliveryExists { .. }
+            | Self::DeliverySetting { .. }
+            | Self::DeliveryVersion { .. }
+            | Self::DeliveryImmutable { .. }
+            | Self::DeliveryPaused { .. }
+            | Self::DeliveryEnding { .. }
+            | Self::DeliveryUnfinished { .. }
+            | Self::StreamInUse { .. } => self.delivery_metadata(),
             other => other.append_metadata(),
+        }
+    }
+
+    /// The refused values of what was asked of a delivery stream.
+    fn delivery_metadata(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::DeliveryNotFound { delivery }
+            | Self::DeliveryExists { delivery }
+            | Self::DeliveryPaused { delivery }
+            | Self::DeliveryEnding { delivery } => vec![("delivery", delivery.to_string())],
+            Self::DeliverySetting { setting, .. } | Self::DeliveryImmutable { setting } => {
+                vec![("setting", (*setting).to_owned())]
+            }
+            Self::DeliveryVersion { expected, current } => vec![
+                ("expected", expected.to_string()),
+                ("current", current.to_string()),
+            ],
+            Self::DeliveryUnfinished {
+                delivery,
+                work,
+                waited,
+                ..
+            } => vec![
+                ("delivery", delivery.to_string()),
+                ("work", (*work).to_owned()),
+                ("waited_ms", waited.as_millis().to_string()),
+            ],
+            Self::StreamInUse { stream, delivery } => vec![
+                ("stream", stream.to_string()),
+                ("delivery", delivery.to_string()),
+            ],
+            _ => Vec::new(),
         }
     }
 
@@ -305,6 +380,8 @@ impl Error {
             Self::StorageFull { .. }
             | Self::DiskStuck { .. }
             | Self::GroupsFailed
+            | Self::DeliveryUnfinished { .. }
+            | Self::DeliveriesFailed
             | Self::Draining => Some(RETRY_AFTER),
             _ => None,
         }

@@ -3,8 +3,9 @@
 use std::io::ErrorKind;
 
 use flumen_log::{ReadError, WriteError};
-use flumen_record::StreamName;
+use flumen_record::{DeliveryName, StreamName};
 use flumen_stream::CatalogError;
+use flumen_stream::delivery::DeliveryLogError;
 use flumen_stream::group::GroupError;
 
 use super::Error;
@@ -97,6 +98,36 @@ impl From<CatalogError> for Error {
 }
 
 impl Error {
+    /// What the log of delivery streams refuses, or why it has failed.
+    pub(crate) fn delivery(delivery: &DeliveryName, error: DeliveryLogError) -> Self {
+        if !error.is_refusal() {
+            return Self::DeliveriesFailed;
+        }
+        match error {
+            DeliveryLogError::NotFound { .. } => Self::DeliveryNotFound {
+                delivery: delivery.clone(),
+            },
+            DeliveryLogError::NameTaken { name } => Self::DeliveryExists { delivery: name },
+            DeliveryLogError::OutOfBounds {
+                setting,
+                value,
+                min,
+                max,
+            } => Self::OutOfBounds {
+                setting,
+                value,
+                min,
+                max,
+            },
+            DeliveryLogError::Record(error) => error.into(),
+            DeliveryLogError::Write(error) => error.into(),
+            DeliveryLogError::Damaged { .. }
+            | DeliveryLogError::Open(_)
+            | DeliveryLogError::Sync(_)
+            | DeliveryLogError::Read(_) => Self::DeliveriesFailed,
+        }
+    }
+
     /// What the groups of a stream refuse.
     pub(crate) fn group(stream: &StreamName, error: GroupError) -> Self {
         let stream = stream.clone();

@@ -100,6 +100,7 @@ fn examples() -> Vec<Error> {
         },
     ];
     examples.extend(group_errors());
+    examples.extend(delivery_errors());
     examples.extend(record_errors().map(Error::from));
     examples.extend(batch_errors().map(Error::from));
     examples
@@ -166,6 +167,46 @@ fn group_errors() -> impl Iterator<Item = Error> {
     let of_groups = of_groups.map(|error| Error::group(&stream, error));
     let checkpoints = checkpoints.into_iter().map(Error::from);
     errors.into_iter().chain(of_groups).chain(checkpoints)
+}
+
+fn delivery_errors() -> [Error; 11] {
+    let delivery: flumen_record::DeliveryName = "archive".parse().unwrap();
+    let setting = "keys.prefix";
+    [
+        Error::DeliveryNotFound {
+            delivery: delivery.clone(),
+        },
+        Error::DeliveryExists {
+            delivery: delivery.clone(),
+        },
+        Error::DeliverySetting {
+            setting,
+            reason: "no such expression".to_owned(),
+        },
+        Error::DeliveryVersion {
+            expected: 1,
+            current: 2,
+        },
+        Error::DeliveryImmutable { setting: "source" },
+        Error::DeliveryPaused {
+            delivery: delivery.clone(),
+        },
+        Error::DeliveryEnding {
+            delivery: delivery.clone(),
+        },
+        Error::DeliveryUnfinished {
+            delivery: delivery.clone(),
+            work: "flush",
+            waited: Duration::from_secs(1),
+            last_error: Some("the bucket does not exist".to_owned()),
+        },
+        Error::DeliveriesUnavailable,
+        Error::DeliveriesFailed,
+        Error::StreamInUse {
+            stream: "readings".parse().unwrap(),
+            delivery,
+        },
+    ]
 }
 
 fn record_errors() -> impl Iterator<Item = RecordError> {
@@ -309,6 +350,8 @@ fn says_when_to_retry_where_waiting_helps() {
         .map(Error::reason)
         .collect();
     let expected = [
+        "DELIVERIES_FAILED",
+        "DELIVERY_UNFINISHED",
         "DISK_STUCK",
         "DRAINING",
         "GROUPS_FAILED",

@@ -82,7 +82,7 @@ pub(super) async fn position(
 }
 
 /// What is left of a shard from there, from memory. Over all logs that it lies in.
-pub(super) fn backlog(shard: &ShardHandle, from: SequenceNumber) -> Backlog {
+pub(crate) fn backlog(shard: &ShardHandle, from: SequenceNumber) -> Backlog {
     let mut all = Backlog::default();
     for (place, next) in shard.places_with_next() {
         if next.is_some_and(|next| next <= from) {
