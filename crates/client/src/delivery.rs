@@ -190,8 +190,8 @@ impl Client {
         Ok((found.collect::<Result<_, _>>()?, response.more))
     }
 
-    /// Replaces all settings, if they are at `version` (`None`: whatever they are). Source and
-    /// partition keys stay what they were.
+    /// Replaces all settings, if they are at `version` (`None`: whatever they are). The source, and
+    /// whether records are partitioned, stay.
     ///
     /// # Errors
     /// When there is no such delivery stream, the settings are at another version, or a setting cannot

@@ -47,18 +47,18 @@ fn described(delivery: &DeliveryDescription) -> Option<v1::DeliveryDescription> 
     Some(description::describe(delivery, Clock::system().now()))
 }
 
-pub(crate) async fn describe(
+pub(crate) fn describe(
     broker: &Broker,
     request: &v1::DescribeDeliveryRequest,
 ) -> Result<v1::DescribeDeliveryResponse, Facts> {
     let name = delivery_name("delivery", &request.delivery)?;
-    let delivery = broker.describe_delivery(&name).await?;
+    let delivery = broker.describe_delivery(&name)?;
     Ok(v1::DescribeDeliveryResponse {
         delivery: described(&delivery),
     })
 }
 
-pub(crate) async fn list(
+pub(crate) fn list(
     broker: &Broker,
     request: &v1::ListDeliveriesRequest,
 ) -> Result<v1::ListDeliveriesResponse, Facts> {
@@ -78,9 +78,7 @@ pub(crate) async fn list(
         }
         limit => limit,
     };
-    let (deliveries, more) = broker
-        .list_deliveries(after.as_ref(), limit as usize)
-        .await?;
+    let (deliveries, more) = broker.list_deliveries(after.as_ref(), limit as usize);
     let now = Clock::system().now();
     let deliveries = deliveries.iter().map(|one| description::describe(one, now));
     Ok(v1::ListDeliveriesResponse {

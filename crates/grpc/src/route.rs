@@ -185,11 +185,11 @@ impl Router {
                 unary(one(requests, "flumen.v1.CreateDeliveryRequest", create).await)
             }
             "DescribeDelivery" => {
-                let describe = async |name| delivery::describe(broker, &name).await;
+                let describe = async |name| delivery::describe(broker, &name);
                 unary(one(requests, "flumen.v1.DescribeDeliveryRequest", describe).await)
             }
             "ListDeliveries" => {
-                let list = async |page| delivery::list(broker, &page).await;
+                let list = async |page| delivery::list(broker, &page);
                 unary(one(requests, "flumen.v1.ListDeliveriesRequest", list).await)
             }
             "UpdateDelivery" => {

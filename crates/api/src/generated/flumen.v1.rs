@@ -2493,7 +2493,7 @@ pub struct DeliverySettings {
     /// What else a store is told about an object.
     #[prost(message, optional, tag = "14")]
     pub object: ::core::option::Option<ObjectAttributes>,
-    /// Records by parts of themselves into objects of their own. Only set at creation.
+    /// Records by parts of themselves into objects of their own. Whether they are is set at creation.
     #[prost(message, optional, tag = "15")]
     pub partitioning: ::core::option::Option<Partitioning>,
     /// Records as they came, beside.
@@ -3289,7 +3289,7 @@ pub mod delivery_client {
                 .insert(GrpcMethod::new("flumen.v1.Delivery", "ListDeliveries"));
             self.inner.unary(req, path, codec).await
         }
-        /// Takes the place of all settings. The source and the partition keys stay what they were.
+        /// Takes the place of all settings. The source, and whether records are partitioned, stay.
         pub async fn update_delivery(
             &mut self,
             request: impl tonic::IntoRequest<super::UpdateDeliveryRequest>,
@@ -3449,7 +3449,7 @@ pub mod delivery_server {
             tonic::Response<super::ListDeliveriesResponse>,
             tonic::Status,
         >;
-        /// Takes the place of all settings. The source and the partition keys stay what they were.
+        /// Takes the place of all settings. The source, and whether records are partitioned, stay.
         async fn update_delivery(
             &self,
             request: tonic::Request<super::UpdateDeliveryRequest>,
