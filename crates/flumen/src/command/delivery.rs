@@ -82,7 +82,7 @@ struct SourceArgs {
     stream: Option<StreamName>,
     /// Where in it delivery begins: trim-horizon (the oldest), latest, or a time (RFC 3339, or a
     /// while ago as in -15m) [default: trim-horizon]
-    #[arg(long, value_parser = From::parse, allow_hyphen_values = true, requires = "stream", value_name = "WHERE")]
+    #[arg(long, value_parser = From::parse, allow_hyphen_values = true, requires = "stream", conflicts_with = "direct", value_name = "WHERE")]
     from: Option<From>,
     /// A stream of its own, delivery.NAME, created and deleted with it
     #[arg(long)]
