@@ -70,50 +70,10 @@ pub struct SettingError {
 impl BrokerConfig {
     /// Whether the settings fit together.
     pub fn check(&self) -> Result<(), SettingError> {
-        let groups = &self.groups;
-        let longest = groups.session_timeout_ms_max;
-        for (setting, value, min, max) in [
-            ("groups.groups_max", groups.groups_max.into(), 1, 1_000_000),
-            (
-                "groups.members_per_group_max",
-                groups.members_per_group_max.into(),
-                1,
-                100_000,
-            ),
-            ("groups.session_timeout_ms_max", longest, 1_000, 3_600_000),
-            (
-                "groups.session_timeout_ms_min",
-                groups.session_timeout_ms_min,
-                100,
-                longest,
-            ),
-            (
-                "groups.session_timeout_ms",
-                groups.session_timeout_ms,
-                groups.session_timeout_ms_min,
-                longest,
-            ),
-            (
-                "groups.drain_deadline_ms",
-                groups.drain_deadline_ms,
-                100,
-                3_600_000,
-            ),
-            ("groups.shard_weight", groups.shard_weight, 1, 1 << 40),
-            ("groups.snapshot_growth", groups.snapshot_growth, 1, 1_000),
-            (
-                "groups.snapshot_bytes_min",
-                groups.snapshot_bytes_min,
-                4 << 10,
-                1 << 40,
-            ),
-            (
-                "groups.snapshot_piece_bytes",
-                groups.snapshot_piece_bytes,
-                4 << 10,
-                4 << 20,
-            ),
-        ] {
+        for (setting, value, min, max) in groups(&self.groups)
+            .into_iter()
+            .chain(delivery(&self.delivery))
+        {
             if !(min..=max).contains(&value) {
                 return Err(SettingError {
                     setting,
@@ -125,4 +85,97 @@ impl BrokerConfig {
         }
         Ok(())
     }
+}
+
+/// A setting, its value, least and most.
+type Bounds = (&'static str, u64, u64, u64);
+
+fn groups(groups: &GroupConfig) -> [Bounds; 10] {
+    let longest = groups.session_timeout_ms_max;
+    [
+        ("groups.groups_max", groups.groups_max.into(), 1, 1_000_000),
+        (
+            "groups.members_per_group_max",
+            groups.members_per_group_max.into(),
+            1,
+            100_000,
+        ),
+        ("groups.session_timeout_ms_max", longest, 1_000, 3_600_000),
+        (
+            "groups.session_timeout_ms_min",
+            groups.session_timeout_ms_min,
+            100,
+            longest,
+        ),
+        (
+            "groups.session_timeout_ms",
+            groups.session_timeout_ms,
+            groups.session_timeout_ms_min,
+            longest,
+        ),
+        (
+            "groups.drain_deadline_ms",
+            groups.drain_deadline_ms,
+            100,
+            3_600_000,
+        ),
+        ("groups.shard_weight", groups.shard_weight, 1, 1 << 40),
+        ("groups.snapshot_growth", groups.snapshot_growth, 1, 1_000),
+        (
+            "groups.snapshot_bytes_min",
+            groups.snapshot_bytes_min,
+            4 << 10,
+            1 << 40,
+        ),
+        (
+            "groups.snapshot_piece_bytes",
+            groups.snapshot_piece_bytes,
+            4 << 10,
+            4 << 20,
+        ),
+    ]
+}
+
+fn delivery(delivery: &DeliveryConfig) -> [Bounds; 8] {
+    let piece = delivery.snapshot_piece_bytes;
+    [
+        (
+            "delivery.deliveries_max",
+            delivery.deliveries_max.into(),
+            1,
+            1_000_000,
+        ),
+        (
+            "delivery.settings_bytes_max",
+            delivery.settings_bytes_max,
+            4 << 10,
+            256 << 10,
+        ),
+        (
+            "delivery.progress_bytes_max",
+            delivery.progress_bytes_max,
+            64 << 10,
+            4 << 20,
+        ),
+        ("delivery.held_max", delivery.held_max.into(), 1, 100_000),
+        (
+            "delivery.hold_ms_max",
+            delivery.hold_ms_max,
+            0,
+            8_760 * 3_600_000,
+        ),
+        (
+            "delivery.snapshot_growth",
+            delivery.snapshot_growth,
+            1,
+            1_000,
+        ),
+        (
+            "delivery.snapshot_bytes_min",
+            delivery.snapshot_bytes_min,
+            4 << 10,
+            1 << 40,
+        ),
+        ("delivery.snapshot_piece_bytes", piece, 4 << 10, 4 << 20),
+    ]
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use flumen_log::{LogKey, ReadError};
 use flumen_record::{SequenceNumber, ShardId, StreamId, Timestamp};
-use flumen_stream::retention::{bytes_kept, expired_before, has_expired};
+use flumen_stream::retention::{
+    Expiry, bytes_kept, expired_before, has_expired, held_back, let_go_before,
+};
 use flumen_stream::{Catalog, StreamSettings};
 use tokio::runtime::Handle;
 
@@ -26,6 +28,15 @@ type Due = HashMap<StreamId, (u64, Timestamp)>;
 
 /// A shard, and how far its horizon is to move.
 type Trim = (Arc<ShardHandle>, SequenceNumber);
+
+/// What delivery streams have planned and not delivered: retention waits for it, up to a bound.
+struct Holds {
+    /// Per shard, from where on.
+    held: HashMap<ShardId, SequenceNumber>,
+    /// For how long at most.
+    max: Duration,
+    now: Timestamp,
+}
 
 /// Starts the loop. It ends with the node.
 pub(crate) fn start(node: &Arc<Node>, runtime: &Handle) {
@@ -119,8 +130,13 @@ impl Node {
         now: Timestamp,
     ) -> Result<(), Error> {
         let state = stream.state();
-        let (trims, found) =
-            on_blocking_thread(move || Ok(find_trims(&state.shards, cut_off, &settings))).await?;
+        let holds = Holds {
+            held: self.deliveries.held(&stream.name),
+            max: self.config.delivery.hold_max(),
+            now,
+        };
+        let find = move || Ok(find_trims(&state.shards, cut_off, &settings, &holds));
+        let (trims, found) = on_blocking_thread(find).await?;
         let mut by_lane = PerLane::default();
         for (shard, before) in trims {
             for place in &shard.places {
@@ -246,6 +262,7 @@ fn find_trims(
     shards: &[Arc<ShardHandle>],
     cut_off: Option<Timestamp>,
     settings: &StreamSettings,
+    holds: &Holds,
 ) -> (Vec<Trim>, Result<(), Error>) {
     let stored: u64 = shards.iter().map(|shard| shard.bounds().stored_bytes).sum();
     let mut trims = Vec::new();
@@ -265,8 +282,8 @@ fn find_trims(
             Some(keep) => beyond_bytes(shard, keep),
             None => Ok(bounds.trim_horizon),
         };
-        for before in [by_time, by_bytes] {
-            match before {
+        for (before, by) in [(by_time, Expiry::Time), (by_bytes, Expiry::Bytes)] {
+            match before.and_then(|before| holds.limit(shard, before, by, settings)) {
                 Ok(before) if before > bounds.trim_horizon => {
                     trims.push((Arc::clone(shard), before));
                 }
@@ -276,6 +293,29 @@ fn find_trims(
         }
     }
     (trims, first)
+}
+
+impl Holds {
+    /// How far a shard's horizon may move that would move up to `before`. Blocks.
+    fn limit(
+        &self,
+        shard: &ShardHandle,
+        before: SequenceNumber,
+        by: Expiry,
+        settings: &StreamSettings,
+    ) -> Result<SequenceNumber, Error> {
+        let held = match self.held.get(&shard.id) {
+            Some(held) if *held < before => *held,
+            _ => return Ok(before),
+        };
+        let let_go = let_go_before(settings, by, self.max, self.now);
+        let let_go = if let_go > Timestamp::ZERO {
+            arrived_before(shard, let_go, shard.bounds().durable_end)?
+        } else {
+            SequenceNumber::ZERO
+        };
+        Ok(held_back(before, held, let_go))
+    }
 }
 
 /// First number of a shard that did not arrive before `cut_off`.

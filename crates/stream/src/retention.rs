@@ -53,6 +53,40 @@ pub fn bytes_kept(settings: &StreamSettings, shard_bytes: u64, stream_bytes: u64
     Some(u64::try_from(share).map_or(shard_bytes, |share| share.min(shard_bytes)))
 }
 
+/// What makes records go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expiry {
+    /// Their age.
+    Time,
+    /// That there is more than a stream may keep.
+    Bytes,
+}
+
+/// Batches that arrived before this go although a delivery stream holds them: by age `hold_max`
+/// after they expired, by bytes `hold_max` after they arrived, as nobody remembers when there was
+/// too much.
+pub fn let_go_before(
+    settings: &StreamSettings,
+    by: Expiry,
+    hold_max: Duration,
+    now: Timestamp,
+) -> Timestamp {
+    match by {
+        Expiry::Time => expired_before(settings, now).saturating_sub(hold_max),
+        Expiry::Bytes => now.saturating_sub(hold_max),
+    }
+}
+
+/// How far a shard's horizon may move that would move up to `before`, when records from `held` on
+/// are held, and those before `let_go` are not held any longer.
+pub fn held_back(
+    before: SequenceNumber,
+    held: SequenceNumber,
+    let_go: SequenceNumber,
+) -> SequenceNumber {
+    before.min(held.max(let_go))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,6 +162,47 @@ mod tests {
             let (horizon, now) = (SequenceNumber::new(horizon), Timestamp::from_micros(now));
             let expired = has_expired(state, horizon, &settings, now);
             assert_eq!(expired, expected, "{state:?} {horizon} {now}");
+        }
+    }
+
+    #[test]
+    fn what_is_held_goes_when_its_time_is_over() {
+        for (before, held, let_go, moves_to) in [
+            // Nothing of it is held.
+            (5, 5, 0, 5),
+            (5, 9, 0, 5),
+            // It waits.
+            (9, 5, 0, 5),
+            (9, 0, 0, 0),
+            (9, 5, 5, 5),
+            // Held for too long.
+            (9, 5, 7, 7),
+            (9, 5, 9, 9),
+            // What is let go has to have expired, too.
+            (9, 5, 20, 9),
+        ] {
+            let [before, held, let_go] = [before, held, let_go].map(SequenceNumber::new);
+            let moved = held_back(before, held, let_go);
+            assert_eq!(moved.value(), moves_to, "{before} {held} {let_go}");
+        }
+    }
+
+    #[test]
+    fn a_hold_ends_a_bounded_time_after_the_records_expired() {
+        let settings = StreamSettings {
+            retention: hours(3),
+            ..StreamSettings::default()
+        };
+        let at = |hours: u64| Timestamp::from_micros(hours * 3_600_000_000);
+        for (by, hold, now, before) in [
+            (Expiry::Time, 24, 30, 3),
+            (Expiry::Time, 24, 20, 0),
+            (Expiry::Time, 0, 30, 27),
+            (Expiry::Bytes, 24, 30, 6),
+            (Expiry::Bytes, 0, 30, 30),
+        ] {
+            let found = let_go_before(&settings, by, hours(hold), at(now));
+            assert_eq!(found, at(before), "{by:?} {hold} {now}");
         }
     }
 

@@ -8,6 +8,7 @@
 
 mod append;
 mod auto_scale;
+mod deliveries;
 mod fixture;
 mod groups;
 mod moves;
