@@ -8,8 +8,8 @@ use std::str::FromStr;
 
 use bytes::Bytes;
 use flumen_record::{
-    Durability, GroupName, HashKey, HashRange, Header, MemberName, NameError, Record, StreamName,
-    Timestamp,
+    DeliveryName, Durability, GroupName, HashKey, HashRange, Header, MemberName, NameError, Record,
+    StreamName, Timestamp,
 };
 use thiserror::Error;
 
@@ -37,7 +37,7 @@ pub enum ConvertError {
         /// What is wrong with it.
         error: NameError,
     },
-    /// It is not a group's or a member's name.
+    /// It is not the name of a group, a member or a delivery stream.
     #[error("{field} {shown:?}: {error}")]
     Name {
         /// Which.
@@ -47,7 +47,7 @@ pub enum ConvertError {
         /// What is wrong with it.
         error: NameError,
     },
-    /// A group begins at a time or an end, not at a number.
+    /// Groups and delivery streams begin at a time or an end, not at a number.
     #[error(
         "{field} is a sequence number, which is a place in one shard; take trim_horizon, latest or a time"
     )]
@@ -79,6 +79,16 @@ pub enum ConvertError {
         /// The number.
         value: i32,
     },
+    /// A number that stands for none of the values of an enum.
+    #[error(
+        "{field} {value} is none of the values there are; is the broker older than the client?"
+    )]
+    Enumeration {
+        /// Which.
+        field: &'static str,
+        /// The number.
+        value: i32,
+    },
     /// Text on the wire is UTF-8, these bytes are not.
     #[error("{field} is not UTF-8")]
     NotUtf8 {
@@ -98,6 +108,7 @@ impl ConvertError {
             | Self::HashKeyLength { field, .. }
             | Self::EmptyRange { field, .. }
             | Self::Durability { field, .. }
+            | Self::Enumeration { field, .. }
             | Self::NotUtf8 { field } => field,
         }
     }
@@ -112,6 +123,7 @@ impl ConvertError {
             Self::HashKeyLength { .. } => "HASH_KEY_INVALID",
             Self::EmptyRange { .. } => "HASH_RANGE_INVALID",
             Self::Durability { .. } => "DURABILITY_INVALID",
+            Self::Enumeration { .. } => "VALUE_UNKNOWN",
             Self::NotUtf8 { .. } => "TEXT_INVALID",
         }
     }
@@ -129,7 +141,9 @@ impl ConvertError {
                 metadata.push(("start", format!("{:032x}", range.start.value())));
                 metadata.push(("end", format!("{:032x}", range.end.value())));
             }
-            Self::Durability { value, .. } => metadata.push(("value", value.to_string())),
+            Self::Durability { value, .. } | Self::Enumeration { value, .. } => {
+                metadata.push(("value", value.to_string()))
+            }
         }
         metadata
     }
@@ -137,6 +151,11 @@ impl ConvertError {
 
 /// A group's name.
 pub fn group_name(field: &'static str, text: &str) -> Result<GroupName, ConvertError> {
+    name(field, text)
+}
+
+/// A delivery stream's name.
+pub fn delivery_name(field: &'static str, text: &str) -> Result<DeliveryName, ConvertError> {
     name(field, text)
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use flumen_api::v1::admin_client::AdminClient;
 use flumen_api::v1::consumer_client::ConsumerClient;
+use flumen_api::v1::delivery_client::DeliveryClient;
 use flumen_api::v1::producer_client::ProducerClient;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
@@ -78,6 +79,13 @@ impl Client {
     pub(crate) fn consumer(&self) -> ConsumerClient<Channel> {
         let bytes = self.config.message_bytes_max;
         ConsumerClient::new(self.channel.clone())
+            .max_decoding_message_size(bytes)
+            .max_encoding_message_size(bytes)
+    }
+
+    pub(crate) fn delivery(&self) -> DeliveryClient<Channel> {
+        let bytes = self.config.message_bytes_max;
+        DeliveryClient::new(self.channel.clone())
             .max_decoding_message_size(bytes)
             .max_encoding_message_size(bytes)
     }

@@ -44,6 +44,18 @@ pub mod reason {
     pub const GROUP_NOT_FOUND: &str = "GROUP_NOT_FOUND";
     /// Members are in the way.
     pub const GROUP_IN_USE: &str = "GROUP_IN_USE";
+    /// No delivery stream of this name.
+    pub const DELIVERY_NOT_FOUND: &str = "DELIVERY_NOT_FOUND";
+    /// A delivery stream of this name is there already.
+    pub const DELIVERY_EXISTS: &str = "DELIVERY_EXISTS";
+    /// A setting of a delivery stream that cannot be run.
+    pub const DELIVERY_SETTING: &str = "DELIVERY_SETTING";
+    /// The settings were changed by somebody else meanwhile.
+    pub const DELIVERY_VERSION: &str = "DELIVERY_VERSION";
+    /// A paused delivery stream delivers nothing.
+    pub const DELIVERY_PAUSED: &str = "DELIVERY_PAUSED";
+    /// A flush or a deletion goes on and was not waited for any longer.
+    pub const DELIVERY_UNFINISHED: &str = "DELIVERY_UNFINISHED";
     /// The member was silent for its session timeout.
     pub const MEMBER_EXPIRED: &str = "MEMBER_EXPIRED";
 }

@@ -13,6 +13,7 @@
 //! | file | purpose |
 //! |---|---|
 //! | `client`, `admin`, `description` | the connection, administrative calls, what they return |
+//! | `delivery` | delivery streams: their settings, how they do, what is done to them |
 //! | `append` | one `Append` session: encoded batches and acks |
 //! | `producer/*` | records → batches → acks |
 //! | `consumer/*` | positions, subscriptions, records |
@@ -26,6 +27,7 @@ mod auto_scale;
 mod client;
 mod config;
 mod consumer;
+pub mod delivery;
 mod description;
 mod error;
 mod group;
@@ -44,7 +46,8 @@ pub use consumer::{
 pub use description::{NewStream, ShardDescription, StreamDescription, StreamUpdate};
 pub use error::{Code, ConsumeError, Error, SendError, reason};
 pub use flumen_record::{
-    Compression, Durability, GroupName, HashKey, Header, MemberName, Record, ShardIndex, StreamName,
+    Compression, DeliveryName, Durability, GroupName, HashKey, Header, MemberName, Record,
+    ShardIndex, StreamName,
 };
 pub use group::{
     FailurePolicy, GiveUp, GroupBatch, GroupConfig, GroupConsumer, GroupDescription, GroupEvent,

@@ -14,6 +14,8 @@ pub struct ConsoleConfig {
     pub connection_ms_max: u64,
     /// Consumer groups whose lag is on a page of metrics at most.
     pub group_lags_max: u32,
+    /// Delivery streams that are on a page of metrics each, at most.
+    pub deliveries_max: u32,
 }
 
 impl Default for ConsoleConfig {
@@ -23,6 +25,7 @@ impl Default for ConsoleConfig {
             header_timeout_ms: 5_000,
             connection_ms_max: 60_000,
             group_lags_max: 1_000,
+            deliveries_max: 1_000,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use flumen_broker::{HistogramSnapshot, MetricsSnapshot};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
@@ -16,19 +16,37 @@ pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 /// The prefix of every name.
 const PREFIX: &str = "flumen";
 
-type Labels = Vec<(&'static str, String)>;
-type Family<V> = (&'static str, &'static str, Labels, V);
+pub(crate) type Labels = Vec<(&'static str, String)>;
+pub(crate) type Family<V> = (&'static str, &'static str, Labels, V);
+
+/// What a page says about the broker.
+#[derive(Debug, Default)]
+pub(crate) struct Numbers {
+    /// Most of it.
+    pub(crate) snapshot: MetricsSnapshot,
+    /// Ever-growing times, in seconds.
+    pub(crate) seconds: Vec<Family<f64>>,
+}
+
+impl From<MetricsSnapshot> for Numbers {
+    fn from(snapshot: MetricsSnapshot) -> Self {
+        Self {
+            snapshot,
+            seconds: Vec::new(),
+        }
+    }
+}
 
 /// One text of everything. `broker` is `None` until the data directory is open.
 pub(crate) fn render(
-    broker: Option<MetricsSnapshot>,
+    broker: Option<Numbers>,
     process: ProcessStats,
     ready: bool,
 ) -> Result<String, fmt::Error> {
-    let mut snapshot = broker.unwrap_or_default();
-    snapshot.gauges.extend(own_gauges(process, ready));
+    let mut numbers = broker.unwrap_or_default();
+    numbers.snapshot.gauges.extend(own_gauges(process, ready));
     let mut registry = Registry::with_prefix(PREFIX);
-    registry.register_collector(Box::new(Exposition(snapshot)));
+    registry.register_collector(Box::new(Exposition(numbers)));
     let mut out = String::new();
     text::encode(&mut out, &registry)?;
     Ok(out)
@@ -74,17 +92,21 @@ fn own_gauges(process: ProcessStats, ready: bool) -> Vec<Family<f64>> {
 }
 
 #[derive(Debug)]
-struct Exposition(MetricsSnapshot);
+struct Exposition(Numbers);
 
 impl Collector for Exposition {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        for family in families(&self.0.counters) {
+        let numbers = &self.0.snapshot;
+        for family in families(&numbers.counters) {
             counters(&mut encoder, &family)?;
         }
-        for family in families(&self.0.gauges) {
+        for family in families(&self.0.seconds) {
+            counters(&mut encoder, &family)?;
+        }
+        for family in families(&numbers.gauges) {
             gauges(&mut encoder, &family)?;
         }
-        for family in families(&self.0.histograms) {
+        for family in families(&numbers.histograms) {
             histograms(&mut encoder, &family)?;
         }
         Ok(())
@@ -107,7 +129,10 @@ fn families<V>(samples: &[Family<V>]) -> Vec<Vec<&Family<V>>> {
     families
 }
 
-fn counters(encoder: &mut DescriptorEncoder<'_>, family: &[&Family<u64>]) -> fmt::Result {
+fn counters<V: EncodeCounterValue>(
+    encoder: &mut DescriptorEncoder<'_>,
+    family: &[&Family<V>],
+) -> fmt::Result {
     let Some((name, help, ..)) = family.first() else {
         return Ok(());
     };

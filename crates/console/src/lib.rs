@@ -8,11 +8,13 @@
 //! | `config` | limits |
 //! | `node` | what the node is doing: starting, serving, draining |
 //! | `exposition` | the broker's numbers as OpenMetrics text |
+//! | `deliveries` | those of delivery streams, with the names Firehose has for them |
 //! | `process` | what the system says about this process |
 //! | `server` | routes and the accept loop |
 #![forbid(unsafe_code)]
 
 mod config;
+mod deliveries;
 mod exposition;
 mod node;
 mod process;

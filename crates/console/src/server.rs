@@ -9,14 +9,15 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use flumen_broker::MetricsSnapshot;
+use flumen_broker::{Broker, Clock};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-use crate::exposition;
+use crate::deliveries;
+use crate::exposition::{self, Numbers};
 use crate::process::ProcessStats;
 use crate::{ConsoleConfig, Node};
 
@@ -34,6 +35,7 @@ pub async fn serve(
     let routes = routes(Console {
         node,
         group_lags_max: usize::try_from(config.group_lags_max).unwrap_or(usize::MAX),
+        deliveries_max: usize::try_from(config.deliveries_max).unwrap_or(usize::MAX),
     });
     let connections = Arc::new(Semaphore::new(
         usize::try_from(config.connections_max).unwrap_or(Semaphore::MAX_PERMITS),
@@ -81,19 +83,40 @@ async fn answer(stream: TcpStream, routes: Router, config: ConsoleConfig) {
 struct Console {
     node: Node,
     group_lags_max: usize,
+    deliveries_max: usize,
 }
 
 impl Console {
     /// The broker's numbers; without those of groups when these do not come in time.
-    async fn numbers(&self) -> Option<MetricsSnapshot> {
+    async fn numbers(&self) -> Option<Numbers> {
         let broker = self.node.broker()?;
-        let mut numbers = broker.metrics().snapshot();
+        let mut numbers = Numbers::from(broker.metrics().snapshot());
         // Their log may wait for a disk that is full or stuck: everything else is still worth telling.
         let lags = tokio::time::timeout(LAGS_PATIENCE, broker.group_lags(self.group_lags_max));
         if let Ok(Ok(lags)) = lags.await {
-            numbers.add_group_lags(&lags);
+            numbers.snapshot.add_group_lags(&lags);
         }
-        Some(numbers)
+        Some(self.with_deliveries(broker, numbers).await)
+    }
+
+    /// From memory, but there may be many, each of many shards: not on a thread that others wait for.
+    async fn with_deliveries(&self, broker: Broker, mut numbers: Numbers) -> Numbers {
+        let listing = tokio::task::spawn_blocking(move || {
+            // The broker bounds how many there are.
+            broker.list_deliveries(None, usize::MAX).0
+        });
+        match listing.await {
+            Ok(all) => {
+                deliveries::add(
+                    &mut numbers,
+                    &all,
+                    self.deliveries_max,
+                    Clock::system().now(),
+                );
+            }
+            Err(error) => tracing::error!(%error, "delivery streams cannot be listed"),
+        }
+        numbers
     }
 }
 

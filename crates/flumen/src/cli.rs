@@ -71,6 +71,9 @@ enum Command {
     /// Show, reset and delete consumer groups: consume --group makes one
     #[command(subcommand)]
     Group(command::group::Verb),
+    /// Create, list, describe, change, flush and delete delivery streams: records into objects
+    #[command(subcommand)]
+    Delivery(command::delivery::Verb),
     /// Measure a broker
     #[command(subcommand)]
     Bench(command::bench::Verb),
@@ -138,6 +141,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Consume(args) => command::consume::run(&mut context, args),
         Command::Tail(args) => command::consume::run(&mut context, args.into()),
         Command::Group(verb) => command::group::run(&mut context, verb),
+        Command::Delivery(verb) => command::delivery::run(&mut context, verb),
         Command::Bench(verb) => command::bench::run(&mut context, verb),
         Command::Doctor(args) => command::doctor::run(&mut context, &args),
         Command::Config(verb) => command::config::run(&mut context, &verb),

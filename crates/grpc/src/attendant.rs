@@ -1,7 +1,7 @@
 //! The services that every gRPC server has beside its own: health and reflection.
 
 use flumen_api::FILE_DESCRIPTOR_SET;
-use flumen_api::v1::{admin_server, consumer_server, producer_server};
+use flumen_api::v1::{admin_server, consumer_server, delivery_server, producer_server};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tonic::body::Body;
@@ -20,11 +20,12 @@ const SERVICES: [&str; 3] = [
 ];
 
 /// Services that have a health of their own; the empty name is the whole server.
-const HEALTHY: [&str; 4] = [
+const HEALTHY: [&str; 5] = [
     "",
     admin_server::SERVICE_NAME,
     producer_server::SERVICE_NAME,
     consumer_server::SERVICE_NAME,
+    delivery_server::SERVICE_NAME,
 ];
 
 /// Health and reflection. Cheap to clone.

@@ -10,7 +10,8 @@
 //! |---|---|
 //! | `server` | accept loop, connections, draining |
 //! | `route` | from a path to the service that answers |
-//! | `admin`, `producer`, `append`, `consumer`, `group` | the RPCs |
+//! | `admin`, `producer`, `append`, `consumer`, `group`, `delivery` | the RPCs |
+//! | `delivery/*` | settings and descriptions of delivery streams on the wire, for the CLI too |
 //! | `request`, `response`, `frames` | messages in and out, without copies |
 //! | `status`, `call` | refusals and their status codes |
 //! | `attendant` | health and reflection |
@@ -25,6 +26,7 @@ mod call;
 mod config;
 mod consumer;
 mod deadline;
+mod delivery;
 mod drain;
 mod frames;
 mod group;
@@ -36,5 +38,6 @@ mod server;
 mod status;
 
 pub use config::GrpcConfig;
+pub use delivery::{delivery_settings, wire_delivery_settings};
 pub use server::{GrpcServer, StartError};
 pub use status::ERROR_DOMAIN;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flumen_api::v1::{admin_server, consumer_server, producer_server};
+use flumen_api::v1::{admin_server, consumer_server, delivery_server, producer_server};
 use flumen_broker::Broker;
 use http::header::CONTENT_TYPE;
 use http::{Method, Request, Response, StatusCode};
@@ -23,7 +23,7 @@ use crate::group::GroupSession;
 use crate::request::Messages;
 use crate::response::{Only, refused, replies, unary};
 use crate::status::Facts;
-use crate::{admin, consumer, group, producer};
+use crate::{admin, consumer, delivery, group, producer};
 
 /// Everything a call may need.
 #[derive(Clone)]
@@ -65,6 +65,7 @@ impl Router {
             producer_server::SERVICE_NAME => self.producer(method, self.messages(body)).await,
             consumer_server::SERVICE_NAME => self.consumer(method, self.messages(body)).await,
             admin_server::SERVICE_NAME => self.admin(method, self.messages(body)).await,
+            delivery_server::SERVICE_NAME => self.delivery(method, self.messages(body)).await,
             _ if Attendants::answers(service) => {
                 let ends = self.drain.started();
                 let mut attendants = self.attendants;
@@ -173,6 +174,45 @@ impl Router {
                 unary(one(requests, "flumen.v1.DeleteGroupRequest", delete).await)
             }
             _ => refused(no_method(admin_server::SERVICE_NAME, method)),
+        }
+    }
+
+    async fn delivery(&self, method: &str, requests: Messages<Incoming>) -> Response<GrpcBody> {
+        let broker = &self.broker;
+        match method {
+            "CreateDelivery" => {
+                let create = async |new| delivery::create(broker, new).await;
+                unary(one(requests, "flumen.v1.CreateDeliveryRequest", create).await)
+            }
+            "DescribeDelivery" => {
+                let describe = async |name| delivery::describe(broker, &name);
+                unary(one(requests, "flumen.v1.DescribeDeliveryRequest", describe).await)
+            }
+            "ListDeliveries" => {
+                let list = async |page| delivery::list(broker, &page);
+                unary(one(requests, "flumen.v1.ListDeliveriesRequest", list).await)
+            }
+            "UpdateDelivery" => {
+                let update = async |new| delivery::update(broker, new).await;
+                unary(one(requests, "flumen.v1.UpdateDeliveryRequest", update).await)
+            }
+            "PauseDelivery" => {
+                let pause = async |name| delivery::pause(broker, name).await;
+                unary(one(requests, "flumen.v1.PauseDeliveryRequest", pause).await)
+            }
+            "ResumeDelivery" => {
+                let resume = async |name| delivery::resume(broker, name).await;
+                unary(one(requests, "flumen.v1.ResumeDeliveryRequest", resume).await)
+            }
+            "FlushDelivery" => {
+                let flush = async |flush| delivery::flush(broker, &self.drain, flush).await;
+                unary(one(requests, "flumen.v1.FlushDeliveryRequest", flush).await)
+            }
+            "DeleteDelivery" => {
+                let delete = async |delete| delivery::delete(broker, &self.drain, delete).await;
+                unary(one(requests, "flumen.v1.DeleteDeliveryRequest", delete).await)
+            }
+            _ => refused(no_method(delivery_server::SERVICE_NAME, method)),
         }
     }
 

@@ -2371,6 +2371,1602 @@ pub mod consumer_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CreateDeliveryRequest {
+    /// \[a-zA-Z0-9_.-\]{1,64}
+    #[prost(string, tag = "1")]
+    pub delivery: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub settings: ::core::option::Option<DeliverySettings>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CreateDeliveryResponse {
+    #[prost(message, optional, tag = "1")]
+    pub delivery: ::core::option::Option<DeliveryDescription>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DescribeDeliveryRequest {
+    #[prost(string, tag = "1")]
+    pub delivery: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DescribeDeliveryResponse {
+    #[prost(message, optional, tag = "1")]
+    pub delivery: ::core::option::Option<DeliveryDescription>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListDeliveriesRequest {
+    /// Names after this one; empty: from the first.
+    #[prost(string, tag = "1")]
+    pub after: ::prost::alloc::string::String,
+    /// 0: 100. Up to 1000.
+    #[prost(uint32, tag = "2")]
+    pub limit: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListDeliveriesResponse {
+    /// By name.
+    #[prost(message, repeated, tag = "1")]
+    pub deliveries: ::prost::alloc::vec::Vec<DeliveryDescription>,
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateDeliveryRequest {
+    #[prost(string, tag = "1")]
+    pub delivery: ::prost::alloc::string::String,
+    /// All of them: what is not set gets its default.
+    #[prost(message, optional, tag = "2")]
+    pub settings: ::core::option::Option<DeliverySettings>,
+    /// Refused unless this is the version of the settings that are replaced; 0: whatever it is.
+    #[prost(uint64, tag = "3")]
+    pub version: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateDeliveryResponse {
+    #[prost(message, optional, tag = "1")]
+    pub delivery: ::core::option::Option<DeliveryDescription>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PauseDeliveryRequest {
+    #[prost(string, tag = "1")]
+    pub delivery: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PauseDeliveryResponse {
+    #[prost(message, optional, tag = "1")]
+    pub delivery: ::core::option::Option<DeliveryDescription>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResumeDeliveryRequest {
+    #[prost(string, tag = "1")]
+    pub delivery: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ResumeDeliveryResponse {
+    #[prost(message, optional, tag = "1")]
+    pub delivery: ::core::option::Option<DeliveryDescription>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FlushDeliveryRequest {
+    #[prost(string, tag = "1")]
+    pub delivery: ::prost::alloc::string::String,
+    /// Answers when what was there is delivered, or after this long with an error; the flush goes on
+    /// then. Not set: 60 s. Up to 1 h.
+    #[prost(uint64, optional, tag = "2")]
+    pub wait_us: ::core::option::Option<u64>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FlushDeliveryResponse {
+    #[prost(message, optional, tag = "1")]
+    pub delivery: ::core::option::Option<DeliveryDescription>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteDeliveryRequest {
+    #[prost(string, tag = "1")]
+    pub delivery: ::prost::alloc::string::String,
+    /// Without delivering first what is there.
+    #[prost(bool, tag = "2")]
+    pub drop: bool,
+    /// Answers when it is gone, or after this long with an error; it goes on then. Not set: 60 s. Up to
+    /// 1 h.
+    #[prost(uint64, optional, tag = "3")]
+    pub wait_us: ::core::option::Option<u64>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteDeliveryResponse {}
+/// Everything that is set about a delivery stream.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DeliverySettings {
+    /// When a cut is closed. Not set: its defaults.
+    #[prost(message, optional, tag = "6")]
+    pub buffering: ::core::option::Option<BufferingHints>,
+    /// What is done to records before they are written. Not set: nothing.
+    #[prost(message, optional, tag = "7")]
+    pub processing: ::core::option::Option<Processing>,
+    /// How an object is compressed. Parquet compresses itself and takes none here.
+    #[prost(enumeration = "ObjectCompression", tag = "12")]
+    pub compression: i32,
+    /// The names of objects. Not set: its defaults.
+    #[prost(message, optional, tag = "13")]
+    pub keys: ::core::option::Option<ObjectKeys>,
+    /// What else a store is told about an object.
+    #[prost(message, optional, tag = "14")]
+    pub object: ::core::option::Option<ObjectAttributes>,
+    /// Records by parts of themselves into objects of their own. Whether they are is set at creation.
+    #[prost(message, optional, tag = "15")]
+    pub partitioning: ::core::option::Option<Partitioning>,
+    /// Records as they came, beside.
+    #[prost(message, optional, tag = "16")]
+    pub backup: ::core::option::Option<Backup>,
+    /// A stream that takes records which could not be processed, beside the error prefix; empty: none.
+    #[prost(string, tag = "17")]
+    pub dead_letters: ::prost::alloc::string::String,
+    /// What it reads. Cannot be changed.
+    #[prost(oneof = "delivery_settings::Source", tags = "1, 2")]
+    pub source: ::core::option::Option<delivery_settings::Source>,
+    /// Where objects go.
+    #[prost(oneof = "delivery_settings::Destination", tags = "3, 4, 5")]
+    pub destination: ::core::option::Option<delivery_settings::Destination>,
+    /// How records become the bytes of an object. Not set: verbatim.
+    #[prost(oneof = "delivery_settings::Format", tags = "8, 9, 10, 11")]
+    pub format: ::core::option::Option<delivery_settings::Format>,
+}
+/// Nested message and enum types in `DeliverySettings`.
+pub mod delivery_settings {
+    /// What it reads. Cannot be changed.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Source {
+        #[prost(message, tag = "1")]
+        Stream(super::StreamSource),
+        #[prost(message, tag = "2")]
+        Direct(super::DirectSource),
+    }
+    /// Where objects go.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Destination {
+        #[prost(message, tag = "3")]
+        S3(super::S3Destination),
+        #[prost(message, tag = "4")]
+        Directory(super::DirectoryDestination),
+        #[prost(message, tag = "5")]
+        Memory(super::MemoryDestination),
+    }
+    /// How records become the bytes of an object. Not set: verbatim.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Format {
+        #[prost(message, tag = "8")]
+        Verbatim(super::VerbatimFormat),
+        #[prost(message, tag = "9")]
+        Delimited(super::DelimitedFormat),
+        #[prost(message, tag = "10")]
+        Ndjson(super::NdjsonFormat),
+        #[prost(message, tag = "11")]
+        Parquet(super::ParquetFormat),
+    }
+}
+/// A stream that is there already.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StreamSource {
+    #[prost(string, tag = "1")]
+    pub stream: ::prost::alloc::string::String,
+    /// Where delivery begins: trim_horizon (not set), latest, or a time. Children of a reshard are read
+    /// whole.
+    #[prost(message, optional, tag = "2")]
+    pub start: ::core::option::Option<StartPosition>,
+}
+/// Direct puts: a stream of its own, `delivery.<name>`, created and deleted with it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DirectSource {
+    /// Shards of that stream to begin with. Not set: one.
+    #[prost(uint32, optional, tag = "1")]
+    pub shards: ::core::option::Option<u32>,
+}
+/// S3, or a store that speaks its protocol. Credentials come from the broker's environment, profile,
+/// web identity, container or instance, never from here.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct S3Destination {
+    #[prost(string, tag = "1")]
+    pub bucket: ::prost::alloc::string::String,
+    /// Not set: AWS_REGION, then the profile's, then us-east-1.
+    #[prost(string, optional, tag = "2")]
+    pub region: ::core::option::Option<::prost::alloc::string::String>,
+    /// URL of the server. Not set: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, then AWS.
+    #[prost(string, optional, tag = "3")]
+    pub endpoint: ::core::option::Option<::prost::alloc::string::String>,
+    /// The bucket in the path instead of the host name. Not set: wherever `endpoint` is set.
+    #[prost(bool, optional, tag = "4")]
+    pub path_style: ::core::option::Option<bool>,
+    /// PEM file, on the broker's machine, with certificates to trust besides the system's.
+    #[prost(string, optional, tag = "5")]
+    pub ca_file: ::core::option::Option<::prost::alloc::string::String>,
+    /// Profile of the shared credentials file. Not set: AWS_PROFILE, then `default`.
+    #[prost(string, optional, tag = "6")]
+    pub profile: ::core::option::Option<::prost::alloc::string::String>,
+}
+/// A directory of the broker's machine.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DirectoryDestination {
+    /// Absolute; created when it is not there.
+    #[prost(string, tag = "1")]
+    pub path: ::prost::alloc::string::String,
+}
+/// The memory of the broker, gone with it: for tests.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MemoryDestination {
+    /// Equal names share what they hold.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+/// A cut is closed by whichever comes first.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BufferingHints {
+    /// Bytes of records as they came, uncompressed: 1 MiB to 128 MiB. Not set: 5 MiB.
+    #[prost(uint64, optional, tag = "1")]
+    pub size_bytes: ::core::option::Option<u64>,
+    /// Age of the oldest record: 0 to 900,000 ms. 0: as soon as there is something. Not set: 300,000 ms.
+    #[prost(uint64, optional, tag = "2")]
+    pub interval_ms: ::core::option::Option<u64>,
+}
+/// What is done to records, in this order.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Processing {
+    /// A record's data is gzip.
+    #[prost(bool, tag = "1")]
+    pub decompress: bool,
+    /// A record's data is a CloudWatch Logs envelope: its messages are the records.
+    #[prost(bool, tag = "2")]
+    pub cloudwatch_logs: bool,
+    /// A record's data holds several records. KPL aggregates are unpacked always.
+    #[prost(message, optional, tag = "3")]
+    pub sub_records: ::core::option::Option<SubRecords>,
+    /// An HTTP endpoint that is handed records in batches and answers with what becomes of each.
+    #[prost(message, optional, tag = "4")]
+    pub transform: ::core::option::Option<HttpTransform>,
+    /// A jq filter: a record whose first output is `false`, `null` or missing is dropped.
+    #[prost(string, optional, tag = "5")]
+    pub filter: ::core::option::Option<::prost::alloc::string::String>,
+    /// A jq filter: each output takes the record's place, as JSON.
+    #[prost(string, optional, tag = "6")]
+    pub map: ::core::option::Option<::prost::alloc::string::String>,
+}
+/// How a record is taken apart.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SubRecords {
+    #[prost(oneof = "sub_records::Form", tags = "1, 2")]
+    pub form: ::core::option::Option<sub_records::Form>,
+}
+/// Nested message and enum types in `SubRecords`.
+pub mod sub_records {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Json {}
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Form {
+        /// JSON values after each other, or in an array.
+        #[prost(message, tag = "1")]
+        Json(Json),
+        /// Split at this text, which is dropped.
+        #[prost(string, tag = "2")]
+        Delimited(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HttpTransform {
+    /// http:// or <https://.>
+    #[prost(string, tag = "1")]
+    pub url: ::prost::alloc::string::String,
+    /// Further request headers.
+    #[prost(map = "string, string", tag = "2")]
+    pub headers: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Record bytes per request at most: 200,000 to 3,000,000. Not set: 1,000,000.
+    #[prost(uint64, optional, tag = "3")]
+    pub batch_bytes: ::core::option::Option<u64>,
+    /// Attempts after the first, 0 to 300; then the records go to the error prefix. Not set: 3.
+    #[prost(uint32, optional, tag = "4")]
+    pub retries: ::core::option::Option<u32>,
+    /// Of one attempt, up to 300,000 ms. Not set: 60,000 ms.
+    #[prost(uint64, optional, tag = "5")]
+    pub timeout_ms: ::core::option::Option<u64>,
+}
+/// The records' bytes one after the other, nothing between them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VerbatimFormat {}
+/// The same, with something after each.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DelimitedFormat {
+    #[prost(string, tag = "1")]
+    pub delimiter: ::prost::alloc::string::String,
+}
+/// One JSON value per line; what is not JSON goes to the error prefix.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NdjsonFormat {}
+/// Rows of JSON objects in columns.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ParquetFormat {
+    /// Empty: inferred from the records, and added to as new fields come.
+    #[prost(message, repeated, tag = "1")]
+    pub columns: ::prost::alloc::vec::Vec<ParquetColumn>,
+    #[prost(enumeration = "ParquetCompression", tag = "2")]
+    pub compression: i32,
+    /// Rows of a row group at most. Not set: 1,000,000.
+    #[prost(uint32, optional, tag = "3")]
+    pub row_group_rows: ::core::option::Option<u32>,
+    /// Bytes of a row group, about, uncompressed in memory. Not set: 32 MiB.
+    #[prost(uint64, optional, tag = "4")]
+    pub row_group_bytes: ::core::option::Option<u64>,
+    /// Bytes of a page, about. Not set: 1 MiB.
+    #[prost(uint64, optional, tag = "5")]
+    pub page_bytes: ::core::option::Option<u64>,
+    /// Whether columns with few values get a dictionary. Not set: they do.
+    #[prost(bool, optional, tag = "6")]
+    pub dictionary: ::core::option::Option<bool>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ParquetColumn {
+    /// Of the column, and of the field of the record it comes from.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "ColumnType", tag = "2")]
+    pub r#type: i32,
+    /// A record without it (or with `null`) goes to the error prefix.
+    #[prost(bool, tag = "3")]
+    pub required: bool,
+}
+/// The names of objects.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ObjectKeys {
+    /// What goes before the name, with `!{…}` expressions. Not set: yyyy/MM/dd/HH/.
+    #[prost(string, optional, tag = "1")]
+    pub prefix: ::core::option::Option<::prost::alloc::string::String>,
+    /// The same for records that failed. Not set: `<prefix>!{firehose:error-output-type}/yyyy/MM/dd/HH/`.
+    #[prost(string, optional, tag = "2")]
+    pub error_prefix: ::core::option::Option<::prost::alloc::string::String>,
+    /// IANA name of the zone of `!{timestamp:…}`. Not set: UTC.
+    #[prost(string, optional, tag = "3")]
+    pub time_zone: ::core::option::Option<::prost::alloc::string::String>,
+    /// Takes the place of what format and compression say, with its dot.
+    #[prost(string, optional, tag = "4")]
+    pub file_extension: ::core::option::Option<::prost::alloc::string::String>,
+    /// Manifests are in `<manifest_prefix>_manifest/`. Not set: `<name of the delivery stream>/`.
+    #[prost(string, optional, tag = "5")]
+    pub manifest_prefix: ::core::option::Option<::prost::alloc::string::String>,
+}
+/// What else a store is told about an object.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ObjectAttributes {
+    /// x-amz-storage-class
+    #[prost(string, optional, tag = "1")]
+    pub storage_class: ::core::option::Option<::prost::alloc::string::String>,
+    /// Content-Type. Not set: as format and compression say.
+    #[prost(string, optional, tag = "2")]
+    pub content_type: ::core::option::Option<::prost::alloc::string::String>,
+    /// Cache-Control
+    #[prost(string, optional, tag = "3")]
+    pub cache_control: ::core::option::Option<::prost::alloc::string::String>,
+    /// Further x-amz-meta- values.
+    #[prost(map = "string, string", tag = "4")]
+    pub metadata: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+/// Records by parts of themselves into objects of their own.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Partitioning {
+    /// `!{partitionKeyFromQuery:NAME}`: name and jq filter, 1 to 50. A record without a value goes to
+    /// the error prefix.
+    #[prost(map = "string, string", tag = "1")]
+    pub keys: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Partitions of one cut at most, 1 to 5000; records of further ones go to the error prefix. Not set:
+    /// 500.
+    #[prost(uint32, optional, tag = "2")]
+    pub partitions_max: ::core::option::Option<u32>,
+}
+/// Records as they came, beside.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Backup {
+    /// As ObjectKeys.prefix.
+    #[prost(string, tag = "1")]
+    pub prefix: ::prost::alloc::string::String,
+    #[prost(enumeration = "ObjectCompression", tag = "2")]
+    pub compression: i32,
+}
+/// A delivery stream and how it does.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DeliveryDescription {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub id: u64,
+    /// The stream it reads; producers of a direct source put there.
+    #[prost(string, tag = "3")]
+    pub stream: ::prost::alloc::string::String,
+    /// Counts changes of the settings, from 1.
+    #[prost(uint64, tag = "4")]
+    pub version: u64,
+    #[prost(message, optional, tag = "5")]
+    pub settings: ::core::option::Option<DeliverySettings>,
+    #[prost(bool, tag = "6")]
+    pub paused: bool,
+    #[prost(uint64, tag = "7")]
+    pub created_us: u64,
+    /// When its settings last changed.
+    #[prost(uint64, tag = "8")]
+    pub updated_us: u64,
+    #[prost(enumeration = "DeliveryStatus", tag = "9")]
+    pub status: i32,
+    #[prost(enumeration = "StoreGuarantee", tag = "10")]
+    pub guarantee: i32,
+    /// Age of the oldest record that is not in a committed cut; 0 when all are.
+    #[prost(uint64, tag = "11")]
+    pub freshness_us: u64,
+    #[prost(message, optional, tag = "12")]
+    pub backlog: ::core::option::Option<DeliveryBacklog>,
+    /// Cuts committed, ever.
+    #[prost(uint64, tag = "13")]
+    pub cuts: u64,
+    /// Of cuts planned and not committed: how many.
+    #[prost(uint32, tag = "14")]
+    pub cuts_open: u32,
+    /// Not set: nothing was written since the broker started.
+    #[prost(message, optional, tag = "15")]
+    pub last_object: ::core::option::Option<LastObject>,
+    /// Kept after success. Not set: nothing went wrong since the broker started.
+    #[prost(message, optional, tag = "16")]
+    pub last_error: ::core::option::Option<LastError>,
+    #[prost(message, optional, tag = "17")]
+    pub counts: ::core::option::Option<DeliveryCounts>,
+}
+/// What is not delivered yet.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeliveryBacklog {
+    #[prost(uint64, tag = "1")]
+    pub records: u64,
+    /// As stored.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    /// Arrival of the oldest; 0 when there is none.
+    #[prost(uint64, tag = "3")]
+    pub oldest_us: u64,
+    /// Records that expired before they were delivered, ever.
+    #[prost(uint64, tag = "4")]
+    pub expired_records: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LastObject {
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    /// As stored.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    #[prost(uint64, tag = "3")]
+    pub records: u64,
+    #[prost(uint64, tag = "4")]
+    pub at_us: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LastError {
+    /// Stable, for programs: slow_down, unreachable, denied, no_such_bucket, conflict, ….
+    #[prost(string, tag = "1")]
+    pub reason: ::prost::alloc::string::String,
+    /// One line for a person, with what to try.
+    #[prost(string, tag = "2")]
+    pub text: ::prost::alloc::string::String,
+    /// When it was last seen.
+    #[prost(uint64, tag = "3")]
+    pub at_us: u64,
+    /// How often since the last success.
+    #[prost(uint64, tag = "4")]
+    pub times: u64,
+}
+/// What a delivery stream has done since the broker started.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeliveryCounts {
+    /// Read from the source.
+    #[prost(uint64, tag = "1")]
+    pub incoming_bytes: u64,
+    #[prost(uint64, tag = "2")]
+    pub incoming_records: u64,
+    #[prost(uint64, tag = "3")]
+    pub delivered_objects: u64,
+    /// Of objects as stored.
+    #[prost(uint64, tag = "4")]
+    pub delivered_bytes: u64,
+    #[prost(uint64, tag = "5")]
+    pub delivered_records: u64,
+    /// Requests to the destination that failed.
+    #[prost(uint64, tag = "6")]
+    pub delivery_failures: u64,
+    #[prost(uint64, tag = "7")]
+    pub backup_objects: u64,
+    #[prost(uint64, tag = "8")]
+    pub backup_bytes: u64,
+    #[prost(uint64, tag = "9")]
+    pub backup_records: u64,
+    /// Requests to the transform.
+    #[prost(uint64, tag = "10")]
+    pub processing_successes: u64,
+    #[prost(uint64, tag = "11")]
+    pub processing_failures: u64,
+    /// In the transform.
+    #[prost(uint64, tag = "12")]
+    pub processing_us: u64,
+    /// What came out of processing.
+    #[prost(uint64, tag = "13")]
+    pub processed_records: u64,
+    #[prost(uint64, tag = "14")]
+    pub processed_bytes: u64,
+    /// By the filter or the transform.
+    #[prost(uint64, tag = "15")]
+    pub dropped_records: u64,
+    /// To the error prefix; the second: because there were too many partitions.
+    #[prost(uint64, tag = "16")]
+    pub failed_records: u64,
+    #[prost(uint64, tag = "17")]
+    pub partition_overflows: u64,
+    /// Of the cut that is being filled.
+    #[prost(uint64, tag = "18")]
+    pub partitions: u64,
+    /// Requests that the destination asked to slow down.
+    #[prost(uint64, tag = "19")]
+    pub throttled: u64,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ColumnType {
+    /// Refused.
+    Unspecified = 0,
+    Boolean = 1,
+    /// 32 bits, signed.
+    Int = 2,
+    /// 64 bits, signed.
+    Bigint = 3,
+    /// 64-bit floating point.
+    Double = 4,
+    String = 5,
+    /// Days since 1970, from YYYY-MM-DD.
+    Date = 6,
+    /// Microseconds UTC, from RFC 3339 or `YYYY-MM-DD HH:MM:SS`, or a number of milliseconds.
+    Timestamp = 7,
+    /// Any JSON value, as text.
+    Json = 8,
+}
+impl ColumnType {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "COLUMN_TYPE_UNSPECIFIED",
+            Self::Boolean => "COLUMN_TYPE_BOOLEAN",
+            Self::Int => "COLUMN_TYPE_INT",
+            Self::Bigint => "COLUMN_TYPE_BIGINT",
+            Self::Double => "COLUMN_TYPE_DOUBLE",
+            Self::String => "COLUMN_TYPE_STRING",
+            Self::Date => "COLUMN_TYPE_DATE",
+            Self::Timestamp => "COLUMN_TYPE_TIMESTAMP",
+            Self::Json => "COLUMN_TYPE_JSON",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "COLUMN_TYPE_UNSPECIFIED" => Some(Self::Unspecified),
+            "COLUMN_TYPE_BOOLEAN" => Some(Self::Boolean),
+            "COLUMN_TYPE_INT" => Some(Self::Int),
+            "COLUMN_TYPE_BIGINT" => Some(Self::Bigint),
+            "COLUMN_TYPE_DOUBLE" => Some(Self::Double),
+            "COLUMN_TYPE_STRING" => Some(Self::String),
+            "COLUMN_TYPE_DATE" => Some(Self::Date),
+            "COLUMN_TYPE_TIMESTAMP" => Some(Self::Timestamp),
+            "COLUMN_TYPE_JSON" => Some(Self::Json),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ParquetCompression {
+    /// Zstandard.
+    Unspecified = 0,
+    None = 1,
+    Snappy = 2,
+    Zstd = 3,
+}
+impl ParquetCompression {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PARQUET_COMPRESSION_UNSPECIFIED",
+            Self::None => "PARQUET_COMPRESSION_NONE",
+            Self::Snappy => "PARQUET_COMPRESSION_SNAPPY",
+            Self::Zstd => "PARQUET_COMPRESSION_ZSTD",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PARQUET_COMPRESSION_UNSPECIFIED" => Some(Self::Unspecified),
+            "PARQUET_COMPRESSION_NONE" => Some(Self::None),
+            "PARQUET_COMPRESSION_SNAPPY" => Some(Self::Snappy),
+            "PARQUET_COMPRESSION_ZSTD" => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ObjectCompression {
+    /// None.
+    Unspecified = 0,
+    None = 1,
+    /// .gz
+    Gzip = 2,
+    /// As snappy-java streams it, .snappy
+    Snappy = 3,
+    /// Zstandard, .zst
+    Zstd = 4,
+}
+impl ObjectCompression {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "OBJECT_COMPRESSION_UNSPECIFIED",
+            Self::None => "OBJECT_COMPRESSION_NONE",
+            Self::Gzip => "OBJECT_COMPRESSION_GZIP",
+            Self::Snappy => "OBJECT_COMPRESSION_SNAPPY",
+            Self::Zstd => "OBJECT_COMPRESSION_ZSTD",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "OBJECT_COMPRESSION_UNSPECIFIED" => Some(Self::Unspecified),
+            "OBJECT_COMPRESSION_NONE" => Some(Self::None),
+            "OBJECT_COMPRESSION_GZIP" => Some(Self::Gzip),
+            "OBJECT_COMPRESSION_SNAPPY" => Some(Self::Snappy),
+            "OBJECT_COMPRESSION_ZSTD" => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum DeliveryStatus {
+    Unspecified = 0,
+    /// Its destination is being probed for the first time.
+    Starting = 1,
+    /// It delivers.
+    Running = 2,
+    /// Its destination or transform fails; it tries again, without end.
+    Retrying = 3,
+    /// By hand.
+    Paused = 4,
+    /// By something that trying again cannot mend; a resume or an update makes it try.
+    Stopped = 5,
+    /// It delivers what is left, then goes.
+    Deleting = 6,
+}
+impl DeliveryStatus {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "DELIVERY_STATUS_UNSPECIFIED",
+            Self::Starting => "DELIVERY_STATUS_STARTING",
+            Self::Running => "DELIVERY_STATUS_RUNNING",
+            Self::Retrying => "DELIVERY_STATUS_RETRYING",
+            Self::Paused => "DELIVERY_STATUS_PAUSED",
+            Self::Stopped => "DELIVERY_STATUS_STOPPED",
+            Self::Deleting => "DELIVERY_STATUS_DELETING",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DELIVERY_STATUS_UNSPECIFIED" => Some(Self::Unspecified),
+            "DELIVERY_STATUS_STARTING" => Some(Self::Starting),
+            "DELIVERY_STATUS_RUNNING" => Some(Self::Running),
+            "DELIVERY_STATUS_RETRYING" => Some(Self::Retrying),
+            "DELIVERY_STATUS_PAUSED" => Some(Self::Paused),
+            "DELIVERY_STATUS_STOPPED" => Some(Self::Stopped),
+            "DELIVERY_STATUS_DELETING" => Some(Self::Deleting),
+            _ => None,
+        }
+    }
+}
+/// What the destination promises about create-if-absent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum StoreGuarantee {
+    /// Not probed yet.
+    Unspecified = 0,
+    /// Of racing creates exactly one wins: objects and manifests are written once.
+    CreateIfAbsent = 1,
+    /// Racing creates may all win: exactly once holds for readers of the manifests, as long as this
+    /// broker alone writes under the prefix.
+    ManifestsOnly = 2,
+}
+impl StoreGuarantee {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "STORE_GUARANTEE_UNSPECIFIED",
+            Self::CreateIfAbsent => "STORE_GUARANTEE_CREATE_IF_ABSENT",
+            Self::ManifestsOnly => "STORE_GUARANTEE_MANIFESTS_ONLY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "STORE_GUARANTEE_UNSPECIFIED" => Some(Self::Unspecified),
+            "STORE_GUARANTEE_CREATE_IF_ABSENT" => Some(Self::CreateIfAbsent),
+            "STORE_GUARANTEE_MANIFESTS_ONLY" => Some(Self::ManifestsOnly),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod delivery_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Every change is durable before its answer. What runs a delivery stream takes it up at once; how it
+    /// does is in its description.
+    #[derive(Debug, Clone)]
+    pub struct DeliveryClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl DeliveryClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> DeliveryClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> DeliveryClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            DeliveryClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        pub async fn create_delivery(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateDeliveryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateDeliveryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/flumen.v1.Delivery/CreateDelivery",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("flumen.v1.Delivery", "CreateDelivery"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn describe_delivery(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DescribeDeliveryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DescribeDeliveryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/flumen.v1.Delivery/DescribeDelivery",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("flumen.v1.Delivery", "DescribeDelivery"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_deliveries(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListDeliveriesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListDeliveriesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/flumen.v1.Delivery/ListDeliveries",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("flumen.v1.Delivery", "ListDeliveries"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Takes the place of all settings. The source, and whether records are partitioned, stay.
+        pub async fn update_delivery(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateDeliveryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateDeliveryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/flumen.v1.Delivery/UpdateDelivery",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("flumen.v1.Delivery", "UpdateDelivery"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Nothing is read or written until it is resumed; retention waits for what is planned already.
+        pub async fn pause_delivery(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PauseDeliveryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PauseDeliveryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/flumen.v1.Delivery/PauseDelivery",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("flumen.v1.Delivery", "PauseDelivery"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Also makes one that has stopped try again.
+        pub async fn resume_delivery(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ResumeDeliveryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ResumeDeliveryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/flumen.v1.Delivery/ResumeDelivery",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("flumen.v1.Delivery", "ResumeDelivery"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Delivers what is there now without waiting for the buffering hints.
+        pub async fn flush_delivery(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FlushDeliveryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FlushDeliveryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/flumen.v1.Delivery/FlushDelivery",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("flumen.v1.Delivery", "FlushDelivery"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn delete_delivery(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteDeliveryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteDeliveryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/flumen.v1.Delivery/DeleteDelivery",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("flumen.v1.Delivery", "DeleteDelivery"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod delivery_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with DeliveryServer.
+    #[async_trait]
+    pub trait Delivery: std::marker::Send + std::marker::Sync + 'static {
+        async fn create_delivery(
+            &self,
+            request: tonic::Request<super::CreateDeliveryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateDeliveryResponse>,
+            tonic::Status,
+        >;
+        async fn describe_delivery(
+            &self,
+            request: tonic::Request<super::DescribeDeliveryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DescribeDeliveryResponse>,
+            tonic::Status,
+        >;
+        async fn list_deliveries(
+            &self,
+            request: tonic::Request<super::ListDeliveriesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListDeliveriesResponse>,
+            tonic::Status,
+        >;
+        /// Takes the place of all settings. The source, and whether records are partitioned, stay.
+        async fn update_delivery(
+            &self,
+            request: tonic::Request<super::UpdateDeliveryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateDeliveryResponse>,
+            tonic::Status,
+        >;
+        /// Nothing is read or written until it is resumed; retention waits for what is planned already.
+        async fn pause_delivery(
+            &self,
+            request: tonic::Request<super::PauseDeliveryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PauseDeliveryResponse>,
+            tonic::Status,
+        >;
+        /// Also makes one that has stopped try again.
+        async fn resume_delivery(
+            &self,
+            request: tonic::Request<super::ResumeDeliveryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ResumeDeliveryResponse>,
+            tonic::Status,
+        >;
+        /// Delivers what is there now without waiting for the buffering hints.
+        async fn flush_delivery(
+            &self,
+            request: tonic::Request<super::FlushDeliveryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FlushDeliveryResponse>,
+            tonic::Status,
+        >;
+        async fn delete_delivery(
+            &self,
+            request: tonic::Request<super::DeleteDeliveryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteDeliveryResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Every change is durable before its answer. What runs a delivery stream takes it up at once; how it
+    /// does is in its description.
+    #[derive(Debug)]
+    pub struct DeliveryServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> DeliveryServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for DeliveryServer<T>
+    where
+        T: Delivery,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/flumen.v1.Delivery/CreateDelivery" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateDeliverySvc<T: Delivery>(pub Arc<T>);
+                    impl<
+                        T: Delivery,
+                    > tonic::server::UnaryService<super::CreateDeliveryRequest>
+                    for CreateDeliverySvc<T> {
+                        type Response = super::CreateDeliveryResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateDeliveryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Delivery>::create_delivery(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateDeliverySvc(inner);
+                        let codec = crate::codec::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/flumen.v1.Delivery/DescribeDelivery" => {
+                    #[allow(non_camel_case_types)]
+                    struct DescribeDeliverySvc<T: Delivery>(pub Arc<T>);
+                    impl<
+                        T: Delivery,
+                    > tonic::server::UnaryService<super::DescribeDeliveryRequest>
+                    for DescribeDeliverySvc<T> {
+                        type Response = super::DescribeDeliveryResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DescribeDeliveryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Delivery>::describe_delivery(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DescribeDeliverySvc(inner);
+                        let codec = crate::codec::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/flumen.v1.Delivery/ListDeliveries" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListDeliveriesSvc<T: Delivery>(pub Arc<T>);
+                    impl<
+                        T: Delivery,
+                    > tonic::server::UnaryService<super::ListDeliveriesRequest>
+                    for ListDeliveriesSvc<T> {
+                        type Response = super::ListDeliveriesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListDeliveriesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Delivery>::list_deliveries(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListDeliveriesSvc(inner);
+                        let codec = crate::codec::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/flumen.v1.Delivery/UpdateDelivery" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateDeliverySvc<T: Delivery>(pub Arc<T>);
+                    impl<
+                        T: Delivery,
+                    > tonic::server::UnaryService<super::UpdateDeliveryRequest>
+                    for UpdateDeliverySvc<T> {
+                        type Response = super::UpdateDeliveryResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateDeliveryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Delivery>::update_delivery(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateDeliverySvc(inner);
+                        let codec = crate::codec::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/flumen.v1.Delivery/PauseDelivery" => {
+                    #[allow(non_camel_case_types)]
+                    struct PauseDeliverySvc<T: Delivery>(pub Arc<T>);
+                    impl<
+                        T: Delivery,
+                    > tonic::server::UnaryService<super::PauseDeliveryRequest>
+                    for PauseDeliverySvc<T> {
+                        type Response = super::PauseDeliveryResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PauseDeliveryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Delivery>::pause_delivery(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PauseDeliverySvc(inner);
+                        let codec = crate::codec::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/flumen.v1.Delivery/ResumeDelivery" => {
+                    #[allow(non_camel_case_types)]
+                    struct ResumeDeliverySvc<T: Delivery>(pub Arc<T>);
+                    impl<
+                        T: Delivery,
+                    > tonic::server::UnaryService<super::ResumeDeliveryRequest>
+                    for ResumeDeliverySvc<T> {
+                        type Response = super::ResumeDeliveryResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ResumeDeliveryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Delivery>::resume_delivery(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ResumeDeliverySvc(inner);
+                        let codec = crate::codec::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/flumen.v1.Delivery/FlushDelivery" => {
+                    #[allow(non_camel_case_types)]
+                    struct FlushDeliverySvc<T: Delivery>(pub Arc<T>);
+                    impl<
+                        T: Delivery,
+                    > tonic::server::UnaryService<super::FlushDeliveryRequest>
+                    for FlushDeliverySvc<T> {
+                        type Response = super::FlushDeliveryResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FlushDeliveryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Delivery>::flush_delivery(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FlushDeliverySvc(inner);
+                        let codec = crate::codec::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/flumen.v1.Delivery/DeleteDelivery" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteDeliverySvc<T: Delivery>(pub Arc<T>);
+                    impl<
+                        T: Delivery,
+                    > tonic::server::UnaryService<super::DeleteDeliveryRequest>
+                    for DeleteDeliverySvc<T> {
+                        type Response = super::DeleteDeliveryResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteDeliveryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Delivery>::delete_delivery(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteDeliverySvc(inner);
+                        let codec = crate::codec::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for DeliveryServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "flumen.v1.Delivery";
+    impl<T> tonic::server::NamedService for DeliveryServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OpenProducerRequest {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

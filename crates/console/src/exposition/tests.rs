@@ -35,7 +35,7 @@ fn snapshot() -> MetricsSnapshot {
 
 #[test]
 fn every_name_is_described_once_and_carries_the_prefix() {
-    let text = render(Some(snapshot()), ProcessStats::default(), true).unwrap();
+    let text = render(Some(snapshot().into()), ProcessStats::default(), true).unwrap();
     let described: Vec<_> = text
         .lines()
         .filter(|line| line.starts_with("# TYPE"))
@@ -52,7 +52,7 @@ fn every_name_is_described_once_and_carries_the_prefix() {
 
 #[test]
 fn counters_gauges_and_histograms_keep_their_values() {
-    let text = render(Some(snapshot()), ProcessStats::default(), true).unwrap();
+    let text = render(Some(snapshot().into()), ProcessStats::default(), true).unwrap();
     for line in [
         "flumen_records_in_total{stream=\"a\\\"b\"} 7",
         "flumen_records_in_total{stream=\"c\"} 8",

@@ -9,6 +9,10 @@ mod bad_start;
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
+mod delivery_rpcs;
+#[cfg(test)]
+mod delivery_verbs;
+#[cfg(test)]
 mod disk;
 #[cfg(test)]
 mod failing_disk;

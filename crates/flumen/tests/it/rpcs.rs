@@ -15,15 +15,16 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
+use crate::delivery_rpcs as delivery;
 use crate::group_wire::{Member, join};
 use crate::process::BrokerProcess;
 use crate::wire::{Refused, Wire, batch, message};
 
 /// A broker with a stream of two shards, three records in the first.
-struct Stage {
+pub(crate) struct Stage {
     broker: BrokerProcess,
-    wire: Wire,
-    _dir: tempfile::TempDir,
+    pub(crate) wire: Wire,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Stage {
@@ -31,11 +32,7 @@ impl Stage {
         let dir = tempfile::tempdir().unwrap();
         let broker = BrokerProcess::start(&dir.path().join("data"));
         let wire = Wire::to(&broker.endpoint);
-        let stage = Self {
-            broker,
-            wire,
-            _dir: dir,
-        };
+        let stage = Self { broker, wire, dir };
         stage.create("there", 2);
         let (acks, ended) = stage.wire.append(
             "there",
@@ -780,6 +777,46 @@ const CASES: &[Case] = &[
         },
     },
     Case {
+        rpc: "flumen.v1.Delivery/CreateDelivery",
+        good: delivery::create::good,
+        refused: delivery::create::refused,
+    },
+    Case {
+        rpc: "flumen.v1.Delivery/DescribeDelivery",
+        good: delivery::describe::good,
+        refused: delivery::describe::refused,
+    },
+    Case {
+        rpc: "flumen.v1.Delivery/ListDeliveries",
+        good: delivery::list::good,
+        refused: delivery::list::refused,
+    },
+    Case {
+        rpc: "flumen.v1.Delivery/UpdateDelivery",
+        good: delivery::update::good,
+        refused: delivery::update::refused,
+    },
+    Case {
+        rpc: "flumen.v1.Delivery/PauseDelivery",
+        good: delivery::pause::good,
+        refused: delivery::pause::refused,
+    },
+    Case {
+        rpc: "flumen.v1.Delivery/ResumeDelivery",
+        good: delivery::resume::good,
+        refused: delivery::resume::refused,
+    },
+    Case {
+        rpc: "flumen.v1.Delivery/FlushDelivery",
+        good: delivery::flush::good,
+        refused: delivery::flush::refused,
+    },
+    Case {
+        rpc: "flumen.v1.Delivery/DeleteDelivery",
+        good: delivery::delete::good,
+        refused: delivery::delete::refused,
+    },
+    Case {
         rpc: "flumen.v1.Producer/OpenProducer",
         good: |stage| {
             let open = || {
@@ -886,6 +923,7 @@ const CASES: &[Case] = &[
                 "flumen.v1.Admin",
                 "flumen.v1.Producer",
                 "flumen.v1.Consumer",
+                "flumen.v1.Delivery",
             ] {
                 let mut client = HealthClient::new(stage.wire.channel());
                 let health = stage.wire.good(client.check(health_of(service)));

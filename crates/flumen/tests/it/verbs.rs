@@ -5,13 +5,14 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::cli::{Ran, run};
+use crate::delivery_verbs as delivery;
 use crate::process::BrokerProcess;
 
 /// Nobody listens there: port 1 is for nobody's broker.
-const NOBODY: &str = "--endpoint http://127.0.0.1:1";
+pub(crate) const NOBODY: &str = "--endpoint http://127.0.0.1:1";
 
 /// A broker and a directory for the cases.
-struct Stage {
+pub(crate) struct Stage {
     dir: tempfile::TempDir,
     broker: BrokerProcess,
 }
@@ -26,16 +27,16 @@ impl Stage {
         stage
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    fn flumen(&self, words: &str, input: &[u8]) -> Ran {
+    pub(crate) fn flumen(&self, words: &str, input: &[u8]) -> Ran {
         let at = format!("--endpoint {}", self.broker.endpoint);
         run(self.path(), &format!("{at} {words}"), input)
     }
 
-    fn json(&self, words: &str) -> Vec<Value> {
+    pub(crate) fn json(&self, words: &str) -> Vec<Value> {
         let out = self.flumen(&format!("--output json {words}"), b"").good();
         out.lines()
             .map(|line| serde_json::from_str(line).expect("JSON"))
@@ -50,7 +51,7 @@ struct Case {
 }
 
 #[track_caller]
-fn has_keys(value: &Value, keys: &[&str]) {
+pub(crate) fn has_keys(value: &Value, keys: &[&str]) {
     for key in keys {
         assert!(value.get(key).is_some(), "{key} is missing in {value}");
     }
@@ -525,6 +526,46 @@ const CASES: &[Case] = &[
                 .flumen("group delete there g", b"")
                 .refused(1, "flumen group list");
         },
+    },
+    Case {
+        verb: "delivery create",
+        good: delivery::create::good,
+        refused: delivery::create::refused,
+    },
+    Case {
+        verb: "delivery list",
+        good: delivery::list::good,
+        refused: delivery::list::refused,
+    },
+    Case {
+        verb: "delivery describe",
+        good: delivery::describe::good,
+        refused: delivery::describe::refused,
+    },
+    Case {
+        verb: "delivery update",
+        good: delivery::update::good,
+        refused: delivery::update::refused,
+    },
+    Case {
+        verb: "delivery pause",
+        good: delivery::pause::good,
+        refused: delivery::pause::refused,
+    },
+    Case {
+        verb: "delivery resume",
+        good: delivery::resume::good,
+        refused: delivery::resume::refused,
+    },
+    Case {
+        verb: "delivery flush",
+        good: delivery::flush::good,
+        refused: delivery::flush::refused,
+    },
+    Case {
+        verb: "delivery delete",
+        good: delivery::delete::good,
+        refused: delivery::delete::refused,
     },
     Case {
         verb: "bench produce",

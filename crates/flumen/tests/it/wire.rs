@@ -7,6 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use flumen_api::v1;
 use flumen_api::v1::admin_client::AdminClient;
 use flumen_api::v1::consumer_client::ConsumerClient;
+use flumen_api::v1::delivery_client::DeliveryClient;
 use flumen_api::v1::producer_client::ProducerClient;
 use flumen_record::{
     Batch, BatchBuilder, Compression, HashKey, ProducerId, ProducerSequence, Record, RecordLimits,
@@ -22,12 +23,13 @@ use tonic_types::StatusExt;
 /// No call of these tests takes longer.
 const LONGEST: Duration = Duration::from_secs(60);
 /// What `google.rpc.RetryInfo` comes with: waiting helps against these.
-const WAITS: [&str; 5] = [
+const WAITS: [&str; 6] = [
     "THROTTLED",
     "QUEUE_FULL",
     "STORAGE_FULL",
     "DISK_STUCK",
     "DRAINING",
+    "DELIVERY_UNFINISHED",
 ];
 
 /// A connection, and a runtime to wait on.
@@ -69,6 +71,10 @@ impl Wire {
 
     pub(crate) fn consumer(&self) -> ConsumerClient<Channel> {
         ConsumerClient::new(self.channel()).max_decoding_message_size(64 << 20)
+    }
+
+    pub(crate) fn delivery(&self) -> DeliveryClient<Channel> {
+        DeliveryClient::new(self.channel())
     }
 
     /// Waits for a call, not for ever.

@@ -21,6 +21,7 @@ fn converts() -> Vec<ConvertError> {
         ConvertError::HashKeyLength { field, bytes: 3 },
         ConvertError::EmptyRange { field, range },
         ConvertError::Durability { field, value: 9 },
+        ConvertError::Enumeration { field, value: 9 },
         ConvertError::NotUtf8 { field },
     ];
     for error in &all {
@@ -33,6 +34,7 @@ fn converts() -> Vec<ConvertError> {
             | ConvertError::HashKeyLength { .. }
             | ConvertError::EmptyRange { .. }
             | ConvertError::Durability { .. }
+            | ConvertError::Enumeration { .. }
             | ConvertError::NotUtf8 { .. } => {}
         }
     }
