@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use flumen_broker::BrokerConfig;
 use flumen_console::ConsoleConfig;
 use flumen_grpc::GrpcConfig;
+use flumen_sink::SinkConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
@@ -47,6 +48,8 @@ pub(crate) struct Config {
     pub(crate) grpc: GrpcConfig,
     /// The metrics and health edge.
     pub(crate) console: ConsoleConfig,
+    /// Delivery streams.
+    pub(crate) sink: SinkConfig,
 }
 
 impl Default for Config {
@@ -62,6 +65,7 @@ impl Default for Config {
             broker: BrokerConfig::default(),
             grpc: GrpcConfig::default(),
             console: ConsoleConfig::default(),
+            sink: SinkConfig::default(),
         }
     }
 }

@@ -11,6 +11,7 @@ use flumen_broker::{Broker, Clock};
 use flumen_console::Node;
 use flumen_grpc::GrpcServer;
 use flumen_log::DiskStorage;
+use flumen_sink::{RealDestinations, Sink};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -79,7 +80,8 @@ async fn serve(output: &mut Output, config: Config, until_stdin_closes: bool) ->
         config.console.clone(),
         std::future::pending(),
     ));
-    let opening = open(&config);
+    let clock = Clock::system();
+    let opening = open(&config, clock.clone());
     let broker = tokio::select! {
         broker = opening => broker?,
         // Recovery leaves nothing half-done that the next start would miss.
@@ -88,6 +90,10 @@ async fn serve(output: &mut Output, config: Config, until_stdin_closes: bool) ->
             return Ok(());
         }
     };
+    // Where the logs are: what is spooled for a cut must not be lost without them.
+    let spool = config.data_dir.join("sink");
+    let destinations = Arc::new(RealDestinations::of_this_process());
+    let sink = Sink::start(&broker, config.sink.clone(), destinations, clock, spool);
     let server = GrpcServer::start(broker.clone(), config.grpc, vec![grpc]).await;
     let server = server.context("serving gRPC")?;
     node.serving(broker.clone());
@@ -97,6 +103,9 @@ async fn serve(output: &mut Output, config: Config, until_stdin_closes: bool) ->
     node.draining();
     let drain = async {
         server.shutdown().await;
+        if let Some(sink) = sink {
+            sink.shutdown().await;
+        }
         broker
             .shutdown()
             .await
@@ -121,12 +130,12 @@ async fn bind(what: &str, flag: &str, address: SocketAddr) -> Result<TcpListener
         .with_context(|| format!("{what} cannot listen on {address}; {flag} takes another address"))
 }
 
-async fn open(config: &Config) -> Result<Broker> {
+async fn open(config: &Config, clock: Clock) -> Result<Broker> {
     let dir = config.data_dir.clone();
     let opened =
         tokio::task::spawn_blocking(move || DiskStorage::open(&dir, DiskStorage::LOCK_WAIT)).await;
     let storage = opened.context("opening the data directory")??;
-    let broker = Broker::open(Arc::new(storage), config.broker.clone(), Clock::system());
+    let broker = Broker::open(Arc::new(storage), config.broker.clone(), clock);
     Ok(broker.await?)
 }
 
