@@ -4,29 +4,29 @@
 //! values nested [`MAX_NESTING`] deep and [`MAX_TEXT_BYTES`] of text in a value; what breaks a bound
 //! ends the run, and `try` does not catch it (`meter`). So an endless filter ends. A step is at most
 //! one pass over one value (a sort, a comparison, a regular expression over a text), so what remains
-//! is that a filter that does a million such passes over a large record is slow.
+//! is that a filter that does a million such passes over a large record is slow; and one step can take
+//! memory of some fifty times the size of its input (`split("")`).
 //!
 //! **Not there**: `input`, `inputs`, `env`, `$ENV`, `halt`, `halt_error`, `localtime`,
-//! `strflocaltime`, modules, SQL operators. `debug` and `stderr` do nothing. `now` is there, and
+//! `strflocaltime`, modules, SQL operators, streaming (`tostream`),
+//! `$__loc__`, `input_line_number`. `debug` and `stderr` do nothing. `now` is there, and
 //! makes a filter not deterministic.
 //!
 //! A definition that calls itself may take values (`$x`), not filters (`recursion`).
 //!
-//! **Variables**: `$partition_key`, `$shard`, `$sequence_number` (decimal text), `$arrival_time`
+//! **Variables**: `$partition_key`, `$shard` (number), `$sequence_number` (decimal text), `$arrival_time`
 //! (RFC 3339), `$headers` (object).
 //!
 //! **Other than jq 1.6**:
 //! - Integers keep every digit, of any size; jq has floating point only. Beyond 4096 bits they
 //!   become floating point. Other numbers are written as jq does.
+//! - Numbers of more than 1000 digits are refused.
 //! - A lone surrogate (`"\ud800"`) is refused where jq puts U+FFFD.
 //! - `(1,2) * (3,4)` and other operators with several outputs on both sides have them in another
 //!   order.
-//! - `limit(0; f)` runs nothing; `error(null)` can be caught; `.[-1] = 1` on an empty array is an
-//!   error; `nan < nan` is true, as in jq, and `[nan] | sort` keeps it first.
 //! - `@uri` escapes `!'()*`, as later versions of jq do.
 //! - `.[9] = 1` beyond the end of an array is an error; objects that are not there are made.
 //! - Updates (`|=`) with several outputs take the first for objects and all for arrays.
-//! - Dates have no `strptime` of names in other languages, and `mktime` wants whole seconds.
 //! - Regular expressions are those of Rust's crates, without look-around.
 
 mod meter;
@@ -47,15 +47,17 @@ use crate::refused::SettingRefused;
 use crate::unit::Unit;
 use meter::{Broken, Meter, Metered};
 pub(crate) use meter::{MAX_STACK_BYTES, MAX_STEPS};
-pub(crate) use value::{JsonRefused, MAX_NESTING, MAX_TEXT_BYTES, WriteRefused};
-pub(crate) use value::{check_nesting, number_text, parse, write};
+pub(crate) use value::{MAX_NESTING, MAX_TEXT_BYTES};
+pub(crate) use value::{check_bounds, number_text, parse, write};
 
 /// Outputs of one run.
 pub(crate) const MAX_OUTPUTS: usize = 1000;
 /// Bytes of a filter.
 const MAX_FILTER_BYTES: usize = 8 << 10;
-/// Words and signs of a filter: each may be a level of what compiles and runs it.
+/// Words and signs of a filter.
 const MAX_FILTER_TOKENS: usize = 1000;
+/// Levels of a filter: terms within terms, stages of a pipe, fields of an object.
+const MAX_FILTER_DEPTH: usize = 128;
 /// Stack of the thread that compiles a filter, which recurses.
 const COMPILE_STACK_BYTES: usize = 64 << 20;
 /// The definition that the filter becomes.
@@ -296,6 +298,11 @@ fn compile(text: &str) -> Result<Filter, String> {
             format!("{} expected {}", expected.as_str(), place(text, at))
         })
     })?;
+    if recursion::depth(&term) > MAX_FILTER_DEPTH {
+        return Err(format!(
+            "the filter has more than {MAX_FILTER_DEPTH} terms within each other, stages of a pipe or fields"
+        ));
+    }
     if let Some(name) = recursion::hands_on(&term, &mut Vec::new()) {
         return Err(format!(
             "{name} hands a filter to itself {}: write def {name}(f): def r: … f … r; r",
@@ -398,18 +405,19 @@ fn place(text: &str, part: &str) -> String {
 }
 
 /// Natives that take the place of jaq's: numbers as jq writes them, and JSON within bounds.
-fn conversions() -> [Fun<Metered>; 3] {
+fn conversions() -> [Fun<Metered>; 4] {
     let none = || Box::new([]);
+    let text = || {
+        Native::new(|cv| match cv.1 {
+            Val::TStr(_) => bome(Ok(cv.1)),
+            value => bome(to_json(&value)),
+        })
+    };
     [
         ("tojson", none(), Native::new(|cv| bome(to_json(&cv.1)))),
-        (
-            "tostring",
-            none(),
-            Native::new(|cv| match cv.1 {
-                Val::TStr(_) => bome(Ok(cv.1)),
-                value => bome(to_json(&value)),
-            }),
-        ),
+        ("tostring", none(), text()),
+        // A filter may define a `tostring` of its own, and texts with `\(…)` do not mean that.
+        ("!text", none(), text()),
         ("fromjson", none(), Native::new(|cv| bome(from_json(&cv.1)))),
     ]
 }

@@ -173,7 +173,7 @@ impl ObjectKeys {
         let mut key = String::new();
         prefix.write(at, &time, class, &mut key)?;
         // Writing to a String cannot fail.
-        drop(write!(key, "{}-{}-", self.name, at.version));
+        let _ = write!(key, "{}-{}-", self.name, at.version);
         self.time_in_name.write(&time, &mut key);
         key.push('-');
         key.push_str(&uuid(derived(at.unique, class, 0)));

@@ -149,6 +149,7 @@ fn size_of(value: &Val) -> usize {
         Val::BStr(text) | Val::TStr(text) => text.len(),
         Val::Arr(items) => items.len(),
         Val::Obj(fields) => fields.len(),
+        Val::Num(Num::BigInt(large)) => usize::try_from(large.bits() / 8).unwrap_or(usize::MAX),
         _ => 1,
     }
 }
@@ -261,8 +262,6 @@ fn range<'a>(mut cv: Cv<'a, Metered>) -> impl Iterator<Item = ValX<'a, Val>> {
     })
 }
 
-type Text = &'static str;
-
 fn tick<'s>() -> Term<&'s str> {
     Term::Call("!tick", Vec::new())
 }
@@ -280,7 +279,7 @@ fn nested(term: Term<&str>) -> Term<&str> {
 }
 
 /// A definition, metered.
-pub(crate) fn metered_def<'s>(mut def: Def<&'s str>) -> Def<&'s str> {
+pub(crate) fn metered_def(mut def: Def<&str>) -> Def<&str> {
     if def.name == "getpath" {
         // `setpath` is an assignment to this.
         def.body = making(def.body);
@@ -292,12 +291,13 @@ pub(crate) fn metered_def<'s>(mut def: Def<&'s str>) -> Def<&'s str> {
     }
 }
 
-fn boxed<'s>(term: Box<Term<&'s str>>) -> Box<Term<&'s str>> {
+#[expect(clippy::boxed_local, reason = "the parts of a term are boxed")]
+fn boxed(term: Box<Term<&str>>) -> Box<Term<&str>> {
     Box::new(metered(*term))
 }
 
 /// A filter, metered.
-pub(crate) fn metered<'s>(term: Term<&'s str>) -> Term<&'s str> {
+pub(crate) fn metered(term: Term<&str>) -> Term<&str> {
     match term {
         Term::Id | Term::Num(_) | Term::Var(_) | Term::Break(_) | Term::Arr(None) => term,
         Term::Recurse => pipe(term, tick()),
@@ -343,7 +343,7 @@ fn metered_text<'s>(
     let parts = parts.into_iter().map(|part| match part {
         // Text as `tostring` makes it, which writes numbers as jq does.
         StrPart::Term(term) if format.is_none() => {
-            StrPart::Term(pipe(metered(term), Term::Call("tostring", Vec::new())))
+            StrPart::Term(pipe(metered(term), Term::Call("!text", Vec::new())))
         }
         StrPart::Term(term) => StrPart::Term(metered(term)),
         StrPart::Str(text) => StrPart::Str(text),
@@ -402,7 +402,7 @@ fn metered_op<'s>(
         BinaryOp::Math(Math::Mul) => Term::Call("!mul", vec![*left, *right]),
         BinaryOp::Math(_) => pipe(Term::BinOp(left, op, right), tick()),
         BinaryOp::UpdateMath(Math::Mul) => {
-            let factor: Text = "$!factor";
+            let factor: &'static str = "$!factor";
             let product = Term::Call("!mul", vec![Term::Id, Term::Var(factor)]);
             let left = Box::new(making(*left));
             let update = Term::BinOp(left, BinaryOp::Update, Box::new(product));

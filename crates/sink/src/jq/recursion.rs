@@ -1,4 +1,6 @@
-//! Which definitions may call themselves.
+//! How deep a filter may be, and which definitions may call themselves.
+//!
+//! What runs a filter recurses with its parts, between the places where it is metered.
 //!
 //! A filter that is handed on to the next call of the same definition keeps all those before it
 //! alive, one within the other: nothing bounds that chain, and letting go of it recurses. Values
@@ -7,6 +9,30 @@
 use jaq_core::load::lex::StrPart;
 use jaq_core::load::parse::{BinaryOp, Def, Pattern, Term};
 use jaq_core::path::Part;
+
+/// How many levels of recursion a filter takes by itself, its calls aside.
+pub(crate) fn depth(term: &Term<&str>) -> usize {
+    let mut deepest = 0;
+    let mut below = |part: &Term<&str>| deepest = deepest.max(depth(part));
+    match term {
+        Term::Call(_, args) => args.iter().for_each(below),
+        Term::Def(defs, body) => {
+            defs.iter().for_each(|def| below(&def.body));
+            below(body);
+        }
+        _ => each_part(term, &mut below),
+    }
+    // Fields, texts and cases become a chain of pairs, steps of a path one of steps.
+    let long = match term {
+        Term::Str(_, parts) => parts.len(),
+        Term::Obj(fields) => fields.len(),
+        Term::IfThenElse(cases, _) => cases.len(),
+        Term::Path(_, path) => path.0.len(),
+        Term::Def(defs, _) => defs.len(),
+        _ => 1,
+    };
+    deepest + long
+}
 
 /// Finds a definition that hands filters to itself.
 pub(crate) fn hands_on<'s>(

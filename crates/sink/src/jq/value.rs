@@ -9,6 +9,9 @@ pub(crate) const MAX_NESTING: usize = 128;
 /// The largest text of one value, in bytes: above the largest record, with room for escapes.
 pub(crate) const MAX_TEXT_BYTES: usize = 16 << 20;
 
+/// Digits of a number, at most: reading a number takes time with the square of its length.
+const MAX_DIGITS: usize = 1000;
+
 /// Bytes are not a JSON value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum JsonRefused {
@@ -21,6 +24,9 @@ pub(crate) enum JsonRefused {
     /// Nested too deep.
     #[error("nested deeper than {MAX_NESTING}")]
     Nesting,
+    /// A number too long.
+    #[error("a number has more than {MAX_DIGITS} digits")]
+    Digits,
     /// Not JSON.
     #[error("not JSON: {fault}")]
     Syntax {
@@ -51,16 +57,24 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Val, JsonRefused> {
     let text = std::str::from_utf8(bytes).map_err(|error| JsonRefused::Utf8 {
         at: error.valid_up_to(),
     })?;
-    check_nesting(bytes)?;
+    check_bounds(bytes)?;
     let syntax = |fault: String| JsonRefused::Syntax { fault };
     serde_json::from_str::<IgnoredAny>(text).map_err(|error| syntax(error.to_string()))?;
     jaq_json::read::parse_single(bytes).map_err(|error| syntax(error.to_string()))
 }
 
-/// The readers recurse; this looks first.
-pub(crate) fn check_nesting(bytes: &[u8]) -> Result<(), JsonRefused> {
-    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+/// The readers recurse, and take numbers of any length; this looks first.
+pub(crate) fn check_bounds(bytes: &[u8]) -> Result<(), JsonRefused> {
+    let (mut depth, mut digits, mut in_string, mut escaped) = (0_usize, 0_usize, false, false);
     for byte in bytes {
+        digits = if in_string || !byte.is_ascii_digit() {
+            0
+        } else {
+            digits + 1
+        };
+        if digits > MAX_DIGITS {
+            return Err(JsonRefused::Digits);
+        }
         match byte {
             _ if escaped => escaped = false,
             b'\\' if in_string => escaped = true,
@@ -228,6 +242,15 @@ mod tests {
             parse("[".repeat(1 << 20).as_bytes()),
             Err(JsonRefused::Nesting)
         );
+    }
+
+    #[test]
+    fn long_numbers_are_refused_before_they_are_read() {
+        let number = |digits: usize| "9".repeat(digits);
+        assert!(parse(number(MAX_DIGITS).as_bytes()).is_ok());
+        assert_eq!(parse(number(10 << 20).as_bytes()), Err(JsonRefused::Digits));
+        let text = format!("[\"{}\",1.5]", number(5000));
+        assert_eq!(write(&parse(text.as_bytes()).unwrap()).unwrap(), text);
     }
 
     #[test]

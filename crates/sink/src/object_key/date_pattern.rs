@@ -84,7 +84,9 @@ impl DatePattern {
             match piece {
                 Piece::Text(text) => out.push_str(text),
                 // Writing to a String cannot fail.
-                Piece::Field { letter, count } => drop(field(*letter, *count, at, out)),
+                Piece::Field { letter, count } => {
+                    let _ = field(*letter, *count, at, out);
+                }
             }
         }
     }

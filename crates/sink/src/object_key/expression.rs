@@ -194,7 +194,7 @@ fn safe_value(value: &str, out: &mut String) {
         if dots || character.is_control() || matches!(character, '/' | '\\' | '%') {
             for byte in character.encode_utf8(&mut [0; 4]).bytes() {
                 // Writing to a String cannot fail.
-                drop(write!(out, "%{byte:02X}"));
+                let _ = write!(out, "%{byte:02X}");
             }
         } else {
             out.push(character);

@@ -8,7 +8,7 @@ use flumen_broker::SubRecords;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::jq::check_nesting;
+use crate::jq::check_bounds;
 use crate::refused::SettingRefused;
 use crate::unit::{ErrorType, Failure};
 
@@ -159,7 +159,7 @@ pub(crate) fn sub_records(inner: &Inner, data: &Bytes) -> Result<Vec<Bytes>, Fai
 fn json_values(data: &Bytes) -> Result<Vec<Bytes>, Failure> {
     let invalid = |what: String| failure("Json.Invalid", what);
     let text = std::str::from_utf8(data).map_err(|error| invalid(error.to_string()))?;
-    check_nesting(data).map_err(|error| invalid(error.to_string()))?;
+    check_bounds(data).map_err(|error| invalid(error.to_string()))?;
     let mut values = Vec::new();
     let mut take = |value: &RawValue| {
         values.push(data.slice_ref(value.get().as_bytes()));

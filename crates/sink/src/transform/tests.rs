@@ -34,7 +34,7 @@ async fn server(acts: Vec<Act>) -> (String, Seen) {
             let (mut stream, _from) = listener.accept().await.unwrap();
             let (head, body) = request(&mut stream).await;
             all.lock().unwrap().push((head, body.clone()));
-            match acts.get(turn).or(acts.last()).unwrap() {
+            match acts.get(turn).or_else(|| acts.last()).unwrap() {
                 Act::Silence => open.push(stream),
                 Act::Cut => {
                     let text = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{";
