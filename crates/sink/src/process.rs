@@ -14,7 +14,9 @@ use jaq_json::Val;
 use crate::jq::{Filter, Globals, JqFailed, number_text, parse, write};
 use crate::refused::SettingRefused;
 use crate::unit::{Failure, Shaped, Unit};
-use unpack::{Inner, failure, log_lines, sub_records, unzip};
+use unpack::{
+    Inner, MAX_SUB_RECORDS, MAX_UNZIPPED_BYTES, failure, log_lines, sub_records, too_many, unzip,
+};
 
 /// Partition keys of a delivery stream at most.
 const MAX_PARTITION_KEYS: usize = 50;
@@ -84,58 +86,57 @@ impl Processor {
     }
 
     /// Takes a stored record apart: KPL aggregates always, then as the settings say. Units that come
-    /// out are numbered from 0; one that cannot be taken apart comes out as it went in.
+    /// out are numbered from 0; one that cannot be taken apart comes out as it went in. What is within
+    /// bounds is for the stored record as a whole.
     pub(crate) fn unpack(&self, unit: Unit, each: &mut dyn FnMut(Result<Unit, (Unit, Failure)>)) {
-        let mut sub = 0;
-        match kpl::parts(&unit.data) {
-            None => self.unpack_part(unit, &mut sub, each),
-            Some(parts) => {
-                for part in parts {
-                    let unit = Unit {
-                        partition_key: part.partition_key,
-                        data: part.data,
-                        ..unit.clone()
-                    };
-                    self.unpack_part(unit, &mut sub, each);
-                }
-            }
+        let mut bounds = Bounds::default();
+        let Some(parts) = kpl::parts(&unit.data) else {
+            return self.unpack_part(unit, &mut bounds, each);
+        };
+        if parts.len() > MAX_SUB_RECORDS {
+            return each(Err((unit, too_many())));
+        }
+        for part in parts {
+            let unit = Unit {
+                partition_key: part.partition_key,
+                data: part.data,
+                ..unit.clone()
+            };
+            self.unpack_part(unit, &mut bounds, each);
         }
     }
 
     fn unpack_part(
         &self,
         unit: Unit,
-        sub: &mut u64,
+        bounds: &mut Bounds,
         each: &mut dyn FnMut(Result<Unit, (Unit, Failure)>),
     ) {
-        let mut numbered = |mut unit: Unit, failure: Option<Failure>| {
-            unit.sub = *sub;
-            *sub += 1;
-            match failure {
-                None => each(Ok(unit)),
-                Some(failure) => each(Err((unit, failure))),
-            }
-        };
         if !self.decompress && !self.cloudwatch_logs && self.inner.is_none() {
-            return numbered(unit, None);
+            let sub = bounds.number();
+            return each(Ok(Unit { sub, ..unit }));
         }
-        match self.parts(&unit.data) {
-            Err(failure) => numbered(unit, Some(failure)),
+        match self.parts(&unit.data, bounds) {
+            Err(failure) => {
+                let sub = bounds.number();
+                each(Err((Unit { sub, ..unit }, failure)));
+            }
             Ok(parts) => {
                 for data in parts {
-                    let part = Unit {
+                    let sub = bounds.number();
+                    each(Ok(Unit {
                         data,
+                        sub,
                         ..unit.clone()
-                    };
-                    numbered(part, None);
+                    }));
                 }
             }
         }
     }
 
-    fn parts(&self, data: &Bytes) -> Result<Vec<Bytes>, Failure> {
+    fn parts(&self, data: &Bytes, bounds: &mut Bounds) -> Result<Vec<Bytes>, Failure> {
         let data = if self.decompress {
-            unzip(data)?
+            unzip(data, &mut bounds.unzipped_left)?
         } else {
             data.clone()
         };
@@ -144,17 +145,14 @@ impl Processor {
         } else {
             vec![data]
         };
-        let Some(inner) = &self.inner else {
-            return Ok(lines);
-        };
         let mut parts = Vec::new();
         for line in lines {
-            parts.extend(sub_records(inner, &line)?);
-            if parts.len() > unpack::MAX_SUB_RECORDS {
-                return Err(failure(
-                    "SubRecords.TooMany",
-                    "the record holds too many records",
-                ));
+            match &self.inner {
+                Some(inner) => parts.extend(sub_records(inner, &line)?),
+                None => parts.push(line),
+            }
+            if parts.len() as u64 + bounds.next > MAX_SUB_RECORDS as u64 {
+                return Err(too_many());
             }
         }
         Ok(parts)
@@ -229,6 +227,30 @@ impl Processor {
     /// Whether equal records become equal rows, always.
     pub(crate) fn is_deterministic(&self) -> bool {
         self.deterministic
+    }
+}
+
+/// What is left of a stored record's bounds while it is taken apart.
+struct Bounds {
+    /// The number of the next unit.
+    next: u64,
+    unzipped_left: u64,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            next: 0,
+            unzipped_left: MAX_UNZIPPED_BYTES,
+        }
+    }
+}
+
+impl Bounds {
+    fn number(&mut self) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        number
     }
 }
 

@@ -80,23 +80,20 @@ pub(crate) fn failure(code: &'static str, message: impl Into<String>) -> Failure
     }
 }
 
-/// Unzips, members one after the other.
-pub(crate) fn unzip(data: &[u8]) -> Result<Bytes, Failure> {
+/// Unzips, members one after the other, and takes the size off `left`.
+pub(crate) fn unzip(data: &[u8], left: &mut u64) -> Result<Bytes, Failure> {
     let mut out = Vec::new();
     let decoder = MultiGzDecoder::new(data);
-    let read = decoder.take(MAX_UNZIPPED_BYTES + 1).read_to_end(&mut out);
+    let read = decoder.take(left.saturating_add(1)).read_to_end(&mut out);
     if let Err(error) = read {
-        return Err(failure(
-            "Gzip.Invalid",
-            format!("the data is not gzip: {error}"),
-        ));
+        let what = format!("the data is not gzip: {error}");
+        return Err(failure("Gzip.Invalid", what));
     }
-    if out.len() as u64 > MAX_UNZIPPED_BYTES {
-        return Err(failure(
-            "Gzip.TooLarge",
-            format!("the data unzips to more than {MAX_UNZIPPED_BYTES} bytes"),
-        ));
-    }
+    let Some(after) = left.checked_sub(out.len() as u64) else {
+        let what = format!("the record unzips to more than {MAX_UNZIPPED_BYTES} bytes");
+        return Err(failure("Gzip.TooLarge", what));
+    };
+    *left = after;
     Ok(Bytes::from(out))
 }
 
@@ -140,12 +137,17 @@ pub(crate) fn log_lines(data: &[u8]) -> Result<Vec<Bytes>, Failure> {
 
 fn bounded(count: usize) -> Result<(), Failure> {
     if count > MAX_SUB_RECORDS {
-        return Err(failure(
-            "SubRecords.TooMany",
-            format!("the record holds more than {MAX_SUB_RECORDS} records"),
-        ));
+        return Err(too_many());
     }
     Ok(())
+}
+
+/// A record holds further records than allowed.
+pub(crate) fn too_many() -> Failure {
+    failure(
+        "SubRecords.TooMany",
+        format!("the record holds more than {MAX_SUB_RECORDS} records"),
+    )
 }
 
 /// The records in a record: slices of it.
@@ -212,12 +214,16 @@ mod tests {
     #[test]
     fn gzip_is_unzipped_member_by_member_within_bounds() {
         let two = [gzip(b"one"), gzip(b"two")].concat();
-        assert_eq!(unzip(&two).unwrap(), &b"onetwo"[..]);
+        let mut left = 10;
+        assert_eq!(unzip(&two, &mut left).unwrap(), &b"onetwo"[..]);
+        assert_eq!(left, 4);
+        assert_eq!(unzip(&two, &mut left).unwrap_err().code, "Gzip.TooLarge");
         for bad in [&b"plain"[..], &two[..two.len() - 3], b""] {
-            assert_eq!(unzip(bad).unwrap_err().code, "Gzip.Invalid");
+            assert_eq!(unzip(bad, &mut 1000).unwrap_err().code, "Gzip.Invalid");
         }
         let bomb = gzip(&vec![0; usize::try_from(MAX_UNZIPPED_BYTES).unwrap() + 1]);
-        assert_eq!(unzip(&bomb).unwrap_err().code, "Gzip.TooLarge");
+        let refused = unzip(&bomb, &mut MAX_UNZIPPED_BYTES.clone()).unwrap_err();
+        assert_eq!(refused.code, "Gzip.TooLarge");
     }
 
     #[test]
@@ -285,7 +291,7 @@ mod tests {
         #[test]
         fn never_panics(data: Vec<u8>, delimiter in "[a-c\\\\n]{1,3}") {
             let data = Bytes::from(data);
-            let _ = (unzip(&data), log_lines(&data), json_values(&data));
+            let _ = (unzip(&data, &mut 1000), log_lines(&data), json_values(&data));
             if let Ok(inner) = Inner::compile(&SubRecords::Delimited(delimiter)) {
                 let parts = sub_records(&inner, &data).unwrap();
                 assert!(parts.iter().map(Bytes::len).sum::<usize>() <= data.len());
