@@ -102,6 +102,16 @@ pub struct SettingRefused {
     pub reason: String,
 }
 
+impl SettingRefused {
+    /// Refuses a setting.
+    pub fn new(setting: &'static str, reason: impl Into<String>) -> Self {
+        Self {
+            setting,
+            reason: reason.into(),
+        }
+    }
+}
+
 /// What knows whether settings can be run. Implemented by the sink.
 pub trait DeliveryChecks: Send + Sync + std::fmt::Debug {
     /// Looks at the settings only: no destination is asked.

@@ -114,17 +114,20 @@ impl Active<'_> {
         let answers: Vec<_> = stream::iter(requests).buffered(under_way).collect().await;
         let mut all = Vec::new();
         for answer in answers {
-            let failed = answer.iter().any(|(_, outcome)| match outcome {
+            let gave_up = answer.outcomes.iter().any(|(_, outcome)| match outcome {
                 TransformOutcome::Failed(failure) => failure.code != "Transform.RecordFailed",
-                _ => false,
+                TransformOutcome::Ok { .. } | TransformOutcome::Dropped => false,
             });
-            let counter = if failed {
-                &counters.processing_failures
-            } else {
-                &counters.processing_successes
-            };
-            counter.fetch_add(1, Ordering::Relaxed);
-            all.extend(answer);
+            match answer.error.filter(|_| gave_up) {
+                None => {
+                    counters.processing_successes.fetch_add(1, Ordering::Relaxed);
+                }
+                Some(error) => {
+                    counters.processing_failures.fetch_add(1, Ordering::Relaxed);
+                    self.reporter.noted(&Trouble::Transform(error));
+                }
+            }
+            all.extend(answer.outcomes);
         }
         all
     }

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use flumen_broker::{
     Clock, DeliverySettings, DeliverySource, ObjectCompression, SettingRefused,
 };
-use flumen_record::DeliveryName;
+use flumen_record::{DeliveryName, StreamName};
 use serde::{Deserialize, Serialize};
 
 use crate::cut::{Incarnation, cut_id, unique};
 use crate::encode::Encoding;
 use crate::object_key::{KeyParts, KeyRefused, ObjectKeys};
 use crate::process::Processor;
-use crate::transform::Transform;
+use crate::transform::{Transform, TransformSource};
 use crate::unit::ErrorType;
 
 /// The settings, ready to run.
@@ -22,7 +22,7 @@ pub(crate) struct Bundle {
     pub(crate) version: u64,
     pub(crate) settings: Arc<DeliverySettings>,
     /// The stream it reads, for error records.
-    pub(crate) stream: String,
+    pub(crate) stream: StreamName,
     /// Names of the partition keys by jq, in order.
     query_keys: Vec<String>,
     pub(crate) keys: ObjectKeys,
@@ -74,10 +74,10 @@ impl Bundle {
             version,
             stream: source_stream(name, &settings.source),
             query_keys: query_keys.collect(),
-            keys: ObjectKeys::compile(name, &settings).map_err(gone)?,
-            processor: Processor::compile(&settings).map_err(gone)?,
+            keys: ObjectKeys::compile(name, &settings)?,
+            processor: Processor::compile(&settings)?,
             transform: match &settings.processing.transform {
-                Some(transform) => Some(Transform::compile(transform, clock.clone()).map_err(gone)?),
+                Some(transform) => Some(Transform::compile(transform, arns(name, &settings.source), clock.clone())?),
                 None => None,
             },
             encoding: Encoding::compile(&settings)?,
@@ -165,18 +165,29 @@ pub(crate) struct PartName {
     pub(crate) by_transform: Vec<(String, String)>,
 }
 
-/// The stream that is read: `delivery.<name>` for direct puts.
-fn source_stream(name: &DeliveryName, source: &DeliverySource) -> String {
-    match source {
-        DeliverySource::Stream { stream, .. } => stream.0.as_str().to_owned(),
-        DeliverySource::Direct { .. } => format!("delivery.{name}"),
+/// What a transform is told about where records come from. There is no account, and a region is the
+/// destination's: a place to write them is all the Lambda contract asks for.
+fn arns(name: &DeliveryName, source: &DeliverySource) -> TransformSource {
+    let stream_arn = match source {
+        DeliverySource::Stream { stream, .. } => {
+            Some(format!("arn:aws:kinesis:local:000000000000:stream/{}", stream.0))
+        }
+        DeliverySource::Direct { .. } => None,
+    };
+    TransformSource {
+        delivery_arn: format!("arn:aws:firehose:local:000000000000:deliverystream/{name}"),
+        stream_arn,
+        region: "local".to_owned(),
     }
 }
 
-fn gone(refused: crate::refused::SettingRefused) -> SettingRefused {
-    SettingRefused {
-        setting: refused.setting,
-        reason: refused.reason,
+/// The stream that is read: `delivery.<name>` for direct puts.
+fn source_stream(name: &DeliveryName, source: &DeliverySource) -> StreamName {
+    match source {
+        DeliverySource::Stream { stream, .. } => stream.0.clone(),
+        DeliverySource::Direct { .. } => format!("delivery.{name}")
+            .parse()
+            .expect("BUG: a delivery stream's name is short"),
     }
 }
 

@@ -291,7 +291,7 @@ fn manifest(
         incarnation: active.incarnation.to_string(),
         cut: cut.number,
         settings_version: cut.version,
-        stream: active.bundle.stream.clone(),
+        stream: active.bundle.stream.as_str().to_owned(),
         ranges: cut.ranges.clone(),
         oldest_arrival: tally.oldest.map(time),
         newest_arrival: tally.newest.map(time),

@@ -335,8 +335,8 @@ impl Filling {
         self.tally.failed += 1;
         let bundle = Arc::clone(&self.bundle);
         if bundle.settings.dead_letters.is_some() {
-            let name = bundle.name.as_str();
-            self.dead_letters.push(dead_letter(unit, failure, name, &bundle.stream));
+            let letter = dead_letter(unit, failure, &bundle.name, &bundle.stream);
+            self.dead_letters.push(letter);
         }
         let kind = ObjectKind::Error(failure.kind);
         let line = error_line(unit, failure, self.now);

@@ -43,7 +43,6 @@ mod object_key;
 mod process;
 mod progress;
 mod reading;
-mod refused;
 mod reporter;
 mod retry;
 mod rows;

@@ -92,6 +92,12 @@ impl Reporter {
         }
     }
 
+    /// Something failed that holds nothing up.
+    pub(crate) fn noted(&self, trouble: &Trouble) {
+        let phase = self.phase();
+        self.failed(trouble, phase);
+    }
+
     /// It works (again).
     pub(crate) fn works(&self) {
         let usual = self.state().usual;

@@ -7,6 +7,7 @@ use crate::filling::FillError;
 use crate::progress::ProgressError;
 use crate::spool::SpoolError;
 use crate::store::StoreError;
+use crate::transform::InvocationError;
 
 /// Why delivery does not go on.
 #[derive(Debug, Error)]
@@ -23,6 +24,9 @@ pub(crate) enum Trouble {
     /// The dead-letter stream.
     #[error("the dead-letter stream does not take records: {0}")]
     DeadLetters(Error),
+    /// The transform; its records are on their way to the error prefix.
+    #[error("{0}; its records go to the error prefix")]
+    Transform(InvocationError),
     /// Settings that were fine once, and are not for this version.
     #[error(transparent)]
     Settings(#[from] SettingRefused),
@@ -61,6 +65,7 @@ impl Trouble {
             Self::Fill(FillError::Io(_)) => "spool",
             Self::Node(error) => error.reason(),
             Self::DeadLetters(_) => "dead_letters",
+            Self::Transform(_) => "transform",
             Self::Settings(_) => "settings",
             Self::Bug => "bug",
             Self::Progress(_) => "progress",
@@ -74,7 +79,7 @@ impl Trouble {
         match self {
             Self::Store(error) => error.is_permanent() && !matches!(error, StoreError::Refused { .. }),
             Self::Bug | Self::Settings(_) | Self::Progress(_) | Self::SpoolLost { .. } => true,
-            Self::Fill(_) | Self::Node(_) | Self::DeadLetters(_) => false,
+            Self::Fill(_) | Self::Node(_) | Self::DeadLetters(_) | Self::Transform(_) => false,
         }
     }
 

@@ -86,3 +86,25 @@ pub(crate) struct Failure {
     /// Attempts that were made.
     pub(crate) attempts: u32,
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A record with this data.
+    pub(crate) fn unit(data: &[u8]) -> Unit {
+        Unit {
+            shard: ShardIndex::new(2),
+            sequence: SequenceNumber::new(7),
+            sub: 0,
+            arrival: Timestamp::from_micros(1_772_368_496_789_012),
+            partition_key: Bytes::from_static(b"pk"),
+            headers: vec![Header {
+                name: Bytes::from_static(b"name"),
+                value: Bytes::from_static(b"value"),
+            }],
+            data: Bytes::copy_from_slice(data),
+            keys: Vec::new(),
+        }
+    }
+}
