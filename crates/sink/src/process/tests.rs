@@ -186,19 +186,16 @@ fn bounds_are_for_the_stored_record() {
     let lines = processor(|settings| {
         settings.processing.sub_records = Some(SubRecords::Delimited(",".to_owned()));
     });
-    let many = "x,".repeat(unpack::MAX_SUB_RECORDS / 2);
+    let many = "x,".repeat(MAX_SUB_RECORDS / 2);
     let mut record = unit(b"");
     let many = many.as_bytes();
     record.data = kpl::tests::aggregate(&[("a", many), ("b", many), ("c", b"x")]);
     let outcome = unpacked(&lines, record);
-    assert_eq!(outcome.len(), unpack::MAX_SUB_RECORDS + 1);
+    assert_eq!(outcome.len(), MAX_SUB_RECORDS + 1);
     let last = outcome.last().unwrap();
-    assert_eq!(
-        *last,
-        (unpack::MAX_SUB_RECORDS as u64, Err("SubRecords.TooMany"))
-    );
+    assert_eq!(*last, (MAX_SUB_RECORDS as u64, Err("SubRecords.TooMany")));
 
-    let small: Vec<(&str, &[u8])> = vec![("k", b"x"); unpack::MAX_SUB_RECORDS + 1];
+    let small: Vec<(&str, &[u8])> = vec![("k", b"x"); MAX_SUB_RECORDS + 1];
     record = unit(b"");
     record.data = kpl::tests::aggregate(&small);
     let plain = processor(|_settings| {});

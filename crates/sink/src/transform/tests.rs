@@ -286,6 +286,25 @@ async fn what_is_wrong_is_not_tried_again() {
     }
 }
 
+/// All are there, and one of them twice.
+#[tokio::test]
+async fn a_record_is_answered_once() {
+    let records: Vec<Value> = [0, 1, 1]
+        .into_iter()
+        .map(|index: usize| json!({"recordId": format!("{index:020}"), "result": "Dropped"}))
+        .collect();
+    let text = json!({"records": records}).to_string();
+    let (invocation, _seen) = invoke(vec![Act::Reply(200, text)], 0).await;
+    assert_eq!(codes(&invocation), ["Transform.InvalidReply"; 2]);
+    assert!(
+        invocation
+            .error
+            .unwrap()
+            .to_string()
+            .contains("there twice")
+    );
+}
+
 #[tokio::test]
 async fn one_record_fails_alone() {
     for (of, code) in [
