@@ -307,13 +307,16 @@ async fn a_flush_returns_when_its_runner_says_so() {
         }),
         ..DeliveryReport::default()
     });
-    let flushed = broker
-        .flush_delivery(&name, Duration::from_millis(20))
-        .await;
+    let waits = async {
+        let mut orders = desk.orders();
+        orders.wait_for(|orders| orders.flush == 2).await.unwrap();
+        clock.advance(SECOND);
+    };
+    let (flushed, ()) = tokio::join!(broker.flush_delivery(&name, SECOND), waits);
     let unfinished = flushed.unwrap_err();
     assert_eq!(
         unfinished.to_string(),
-        "the flush of delivery stream a goes on and is not done after 20 ms; \
+        "the flush of delivery stream a goes on and is not done after 1000 ms; \
          last error: the bucket does not exist"
     );
     assert!(unfinished.retry_after().is_some());
@@ -384,7 +387,7 @@ async fn a_deletion_goes_on_when_nobody_waits_and_after_a_restart() {
         .create_delivery(new("a", reads(&stream)))
         .await
         .unwrap();
-    let short = Duration::from_millis(20);
+    let short = Duration::ZERO;
     for end in [DeliveryEnd::Flush, DeliveryEnd::Flush, DeliveryEnd::Drop] {
         let deleted = broker.delete_delivery(&name, end, short).await;
         assert_eq!(
@@ -435,12 +438,16 @@ async fn opened_again_everything_is_as_it_was() {
             .unwrap();
     }
     let changed = to("elsewhere", reads(&stream));
-    let updated = broker.update_delivery(&delivery("a"), None, changed);
-    updated.await.unwrap();
+    broker
+        .update_delivery(&delivery("a"), None, changed)
+        .await
+        .unwrap();
     broker.pause_delivery(&delivery("a")).await.unwrap();
-    let short = Duration::from_millis(10);
-    let ending = broker.delete_delivery(&delivery("b"), DeliveryEnd::Flush, short);
-    ending.await.unwrap_err();
+    let short = Duration::ZERO;
+    broker
+        .delete_delivery(&delivery("b"), DeliveryEnd::Flush, short)
+        .await
+        .unwrap_err();
     assert!(desk(&seat, "a").progress().is_empty());
     // Those that come together are written together, and each is there.
     let desks = seat.desks();
@@ -513,8 +520,10 @@ async fn direct_puts_go_to_a_stream_that_comes_and_goes_with_it() {
     });
     assert_eq!(broker.delete_stream(&backing).await, in_use);
     let runner = ends(desk);
-    let deleted = broker.delete_delivery(&delivery("a"), DeliveryEnd::Drop, WAIT);
-    deleted.await.unwrap();
+    broker
+        .delete_delivery(&delivery("a"), DeliveryEnd::Drop, WAIT)
+        .await
+        .unwrap();
     runner.await.unwrap();
     let gone = broker.describe_stream(&backing);
     assert!(
@@ -588,12 +597,16 @@ async fn a_stream_that_is_used_stays() {
         };
         assert_eq!(refused, Err(in_use));
     }
-    let updated = broker.update_delivery(&delivery("a"), None, reads(&stream));
-    updated.await.unwrap();
+    broker
+        .update_delivery(&delivery("a"), None, reads(&stream))
+        .await
+        .unwrap();
     broker.delete_stream(&failed).await.unwrap();
     let runner = ends(desk(&seat, "a"));
-    let deleted = broker.delete_delivery(&delivery("a"), DeliveryEnd::Drop, WAIT);
-    deleted.await.unwrap();
+    broker
+        .delete_delivery(&delivery("a"), DeliveryEnd::Drop, WAIT)
+        .await
+        .unwrap();
     runner.await.unwrap();
     broker.delete_stream(&stream).await.unwrap();
 }
