@@ -50,7 +50,8 @@ impl Node {
             let now = node.clock.now();
             let catalog = lock(&node.catalog).take();
             let closed = catalog.map_or(Ok(()), |catalog| Ok(catalog.close(now)?));
-            closed.and(node.deliveries.close(now))
+            let deliveries = node.deliveries.close(now);
+            closed.and(deliveries)
         })
         .await?;
         result

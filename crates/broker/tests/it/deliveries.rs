@@ -113,17 +113,47 @@ async fn it_is_created_described_and_listed() {
     assert_eq!(without, Err(Error::DeliveriesUnavailable));
     let seat = attach(&broker);
     assert!(broker.attach_deliveries(Arc::new(Checks)).is_none());
-    let mut changes = seat.changes();
+    let changes = seat.changes();
     let created = broker.create_delivery(new("b", reads(&stream))).await;
     let created = created.unwrap();
     assert!(changes.has_changed().unwrap());
-    changes.mark_unchanged();
     let shown = (created.id.value(), created.version, created.paused);
     assert_eq!(shown, (1, 1, false));
     assert_eq!(created.stream, stream);
     assert_eq!(created.settings.as_ref(), &reads(&stream));
     assert_eq!(created.report.phase, DeliveryPhase::Starting);
     assert_eq!(broker.describe_delivery(&delivery("b")), Ok(created));
+    for text in ["d", "a", "c"] {
+        broker
+            .create_delivery(new(text, reads(&stream)))
+            .await
+            .unwrap();
+    }
+    let names = |(page, more): (Vec<DeliveryDescription>, bool)| {
+        let names = page.iter().map(|found| found.name.to_string());
+        (names.collect::<Vec<_>>().concat(), more)
+    };
+    let all = broker.list_deliveries(None, 10);
+    assert_eq!(names(all), ("abcd".to_owned(), false));
+    let page = broker.list_deliveries(Some(&delivery("a")), 2);
+    assert_eq!(names(page), ("bc".to_owned(), true));
+    let desks: String = seat
+        .desks()
+        .iter()
+        .map(|desk| desk.name().to_string())
+        .collect();
+    assert_eq!(desks, "abcd");
+    broker.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_refused_is_not_created() {
+    let (broker, seat, stream) = node(&MemoryStorage::new()).await;
+    broker
+        .create_delivery(new("b", reads(&stream)))
+        .await
+        .unwrap();
+    let changes = seat.changes();
     for (refused, expected) in [
         (
             new("b", reads(&stream)),
@@ -160,27 +190,7 @@ async fn it_is_created_described_and_listed() {
         assert_eq!(broker.create_delivery(refused).await, Err(expected));
     }
     assert!(!changes.has_changed().unwrap());
-    for text in ["d", "a", "c"] {
-        broker
-            .create_delivery(new(text, reads(&stream)))
-            .await
-            .unwrap();
-    }
-    let names = |(page, more): (Vec<DeliveryDescription>, bool)| {
-        let names = page.iter().map(|found| found.name.to_string());
-        (names.collect::<Vec<_>>().concat(), more)
-    };
-    let all = broker.list_deliveries(None, 10);
-    assert_eq!(names(all), ("abcd".to_owned(), false));
-    let page = broker.list_deliveries(Some(&delivery("a")), 2);
-    assert_eq!(names(page), ("bc".to_owned(), true));
-    let desks: String = seat
-        .desks()
-        .iter()
-        .map(|desk| desk.name().to_string())
-        .collect();
-    assert_eq!(desks, "abcd");
-    broker.shutdown().await.unwrap();
+    assert_eq!(seat.desks().len(), 1);
 }
 
 #[tokio::test]
