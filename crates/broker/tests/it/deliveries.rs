@@ -11,7 +11,7 @@ use flumen_broker::{
     Error, LastError, NewDelivery, Partitioning, SettingRefused, StartPosition, StreamNameText,
     StreamSettings,
 };
-use flumen_log::{Grain, MemoryStorage};
+use flumen_log::{Fault, FaultError, Grain, MemoryStorage, OperationKind};
 use flumen_record::{DeliveryName, StreamName};
 
 use crate::fixture::*;
@@ -66,6 +66,10 @@ fn reads(stream: &StreamName) -> DeliverySettings {
 
 fn direct(shards: u32) -> DeliverySettings {
     settings(DeliverySource::Direct { shards })
+}
+
+fn backing(text: &str) -> StreamName {
+    name(&format!("delivery.{text}"))
 }
 
 fn to(destination: &str, settings: DeliverySettings) -> DeliverySettings {
@@ -576,6 +580,82 @@ async fn what_its_log_refuses_leaves_no_stream_behind() {
     );
     assert!(is_so, "{refused:?}");
     assert!(broker.describe_stream(&name("delivery.b")).is_err());
+}
+
+/// Wherever a crash cuts a removal off, the delivery stream is there with its stream, or neither is.
+#[tokio::test]
+async fn a_removal_is_finished_by_the_next_start() {
+    let name = delivery("a");
+    let (mut unfinished, mut finished) = (0, 0);
+    for operation in 1..40 {
+        let storage = MemoryStorage::new();
+        let (broker, seat, _) = node(&storage).await;
+        broker.create_delivery(new("a", direct(1))).await.unwrap();
+        let deleted = broker.delete_delivery(&name, DeliveryEnd::Drop, Duration::ZERO);
+        deleted.await.unwrap_err();
+        storage.crash_after(operation);
+        let removed = desk(&seat, "a").remove().await;
+        let image = storage.crash_seeded(Grain::Page, operation);
+        drop((broker, seat));
+        let broker = open(&image).await;
+        let seat = attach(&broker);
+        let stream = broker.describe_stream(&backing("a"));
+        if broker.describe_delivery(&name).is_ok() {
+            assert!(removed.is_err(), "{operation}");
+            assert!(stream.is_ok(), "{operation}");
+            assert_eq!(
+                ends(desk(&seat, "a")).await.unwrap(),
+                Some(DeliveryEnd::Drop)
+            );
+            unfinished += 1;
+        } else {
+            assert!(stream.is_err(), "{operation}");
+            finished += 1;
+        }
+        assert!(broker.describe_stream(&backing("a")).is_err());
+        let again = broker.create_delivery(new("a", direct(1))).await;
+        assert_eq!(again.unwrap().id.value(), 2, "{operation}");
+    }
+    assert!(unfinished > 0 && finished > 0, "{unfinished} {finished}");
+}
+
+#[tokio::test]
+async fn a_failed_log_says_so_until_the_next_start() {
+    let storage = MemoryStorage::new();
+    let (broker, seat, stream) = node(&storage).await;
+    broker
+        .create_delivery(new("a", reads(&stream)))
+        .await
+        .unwrap();
+    let desk = desk(&seat, "a");
+    desk.save(Bytes::from_static(b"1"), Vec::new())
+        .await
+        .unwrap();
+    storage.inject(Fault {
+        on: Some(OperationKind::Sync),
+        skip: 0,
+        times: u64::MAX,
+        error: FaultError::Io,
+    });
+    let failed = Error::DeliveriesFailed;
+    for _ in 0..2 {
+        let saved = desk.save(Bytes::from_static(b"2"), Vec::new()).await;
+        assert_eq!(saved, Err(failed.clone()));
+    }
+    storage.clear_faults();
+    let name = delivery("a");
+    assert_eq!(broker.pause_delivery(&name).await, Err(failed.clone()));
+    let created = broker.create_delivery(new("b", reads(&stream))).await;
+    assert_eq!(created, Err(failed.clone()));
+    assert_eq!(broker.flush_delivery(&name, WAIT).await, Err(failed));
+    assert_eq!(desk.progress(), "1");
+    assert!(!broker.describe_delivery(&name).unwrap().paused);
+    drop((broker, seat));
+    let broker = open(&storage.kill()).await;
+    let progress = self::desk(&attach(&broker), "a").progress();
+    // Whether it was written nobody knew.
+    assert!(progress == "1" || progress == "2", "{progress:?}");
+    broker.pause_delivery(&name).await.unwrap();
 }
 
 #[tokio::test]
