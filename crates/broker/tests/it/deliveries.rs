@@ -587,7 +587,7 @@ async fn what_its_log_refuses_leaves_no_stream_behind() {
 async fn a_removal_is_finished_by_the_next_start() {
     let name = delivery("a");
     let (mut unfinished, mut finished) = (0, 0);
-    for operation in 1..40 {
+    for operation in 1..20 {
         let storage = MemoryStorage::new();
         let (broker, seat, _) = node(&storage).await;
         broker.create_delivery(new("a", direct(1))).await.unwrap();
@@ -595,7 +595,8 @@ async fn a_removal_is_finished_by_the_next_start() {
         deleted.await.unwrap_err();
         storage.crash_after(operation);
         let removed = desk(&seat, "a").remove().await;
-        let image = storage.crash_seeded(Grain::Page, operation);
+        // Nothing that was not synced is left.
+        let image = storage.crash_keeping(Grain::Page, 0);
         drop((broker, seat));
         let broker = open(&image).await;
         let seat = attach(&broker);
