@@ -33,8 +33,9 @@ impl Node {
 
     pub(super) fn describe_entry(&self, entry: &Entry) -> DeliveryDescription {
         let orders = entry.orders();
-        // Not in the expression below, which would hold the lock while the backlog takes it.
+        // Not within the value below: there they would be locked to its end.
         let updated = lock(&entry.standing).updated;
+        let report = entry.report.borrow().clone();
         DeliveryDescription {
             id: entry.id,
             name: entry.name.clone(),
@@ -44,7 +45,7 @@ impl Node {
             paused: orders.paused,
             created: entry.created,
             updated,
-            report: entry.report.borrow().clone(),
+            report,
             backlog: self.delivery_backlog(entry),
             counts: entry.counters.read(),
         }

@@ -298,12 +298,12 @@ fn manifests_sort_as_cuts_do() {
     let mut settings = settings();
     assert_eq!(
         compile(&settings).unwrap().manifest("i", 7),
-        "orders/_manifest/00000000000000000007.json"
+        "orders/_manifest/i-00000000000000000007.json"
     );
     settings.keys.manifest_prefix = Some(String::new());
     assert_eq!(
         compile(&settings).unwrap().manifest("i", u64::MAX),
-        "_manifest/18446744073709551615.json"
+        "_manifest/i-18446744073709551615.json"
     );
 }
 
