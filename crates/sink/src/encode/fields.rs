@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::json::{self, JsonInvalid, Kind, Value};
+use super::json::{self, JsonInvalid, Kind, Value, Visit};
 use super::schema::{Schema, normal};
 
 /// Fields of a row whose columns are remembered by position.
@@ -19,9 +19,11 @@ pub(super) struct Fields {
     columns: HashMap<String, usize>,
     /// By names as they stand in rows; `None`: no column.
     names: HashMap<Box<[u8]>, Option<usize>>,
-    /// The fields of the last row that had as many: rows of a stream tend to look alike, and then a
-    /// name is compared once and not looked up.
+    /// The fields of the last row that had as many, as [`Visit::guess`] has them: rows of a stream
+    /// tend to look alike, and then a name is compared once and neither read nor looked up.
     shape: Vec<(Box<[u8]>, Option<usize>)>,
+    /// Fields of the row that were read.
+    position: usize,
     /// The row's values, by column.
     values: Vec<Option<Value>>,
     /// Whether fields without a column are of interest.
@@ -37,6 +39,7 @@ impl Fields {
             columns: columns.map(|(i, c)| (normal(&c.name), i)).collect(),
             names: HashMap::new(),
             shape: Vec::new(),
+            position: 0,
             values: vec![None; schema.columns().len()],
             infers,
             fresh: Vec::new(),
@@ -48,11 +51,8 @@ impl Fields {
         let text = json::text(row)?;
         self.values.fill(None);
         self.fresh.clear();
-        let mut position = 0;
-        let object = json::fields(row, |name, value| {
-            self.place(position, name, value);
-            position += 1;
-        })?;
+        self.position = 0;
+        let object = json::fields(row, self)?;
         Ok((text, object))
     }
 
@@ -74,21 +74,7 @@ impl Fields {
         self.shape.clear();
     }
 
-    #[inline]
-    fn place(&mut self, position: usize, name: &[u8], value: Value) {
-        let column = match self.shape.get(position) {
-            Some((known, column)) if **known == *name => *column,
-            _ => self.learn(position, name),
-        };
-        let value = (value.kind != Kind::Null).then_some(value);
-        if let Some(place) = column.and_then(|column| self.values.get_mut(column)) {
-            *place = value;
-        } else if let (true, Some(value)) = (self.infers, value) {
-            self.fresh.push((unescaped(name), value));
-        }
-    }
-
-    fn learn(&mut self, position: usize, name: &[u8]) -> Option<usize> {
+    fn learn(&mut self, name: &[u8]) -> Option<usize> {
         let column = match self.names.get(name) {
             Some(column) => *column,
             None => self.columns.get(&normal(&unescaped(name))).copied(),
@@ -100,12 +86,52 @@ impl Fields {
             self.names.clear();
         }
         self.names.insert(name.into(), column);
-        if let Some(place) = self.shape.get_mut(position) {
-            *place = (name.into(), column);
+        let guess = [b"\"", name, b"\":"].concat().into();
+        if let Some(place) = self.shape.get_mut(self.position) {
+            *place = (guess, column);
         } else if self.shape.len() < SHAPE_FIELDS_MAX {
-            self.shape.push((name.into(), column));
+            self.shape.push((guess, column));
         }
         column
+    }
+
+    /// Puts a value where its column is; `false`: it has none and is of interest.
+    #[inline]
+    fn place(&mut self, column: Option<usize>, value: Value) -> bool {
+        self.position += 1;
+        let some = value.kind != Kind::Null;
+        match column.and_then(|column| self.values.get_mut(column)) {
+            Some(place) => *place = some.then_some(value),
+            None => return !(self.infers && some),
+        }
+        true
+    }
+}
+
+impl Visit for Fields {
+    #[inline]
+    fn guess(&self) -> &[u8] {
+        let next = self.shape.get(self.position);
+        next.map_or(&[], |(guess, _)| guess)
+    }
+
+    #[inline]
+    fn guessed(&mut self, value: Value) {
+        let known = self.shape.get(self.position);
+        let column = known.and_then(|(_, column)| *column);
+        if !self.place(column, value) {
+            let guess = self.shape.get(self.position - 1).map(|(guess, _)| &**guess);
+            let name = guess.and_then(|guess| guess.strip_prefix(b"\"")?.strip_suffix(b"\":"));
+            self.fresh
+                .push((unescaped(name.unwrap_or_default()), value));
+        }
+    }
+
+    fn field(&mut self, name: &[u8], value: Value) {
+        let column = self.learn(name);
+        if !self.place(column, value) {
+            self.fresh.push((unescaped(name), value));
+        }
     }
 }
 

@@ -52,8 +52,10 @@ pub(super) enum Kind {
     Boolean,
     /// A number without `.` and exponent.
     Integer,
-    /// Any other number.
+    /// A number with `.` and without exponent.
     Decimal,
+    /// A number with an exponent.
+    Scientific,
     /// A string without escapes.
     Text,
     /// A string with escapes.
@@ -105,9 +107,21 @@ pub(super) fn value(row: &[u8]) -> Result<Placed, JsonInvalid> {
     })
 }
 
-/// Checks that `row` is one object (its UTF-8 aside) and hands over its fields in order: the name as
-/// it stands between the quotes, and the value. `false`: it is a value, but not an object.
-pub(super) fn fields(row: &[u8], mut visit: impl FnMut(&[u8], Value)) -> Result<bool, JsonInvalid> {
+/// What takes the fields of an object, in order.
+pub(super) trait Visit {
+    /// The next field's name as it may well be, as it stands in a row: its quotes and the colon right
+    /// after them. Empty if that is not known. A name that was read before is not read again, only
+    /// compared.
+    fn guess(&self) -> &[u8];
+    /// The next field, and its name is the one that was guessed.
+    fn guessed(&mut self, value: Value);
+    /// The next field, with its name as it stands between the quotes.
+    fn field(&mut self, name: &[u8], value: Value);
+}
+
+/// Checks that `row` is one object (its UTF-8 aside) and hands over its fields. `false`: it is a
+/// value, but not an object.
+pub(super) fn fields(row: &[u8], visit: &mut impl Visit) -> Result<bool, JsonInvalid> {
     let mut reader = Reader::new(row);
     reader.space();
     if reader.peek() != b'{' {
@@ -120,13 +134,21 @@ pub(super) fn fields(row: &[u8], mut visit: impl FnMut(&[u8], Value)) -> Result<
         return reader.end().map(|()| true);
     }
     loop {
-        let name = reader.at + 1;
-        reader.string()?;
-        let name = row.get(name..reader.at - 1).unwrap_or_default();
-        reader.space();
-        reader.expect(b':')?;
-        reader.space();
-        visit(name, reader.value()?);
+        let guess = visit.guess();
+        let rest = row.get(reader.at..).unwrap_or_default();
+        if !guess.is_empty() && rest.starts_with(guess) {
+            reader.at += guess.len();
+            reader.space();
+            visit.guessed(reader.value()?);
+        } else {
+            let name = reader.at + 1;
+            reader.string()?;
+            let name = row.get(name..reader.at - 1).unwrap_or_default();
+            reader.space();
+            reader.expect(b':')?;
+            reader.space();
+            visit.field(name, reader.value()?);
+        }
         reader.space();
         match reader.peek() {
             b',' => reader.at += 1,
@@ -279,20 +301,20 @@ impl<'a> Reader<'a> {
                 self.at += 1;
             }
             self.digits()?;
-            kind = Kind::Decimal;
+            kind = Kind::Scientific;
         }
         Ok(kind)
     }
 
     #[inline]
     fn digits(&mut self) -> Result<(), JsonInvalid> {
-        let start = self.at;
-        while self.peek().is_ascii_digit() {
-            self.at += 1;
-        }
-        if self.at == start {
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_digit());
+        let digits = digits.count();
+        if digits == 0 {
             return Err(self.unexpected());
         }
+        self.at += digits;
         Ok(())
     }
 

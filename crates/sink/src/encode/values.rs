@@ -7,7 +7,7 @@ use super::json::{Kind, Value};
 
 /// Digits that fit 64 bits whatever they are.
 const DIGITS_SAFE: usize = 18;
-/// The length of a decimal without exponent that is finite whatever it is.
+/// The length of a number without exponent that is finite whatever it is.
 const DECIMAL_SAFE: usize = 300;
 /// Integers up to here are what they are in floating point.
 const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
@@ -35,7 +35,9 @@ pub(super) fn inferred(value: Value, row: &str) -> ColumnType {
         Kind::Text | Kind::EscapedText => ColumnType::String,
         Kind::Integer if value.end - value.start <= DIGITS_SAFE => ColumnType::Bigint,
         Kind::Integer if span(value, row).parse::<i64>().is_ok() => ColumnType::Bigint,
-        Kind::Integer | Kind::Decimal if is_finite(value, row) => ColumnType::Double,
+        Kind::Integer | Kind::Decimal | Kind::Scientific if is_finite(value, row) => {
+            ColumnType::Double
+        }
         _ => ColumnType::Json,
     }
 }
@@ -83,7 +85,7 @@ pub(super) fn int(value: Value, row: &str) -> Option<i32> {
 pub(super) fn bigint(value: Value, row: &str) -> Option<i64> {
     match value.kind {
         Kind::Integer => span(value, row).parse().ok(),
-        Kind::Decimal => whole(span(value, row).parse().ok()?),
+        Kind::Decimal | Kind::Scientific => whole(span(value, row).parse().ok()?),
         _ => None,
     }
 }
@@ -99,7 +101,7 @@ fn whole(number: f64) -> Option<i64> {
 #[inline]
 pub(super) fn double(value: Value, row: &str) -> Option<f64> {
     match value.kind {
-        Kind::Integer | Kind::Decimal => {
+        Kind::Integer | Kind::Decimal | Kind::Scientific => {
             let number: f64 = span(value, row).parse().ok()?;
             number.is_finite().then_some(number)
         }
@@ -111,8 +113,7 @@ pub(super) fn double(value: Value, row: &str) -> Option<f64> {
 fn is_finite(value: Value, row: &str) -> bool {
     let short = value.end - value.start <= DECIMAL_SAFE;
     match value.kind {
-        Kind::Integer if short => true,
-        Kind::Decimal if short && !span(value, row).contains(['e', 'E']) => true,
+        Kind::Integer | Kind::Decimal if short => true,
         _ => double(value, row).is_some(),
     }
 }
@@ -132,7 +133,7 @@ pub(super) fn timestamp(value: Value, row: &str) -> Option<i64> {
     match value.kind {
         Kind::Text => Digits(inner(value, row).as_bytes()).timestamp(),
         Kind::Integer => bigint(value, row)?.checked_mul(1_000),
-        Kind::Decimal => whole((double(value, row)? * 1e3).round()),
+        Kind::Decimal | Kind::Scientific => whole((double(value, row)? * 1e3).round()),
         _ => None,
     }
 }

@@ -3,15 +3,23 @@
 use jiff::civil;
 use proptest::prelude::*;
 
-use super::super::json;
+use flumen_broker::ParquetColumn;
+
+use super::super::fields::Fields;
+use super::super::schema::Schema;
 use super::*;
 
-/// The only value of a row.
+/// The value that a row is.
 fn only(row: &str) -> Value {
     let object = format!("{{\"a\":{row}}}");
-    let mut only = None;
-    json::fields(object.as_bytes(), |_, value| only = Some(value)).unwrap();
-    let value = only.unwrap();
+    let column = ParquetColumn {
+        name: String::from("a"),
+        kind: ColumnType::Json,
+        required: false,
+    };
+    let mut fields = Fields::new(&Schema::try_from(vec![column]).unwrap(), false);
+    fields.read(object.as_bytes()).unwrap();
+    let value = fields.values()[0].unwrap();
     let (start, end) = (value.start - 5, value.end - 5);
     Value {
         start,
