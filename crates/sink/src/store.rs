@@ -27,6 +27,7 @@ mod s3;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -52,6 +53,9 @@ use error::{Outcome, classify};
 pub(crate) const CUT_METADATA: &str = "flumen-cut";
 /// Metadata of an object: CRC-32 of its bytes, 8 hexadecimal digits.
 pub(crate) const CRC32_METADATA: &str = "flumen-crc32";
+
+/// Larger bodies are hashed where it keeps nobody waiting: that is about a millisecond.
+const HASHED_HERE_BYTES: u64 = 1 << 20;
 
 /// How stores are talked to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -297,8 +301,14 @@ impl Store {
                     attributes: self.attributes(tag),
                     ..PutOptions::default()
                 };
-                let putting = async { Ok(objects.put_opts(path, body, options).await) };
-                match self.in_time(bytes, putting).await? {
+                let (objects, to) = (Arc::clone(objects), path.clone());
+                let putting = async move { objects.put_opts(&to, body, options).await };
+                let put = if bytes < HASHED_HERE_BYTES {
+                    self.in_time(bytes, async { Ok(putting.await) }).await?
+                } else {
+                    self.in_time(bytes, begun_aside(putting)).await?
+                };
+                match put {
                     Ok(put) => Ok(Put::Stored { e_tag: put.e_tag }),
                     Err(error) => match classify(&error, &self.shared.name, path.as_ref()) {
                         Outcome::There => Ok(Put::There),
@@ -381,7 +391,9 @@ impl Store {
         Ok(Stored {
             bytes: found.bytes,
             // Without a cut id it was compared.
-            crc32: found.crc32.or(found.cut.is_none().then_some(tag.crc32)),
+            crc32: found
+                .crc32
+                .or_else(|| found.cut.is_none().then_some(tag.crc32)),
             e_tag: found.e_tag,
             was_there: true,
         })
@@ -506,6 +518,30 @@ impl Store {
         tokio::time::timeout(after, operation)
             .await
             .unwrap_or(Err(StoreError::TimedOut { after }))
+    }
+}
+
+/// A future whose first step takes long (a request is signed then, which hashes its body): it is
+/// made on a thread that keeps nobody waiting.
+async fn begun_aside<T: Send + 'static>(
+    future: impl Future<Output = T> + Send + 'static,
+) -> Result<T, StoreError> {
+    let mut future = Box::pin(future);
+    let begun = tokio::task::spawn_blocking(move || {
+        // Whoever awaits it polls it again at once.
+        let mut context = Context::from_waker(Waker::noop());
+        match future.as_mut().poll(&mut context) {
+            Poll::Ready(output) => Ok(output),
+            Poll::Pending => Err(future),
+        }
+    });
+    match begun.await {
+        Ok(Ok(output)) => Ok(output),
+        Ok(Err(future)) => Ok(future.await),
+        Err(error) => Err(StoreError::Unreachable {
+            detail: error.to_string(),
+            sent: true,
+        }),
     }
 }
 
