@@ -13,6 +13,7 @@
 //! | `destinations` | from settings to a store |
 //! | `s3` | region, endpoint, certificates of a bucket |
 //! | `credentials`, `profile` | who signs: environment, profiles, roles |
+//! | `objects` | a bucket, or any other store of `object_store`'s |
 //! | `directory` | a local directory as a store |
 //! | `probe` | what a store promises about racing creates |
 
@@ -21,22 +22,21 @@ mod credentials;
 mod destinations;
 mod directory;
 mod error;
+mod objects;
 mod probe;
 mod profile;
 mod s3;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use flumen_broker::ObjectSettings;
-use futures_util::TryStreamExt;
+#[cfg(any(test, feature = "test-util"))]
+use object_store::ObjectStore;
 use object_store::path::Path as ObjectPath;
-use object_store::{
-    Attribute, Attributes, GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
-};
+use object_store::{Attribute, Attributes, PutMode, PutOptions};
 use serde::{Deserialize, Serialize};
 
 pub use credentials::CredentialError;
@@ -47,15 +47,12 @@ pub use object_store::PutPayload;
 #[cfg(any(test, feature = "test-util"))]
 pub(crate) use answer::ServerAnswer;
 use directory::Directory;
-use error::{Outcome, classify};
+use objects::Objects;
 
 /// Metadata of an object: the cut that wrote it (`x-amz-meta-flumen-cut` in S3).
 pub(crate) const CUT_METADATA: &str = "flumen-cut";
 /// Metadata of an object: CRC-32 of its bytes, 8 hexadecimal digits.
 pub(crate) const CRC32_METADATA: &str = "flumen-crc32";
-
-/// Larger bodies are hashed where it keeps nobody waiting: that is about a millisecond.
-const HASHED_HERE_BYTES: u64 = 1 << 20;
 
 /// How stores are talked to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,7 +152,7 @@ struct Shared {
 
 #[derive(Debug)]
 enum Backend {
-    Objects(Arc<dyn ObjectStore>),
+    Objects(Objects),
     Directory(Arc<Directory>),
 }
 
@@ -188,6 +185,7 @@ impl Store {
         object: &ObjectSettings,
         config: &StoreConfig,
     ) -> Self {
+        let objects = Objects::new(objects, name.to_owned());
         Self::new(
             Backend::Objects(objects),
             name.to_owned(),
@@ -214,13 +212,12 @@ impl Store {
         let path = object_path(key)?;
         let bytes = body.content_length() as u64;
         let bytes_max = self.shared.config.object_bytes_max;
-        let too_large = || StoreError::TooLarge {
-            key: key.to_owned(),
-            bytes,
-            bytes_max,
-        };
         if bytes > bytes_max {
-            return Err(too_large());
+            return Err(StoreError::TooLarge {
+                key: key.to_owned(),
+                bytes,
+                bytes_max,
+            });
         }
         match self.put(&path, body, tag).await {
             Ok(Put::Stored { e_tag }) => Ok(Stored {
@@ -237,7 +234,6 @@ impl Store {
                 status: 501,
                 code: "NotImplemented".to_owned(),
             }),
-            Err(StoreError::TooLarge { .. }) => Err(too_large()),
             Err(error) if error.is_definite() => Err(error),
             Err(error) => self.settle(&path, tag, error).await,
         }
@@ -253,7 +249,7 @@ impl Store {
         let path = object_path(key)?;
         match &self.shared.backend {
             Backend::Objects(objects) => {
-                let reading = self.read_object(objects.as_ref(), &path, max_bytes);
+                let reading = objects.read(&path, max_bytes);
                 self.in_time(max_bytes, reading).await
             }
             Backend::Directory(directory) => {
@@ -301,25 +297,7 @@ impl Store {
                     attributes: self.attributes(tag),
                     ..PutOptions::default()
                 };
-                let (objects, to) = (Arc::clone(objects), path.clone());
-                let putting = async move { objects.put_opts(&to, body, options).await };
-                let put = if bytes < HASHED_HERE_BYTES {
-                    self.in_time(bytes, async { Ok(putting.await) }).await?
-                } else {
-                    self.in_time(bytes, begun_aside(putting)).await?
-                };
-                match put {
-                    Ok(put) => Ok(Put::Stored { e_tag: put.e_tag }),
-                    Err(error) => match classify(&error, &self.shared.name, path.as_ref()) {
-                        Outcome::There => Ok(Put::There),
-                        Outcome::Unsupported => Ok(Put::Unsupported),
-                        // What is missing when something is created is the bucket.
-                        Outcome::Missing => Err(StoreError::NoSuchBucket {
-                            destination: self.shared.name.clone(),
-                        }),
-                        Outcome::Failed(error) => Err(error),
-                    },
-                }
+                self.in_time(bytes, objects.put(path, body, options)).await
             }
             Backend::Directory(directory) => {
                 let putting = Arc::clone(directory).create(path, body, tag);
@@ -416,96 +394,20 @@ impl Store {
 
     async fn look_at(&self, path: &ObjectPath) -> Result<Option<Found>, StoreError> {
         match &self.shared.backend {
-            Backend::Objects(objects) => {
-                let options = GetOptions {
-                    head: true,
-                    ..GetOptions::default()
-                };
-                let looking = async { Ok(objects.get_opts(path, options).await) };
-                match self.in_time(0, looking).await? {
-                    Ok(got) => Ok(Some(found(&got.meta, &got.attributes))),
-                    Err(error) => match self.failure(&error, path) {
-                        StoreError::Missing { .. } => Ok(None),
-                        error => Err(error),
-                    },
-                }
-            }
+            Backend::Objects(objects) => self.in_time(0, objects.look(path)).await,
             Backend::Directory(directory) => {
                 self.in_time(0, Arc::clone(directory).look(path)).await
             }
         }
     }
 
-    async fn read_object(
-        &self,
-        objects: &dyn ObjectStore,
-        path: &ObjectPath,
-        max_bytes: u64,
-    ) -> Result<Bytes, StoreError> {
-        let got = match objects.get(path).await {
-            Ok(got) => got,
-            Err(error) => return Err(self.failure(&error, path)),
-        };
-        let bytes = got.meta.size;
-        if bytes > max_bytes {
-            return Err(StoreError::TooLarge {
-                key: path.to_string(),
-                bytes,
-                bytes_max: max_bytes,
-            });
-        }
-        let mut content = Vec::new();
-        let mut pieces = got.into_stream();
-        while let Some(piece) = pieces
-            .try_next()
-            .await
-            .map_err(|error| self.failure(&error, path))?
-        {
-            content.extend_from_slice(&piece);
-            if content.len() as u64 > bytes {
-                break;
-            }
-        }
-        if content.len() as u64 != bytes {
-            return Err(StoreError::Truncated {
-                key: path.to_string(),
-                got: content.len() as u64,
-                bytes,
-            });
-        }
-        Ok(content.into())
-    }
-
     /// Removes an object; that there is none is fine.
     async fn remove(&self, path: &ObjectPath) -> Result<(), StoreError> {
         match &self.shared.backend {
-            Backend::Objects(objects) => {
-                let removing = async { Ok(objects.delete(path).await) };
-                match self.in_time(0, removing).await? {
-                    Ok(()) => Ok(()),
-                    Err(error) => match self.failure(&error, path) {
-                        StoreError::Missing { .. } => Ok(()),
-                        error => Err(error),
-                    },
-                }
-            }
+            Backend::Objects(objects) => self.in_time(0, objects.remove(path)).await,
             Backend::Directory(directory) => {
                 self.in_time(0, Arc::clone(directory).remove(path)).await
             }
-        }
-    }
-
-    /// What an error means where something should be there, or may be.
-    fn failure(&self, error: &object_store::Error, path: &ObjectPath) -> StoreError {
-        match classify(error, &self.shared.name, path.as_ref()) {
-            Outcome::Missing => StoreError::Missing {
-                key: path.to_string(),
-            },
-            Outcome::Failed(error) => error,
-            Outcome::There | Outcome::Unsupported => StoreError::Refused {
-                status: 501,
-                code: String::new(),
-            },
         }
     }
 
@@ -518,43 +420,6 @@ impl Store {
         tokio::time::timeout(after, operation)
             .await
             .unwrap_or(Err(StoreError::TimedOut { after }))
-    }
-}
-
-/// A future whose first step takes long (a request is signed then, which hashes its body): it is
-/// made on a thread that keeps nobody waiting.
-async fn begun_aside<T: Send + 'static>(
-    future: impl Future<Output = T> + Send + 'static,
-) -> Result<T, StoreError> {
-    let mut future = Box::pin(future);
-    let begun = tokio::task::spawn_blocking(move || {
-        // Whoever awaits it polls it again at once.
-        let mut context = Context::from_waker(Waker::noop());
-        match future.as_mut().poll(&mut context) {
-            Poll::Ready(output) => Ok(output),
-            Poll::Pending => Err(future),
-        }
-    });
-    match begun.await {
-        Ok(Ok(output)) => Ok(output),
-        Ok(Err(future)) => Ok(future.await),
-        Err(error) => Err(StoreError::Unreachable {
-            detail: error.to_string(),
-            sent: true,
-        }),
-    }
-}
-
-fn found(meta: &object_store::ObjectMeta, attributes: &Attributes) -> Found {
-    let text = |attribute: &Attribute| attributes.get(attribute).map(|value| value.to_string());
-    Found {
-        bytes: meta.size,
-        cut: text(&Attribute::Metadata(CUT_METADATA.into())),
-        crc32: text(&Attribute::Metadata(CRC32_METADATA.into()))
-            .and_then(|crc32| u32::from_str_radix(&crc32, 16).ok()),
-        e_tag: meta.e_tag.clone(),
-        content_type: text(&Attribute::ContentType),
-        content_encoding: text(&Attribute::ContentEncoding),
     }
 }
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use flumen_broker::{Destination, StoreGuarantee};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt};
+use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
 
 use super::*;
