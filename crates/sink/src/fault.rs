@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use flumen_broker::{Destination, ObjectSettings, SettingRefused};
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use object_store::client::{HttpError, HttpErrorKind};
@@ -24,7 +25,7 @@ use object_store::{
 };
 use tokio::sync::watch;
 
-use crate::store::ServerAnswer;
+use crate::store::{Destinations, ServerAnswer, Store, StoreConfig};
 pub use plan::{Conditions, Crash, Fault, FaultCounts, FaultPlan, FaultRates, Outage};
 use plan::{Kind, draw, drawn};
 
@@ -282,6 +283,19 @@ async fn truncated(got: GetResult, draw: u64) -> Result<GetResult> {
 impl fmt::Display for FaultyStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "faulty {}", self.shared.inner)
+    }
+}
+
+/// Whatever is opened is this.
+impl Destinations for FaultyStore {
+    fn open(
+        &self,
+        _: &Destination,
+        object: &ObjectSettings,
+        config: &StoreConfig,
+    ) -> std::result::Result<Store, SettingRefused> {
+        let objects = Arc::new(self.clone());
+        Ok(Store::over(objects, "faulty://", object, config))
     }
 }
 

@@ -81,6 +81,16 @@ impl SpoolError {
         }
     }
 
+    /// Stable, for programs.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Full { .. } => "disk_full",
+            Self::Budget { .. } => "spool_full",
+            Self::Corrupt { .. } => "spool_corrupt",
+            Self::Io { .. } => "spool_io",
+        }
+    }
+
     /// What an encoder ran into when it wrote to an [`ObjectWriter`].
     pub(crate) fn from_writing(error: io::Error) -> Self {
         Self::of("write", Path::new("a spool file"), error)
@@ -626,6 +636,7 @@ mod tests {
             panic!("{error}");
         };
         assert!(path.ends_with("0.object"));
+        assert_eq!(error.reason(), "disk_full");
         drop(writer);
         assert_eq!(spool.used(), 0);
     }

@@ -239,7 +239,8 @@ impl Store {
         }
     }
 
-    /// Looks at what is under the key: size and metadata.
+    /// Looks at what is under the key: size and metadata. S3 denies access instead of saying that
+    /// nothing is there, unless the credentials may list the bucket (`s3:ListBucket`).
     pub async fn look(&self, key: &str) -> Result<Option<Found>, StoreError> {
         self.look_at(&object_path(key)?).await
     }
@@ -353,7 +354,11 @@ impl Store {
             Ok(None) => return Err(error),
             Err(looking) => {
                 tracing::debug!(key = %path, %looking, "cannot look at what an attempt left");
-                return Err(error);
+                return Err(match error {
+                    // Something is there: why it cannot be looked at says more.
+                    StoreError::Contended { .. } => looking,
+                    error => error,
+                });
             }
         };
         if !found.is_of(tag) && !self.holds_the_same(path, tag, &found).await? {
