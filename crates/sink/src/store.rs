@@ -13,6 +13,7 @@
 //! | `destinations` | from settings to a store |
 //! | `s3` | region, endpoint, certificates of a bucket |
 //! | `credentials`, `profile` | who signs: environment, profiles, roles |
+//! | `objects` | a bucket, or any other store of `object_store`'s |
 //! | `directory` | a local directory as a store |
 //! | `probe` | what a store promises about racing creates |
 
@@ -21,6 +22,7 @@ mod credentials;
 mod destinations;
 mod directory;
 mod error;
+mod objects;
 mod probe;
 mod profile;
 mod s3;
@@ -31,11 +33,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flumen_broker::ObjectSettings;
-use futures_util::TryStreamExt;
+#[cfg(any(test, feature = "test-util"))]
+use object_store::ObjectStore;
 use object_store::path::Path as ObjectPath;
-use object_store::{
-    Attribute, Attributes, GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
-};
+use object_store::{Attribute, Attributes, PutMode, PutOptions};
 use serde::{Deserialize, Serialize};
 
 pub use credentials::CredentialError;
@@ -46,7 +47,7 @@ pub use object_store::PutPayload;
 #[cfg(any(test, feature = "test-util"))]
 pub(crate) use answer::ServerAnswer;
 use directory::Directory;
-use error::{Outcome, classify};
+use objects::Objects;
 
 /// Metadata of an object: the cut that wrote it (`x-amz-meta-flumen-cut` in S3).
 pub(crate) const CUT_METADATA: &str = "flumen-cut";
@@ -151,7 +152,7 @@ struct Shared {
 
 #[derive(Debug)]
 enum Backend {
-    Objects(Arc<dyn ObjectStore>),
+    Objects(Objects),
     Directory(Arc<Directory>),
 }
 
@@ -184,6 +185,7 @@ impl Store {
         object: &ObjectSettings,
         config: &StoreConfig,
     ) -> Self {
+        let objects = Objects::new(objects, name.to_owned());
         Self::new(
             Backend::Objects(objects),
             name.to_owned(),
@@ -210,13 +212,12 @@ impl Store {
         let path = object_path(key)?;
         let bytes = body.content_length() as u64;
         let bytes_max = self.shared.config.object_bytes_max;
-        let too_large = || StoreError::TooLarge {
-            key: key.to_owned(),
-            bytes,
-            bytes_max,
-        };
         if bytes > bytes_max {
-            return Err(too_large());
+            return Err(StoreError::TooLarge {
+                key: key.to_owned(),
+                bytes,
+                bytes_max,
+            });
         }
         match self.put(&path, body, tag).await {
             Ok(Put::Stored { e_tag }) => Ok(Stored {
@@ -233,13 +234,13 @@ impl Store {
                 status: 501,
                 code: "NotImplemented".to_owned(),
             }),
-            Err(StoreError::TooLarge { .. }) => Err(too_large()),
             Err(error) if error.is_definite() => Err(error),
             Err(error) => self.settle(&path, tag, error).await,
         }
     }
 
-    /// Looks at what is under the key: size and metadata.
+    /// Looks at what is under the key: size and metadata. S3 denies access instead of saying that
+    /// nothing is there, unless the credentials may list the bucket (`s3:ListBucket`).
     pub async fn look(&self, key: &str) -> Result<Option<Found>, StoreError> {
         self.look_at(&object_path(key)?).await
     }
@@ -249,7 +250,7 @@ impl Store {
         let path = object_path(key)?;
         match &self.shared.backend {
             Backend::Objects(objects) => {
-                let reading = self.read_object(objects.as_ref(), &path, max_bytes);
+                let reading = objects.read(&path, max_bytes);
                 self.in_time(max_bytes, reading).await
             }
             Backend::Directory(directory) => {
@@ -297,19 +298,7 @@ impl Store {
                     attributes: self.attributes(tag),
                     ..PutOptions::default()
                 };
-                let putting = async { Ok(objects.put_opts(path, body, options).await) };
-                match self.in_time(bytes, putting).await? {
-                    Ok(put) => Ok(Put::Stored { e_tag: put.e_tag }),
-                    Err(error) => match classify(&error, &self.shared.name, path.as_ref()) {
-                        Outcome::There => Ok(Put::There),
-                        Outcome::Unsupported => Ok(Put::Unsupported),
-                        // What is missing when something is created is the bucket.
-                        Outcome::Missing => Err(StoreError::NoSuchBucket {
-                            destination: self.shared.name.clone(),
-                        }),
-                        Outcome::Failed(error) => Err(error),
-                    },
-                }
+                self.in_time(bytes, objects.put(path, body, options)).await
             }
             Backend::Directory(directory) => {
                 let putting = Arc::clone(directory).create(path, body, tag);
@@ -365,7 +354,11 @@ impl Store {
             Ok(None) => return Err(error),
             Err(looking) => {
                 tracing::debug!(key = %path, %looking, "cannot look at what an attempt left");
-                return Err(error);
+                return Err(match error {
+                    // Something is there: why it cannot be looked at says more.
+                    StoreError::Contended { .. } => looking,
+                    error => error,
+                });
             }
         };
         if !found.is_of(tag) && !self.holds_the_same(path, tag, &found).await? {
@@ -381,7 +374,9 @@ impl Store {
         Ok(Stored {
             bytes: found.bytes,
             // Without a cut id it was compared.
-            crc32: found.crc32.or(found.cut.is_none().then_some(tag.crc32)),
+            crc32: found
+                .crc32
+                .or_else(|| found.cut.is_none().then_some(tag.crc32)),
             e_tag: found.e_tag,
             was_there: true,
         })
@@ -404,96 +399,20 @@ impl Store {
 
     async fn look_at(&self, path: &ObjectPath) -> Result<Option<Found>, StoreError> {
         match &self.shared.backend {
-            Backend::Objects(objects) => {
-                let options = GetOptions {
-                    head: true,
-                    ..GetOptions::default()
-                };
-                let looking = async { Ok(objects.get_opts(path, options).await) };
-                match self.in_time(0, looking).await? {
-                    Ok(got) => Ok(Some(found(&got.meta, &got.attributes))),
-                    Err(error) => match self.failure(&error, path) {
-                        StoreError::Missing { .. } => Ok(None),
-                        error => Err(error),
-                    },
-                }
-            }
+            Backend::Objects(objects) => self.in_time(0, objects.look(path)).await,
             Backend::Directory(directory) => {
                 self.in_time(0, Arc::clone(directory).look(path)).await
             }
         }
     }
 
-    async fn read_object(
-        &self,
-        objects: &dyn ObjectStore,
-        path: &ObjectPath,
-        max_bytes: u64,
-    ) -> Result<Bytes, StoreError> {
-        let got = match objects.get(path).await {
-            Ok(got) => got,
-            Err(error) => return Err(self.failure(&error, path)),
-        };
-        let bytes = got.meta.size;
-        if bytes > max_bytes {
-            return Err(StoreError::TooLarge {
-                key: path.to_string(),
-                bytes,
-                bytes_max: max_bytes,
-            });
-        }
-        let mut content = Vec::new();
-        let mut pieces = got.into_stream();
-        while let Some(piece) = pieces
-            .try_next()
-            .await
-            .map_err(|error| self.failure(&error, path))?
-        {
-            content.extend_from_slice(&piece);
-            if content.len() as u64 > bytes {
-                break;
-            }
-        }
-        if content.len() as u64 != bytes {
-            return Err(StoreError::Truncated {
-                key: path.to_string(),
-                got: content.len() as u64,
-                bytes,
-            });
-        }
-        Ok(content.into())
-    }
-
     /// Removes an object; that there is none is fine.
     async fn remove(&self, path: &ObjectPath) -> Result<(), StoreError> {
         match &self.shared.backend {
-            Backend::Objects(objects) => {
-                let removing = async { Ok(objects.delete(path).await) };
-                match self.in_time(0, removing).await? {
-                    Ok(()) => Ok(()),
-                    Err(error) => match self.failure(&error, path) {
-                        StoreError::Missing { .. } => Ok(()),
-                        error => Err(error),
-                    },
-                }
-            }
+            Backend::Objects(objects) => self.in_time(0, objects.remove(path)).await,
             Backend::Directory(directory) => {
                 self.in_time(0, Arc::clone(directory).remove(path)).await
             }
-        }
-    }
-
-    /// What an error means where something should be there, or may be.
-    fn failure(&self, error: &object_store::Error, path: &ObjectPath) -> StoreError {
-        match classify(error, &self.shared.name, path.as_ref()) {
-            Outcome::Missing => StoreError::Missing {
-                key: path.to_string(),
-            },
-            Outcome::Failed(error) => error,
-            Outcome::There | Outcome::Unsupported => StoreError::Refused {
-                status: 501,
-                code: String::new(),
-            },
         }
     }
 
@@ -506,19 +425,6 @@ impl Store {
         tokio::time::timeout(after, operation)
             .await
             .unwrap_or(Err(StoreError::TimedOut { after }))
-    }
-}
-
-fn found(meta: &object_store::ObjectMeta, attributes: &Attributes) -> Found {
-    let text = |attribute: &Attribute| attributes.get(attribute).map(|value| value.to_string());
-    Found {
-        bytes: meta.size,
-        cut: text(&Attribute::Metadata(CUT_METADATA.into())),
-        crc32: text(&Attribute::Metadata(CRC32_METADATA.into()))
-            .and_then(|crc32| u32::from_str_radix(&crc32, 16).ok()),
-        e_tag: meta.e_tag.clone(),
-        content_type: text(&Attribute::ContentType),
-        content_encoding: text(&Attribute::ContentEncoding),
     }
 }
 

@@ -387,4 +387,69 @@ mod tests {
         write(home.path(), &profile("THESECOND"));
         assert_eq!(asked(&provider).await.unwrap(), "THESECOND");
     }
+
+    /// Answers as the agent of a pod does: each time with other keys, the first of which are over
+    /// soon.
+    async fn agent(listener: tokio::net::TcpListener) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        for number in 1.. {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(stream.read_u8().await.unwrap());
+            }
+            let request = String::from_utf8(request).unwrap().to_ascii_lowercase();
+            assert!(request.contains("authorization: of the pod"), "{request}");
+            let year = if number == 1 { 2020 } else { 2999 };
+            let body = format!(
+                "{{\"AccessKeyId\":\"KEY{number}\",\"SecretAccessKey\":\"s\",\"Token\":\"t\",\
+                 \"Expiration\":\"{year}-01-01T00:00:00Z\"}}"
+            );
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn keys_of_a_role_are_renewed_when_they_run_out() {
+        let home = tempfile::tempdir().unwrap();
+        let token = home.path().join("token");
+        std::fs::write(&token, "of the pod").unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}/keys", listener.local_addr().unwrap());
+        // A profile does not count where the environment names a role.
+        write(
+            home.path(),
+            "[default]\naws_access_key_id=D\naws_secret_access_key=s\n",
+        );
+        let variables = [
+            ("AWS_CONTAINER_CREDENTIALS_FULL_URI", uri.as_str()),
+            (
+                "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+                token.to_str().unwrap(),
+            ),
+        ];
+        let provider = provider(None, home.path(), &variables).unwrap();
+        let agent = tokio::spawn(agent(listener));
+        assert_eq!(asked(&provider).await.unwrap(), "KEY1");
+        assert_eq!(asked(&provider).await.unwrap(), "KEY2");
+        assert_eq!(asked(&provider).await.unwrap(), "KEY2");
+        agent.abort();
+    }
+
+    #[tokio::test]
+    async fn a_role_that_gives_nothing_says_so() {
+        let home = tempfile::tempdir().unwrap();
+        let missing = home.path().join("no token");
+        let variables = [
+            ("AWS_WEB_IDENTITY_TOKEN_FILE", missing.to_str().unwrap()),
+            ("AWS_ROLE_ARN", "arn:aws:iam::1:role/r"),
+        ];
+        let provider = provider(None, home.path(), &variables).unwrap();
+        let error = asked(&provider).await.unwrap_err();
+        assert!(matches!(error, CredentialError::Role { .. }), "{error}");
+    }
 }

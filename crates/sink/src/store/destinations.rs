@@ -9,6 +9,7 @@ use object_store::HeaderValue;
 use object_store::memory::InMemory;
 
 use super::directory::Directory;
+use super::objects::Objects;
 use super::{Backend, Store, StoreConfig, s3};
 
 /// What opens destinations: the real ones, or a test's.
@@ -86,7 +87,7 @@ impl Destinations for RealDestinations {
         let (backend, name) = match destination {
             Destination::S3(bucket) => {
                 let (objects, name) = s3::open(bucket, &self.environment, config)?;
-                (Backend::Objects(objects), name)
+                (Backend::Objects(Objects::new(objects, name.clone())), name)
             }
             Destination::Directory { path } => {
                 if !path.is_absolute() {
@@ -98,10 +99,11 @@ impl Destinations for RealDestinations {
                 let name = format!("file://{}", path.display());
                 (Backend::Directory(self.directory(path)), name)
             }
-            Destination::Memory { name } => (
-                Backend::Objects(self.memory(name)),
-                format!("memory://{name}"),
-            ),
+            Destination::Memory { name: of } => {
+                let name = format!("memory://{of}");
+                let objects = Objects::new(self.memory(of), name.clone());
+                (Backend::Objects(objects), name)
+            }
         };
         Ok(Store::new(backend, name, object.clone(), config.clone()))
     }

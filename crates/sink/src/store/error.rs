@@ -82,7 +82,7 @@ pub enum StoreError {
         /// The key.
         key: String,
     },
-    /// Too large for the store, or for whoever reads it.
+    /// Larger than the limit of whoever writes or reads it.
     #[error("{key} has {bytes} bytes, the limit is {bytes_max}")]
     TooLarge {
         /// The key.
@@ -226,10 +226,10 @@ pub(crate) enum Outcome {
     Failed(StoreError),
 }
 
-/// What an error of `object_store` means. `destination` and `key` are for what is said of it.
-pub(crate) fn classify(error: &object_store::Error, destination: &str, key: &str) -> Outcome {
+/// What an error of `object_store` means. `destination` is for what is said of it.
+pub(crate) fn classify(error: &object_store::Error, destination: &str) -> Outcome {
     if let Some(answer) = ServerAnswer::behind(error) {
-        return answered(answer, destination, key);
+        return answered(answer, destination);
     }
     if let Some(refused) = source::<CredentialError>(error) {
         return Outcome::Failed(StoreError::Credentials(refused.clone()));
@@ -289,7 +289,7 @@ const DENIALS: &[&str] = &[
     "TokenRefreshRequired",
 ];
 
-fn answered(answer: &ServerAnswer, destination: &str, key: &str) -> Outcome {
+fn answered(answer: &ServerAnswer, destination: &str) -> Outcome {
     let status = answer.status;
     let code = || answer.code.clone();
     let known = |codes: &[&str]| codes.contains(&answer.code.as_str());
@@ -324,22 +324,11 @@ fn answered(answer: &ServerAnswer, destination: &str, key: &str) -> Outcome {
             status,
             code: code(),
         },
-        413 => too_large(key),
-        _ if answer.code == "EntityTooLarge" => too_large(key),
         _ => StoreError::Refused {
             status,
             code: code(),
         },
     })
-}
-
-/// The sizes are filled in by whoever knows what was sent.
-fn too_large(key: &str) -> StoreError {
-    StoreError::TooLarge {
-        key: key.to_owned(),
-        bytes: 0,
-        bytes_max: 0,
-    }
 }
 
 impl std::fmt::Display for Found {
@@ -369,7 +358,7 @@ mod tests {
             status,
             code: code.to_owned(),
         };
-        match answered(&answer, "s3://b", "k") {
+        match answered(&answer, "s3://b") {
             Outcome::There => "there".to_owned(),
             Outcome::Missing => "missing".to_owned(),
             Outcome::Unsupported => "unsupported".to_owned(),
@@ -417,8 +406,8 @@ mod tests {
             (409, "ConditionalRequestConflict", "there"),
             (412, "PreconditionFailed", "there"),
             (501, "NotImplemented", "unsupported"),
-            (413, "", "too_large permanent definite"),
-            (400, "EntityTooLarge", "too_large permanent definite"),
+            (413, "", "refused permanent definite"),
+            (400, "EntityTooLarge", "refused permanent definite"),
             (400, "InvalidStorageClass", "refused permanent definite"),
             (301, "PermanentRedirect", "refused permanent definite"),
         ];
@@ -434,7 +423,7 @@ mod tests {
                 store: "S3",
                 source: Box::new(HttpError::new(kind, std::io::Error::other("no route"))),
             };
-            let Outcome::Failed(error) = classify(&error, "s3://b", "k") else {
+            let Outcome::Failed(error) = classify(&error, "s3://b") else {
                 panic!("{kind:?}")
             };
             assert_eq!(error.is_definite(), expected, "{kind:?}");

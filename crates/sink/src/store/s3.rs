@@ -106,7 +106,7 @@ fn place(
     // A certificate for `*.s3.….amazonaws.com` does not hold for a name with further dots.
     let path_style = bucket
         .path_style
-        .unwrap_or(endpoint.is_some() || bucket.bucket.contains('.'));
+        .unwrap_or_else(|| endpoint.is_some() || bucket.bucket.contains('.'));
     Ok(Place {
         region,
         endpoint,

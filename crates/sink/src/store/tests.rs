@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use flumen_broker::{Destination, StoreGuarantee};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt};
+use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
 
 use super::*;
@@ -168,6 +169,22 @@ async fn when_the_look_fails_too_the_first_error_stands() {
 }
 
 #[tokio::test]
+async fn what_is_there_and_may_not_be_looked_at_says_why() {
+    let (store, faults, memory) = faulty(FaultPlan::default());
+    memory.put(&"k".into(), "body".into()).await.unwrap();
+    faults.set_plan(FaultPlan {
+        outages: vec![Outage {
+            from: 1,
+            operations: 1,
+            fault: Fault::Denied,
+        }],
+        ..FaultPlan::default()
+    });
+    let error = create(&store, "k", "d1-7-1", "body").await.unwrap_err();
+    assert_eq!(error.reason(), "denied");
+}
+
+#[tokio::test]
 async fn a_lost_answer_to_somebody_elses_object_is_a_conflict() {
     let (store, _, memory) = faulty(first(&[Fault::Reset]));
     memory.put(&"k".into(), "else".into()).await.unwrap();
@@ -313,6 +330,16 @@ async fn a_probe_that_meets_a_fault_says_nothing_about_the_store() {
     assert!(left.is_empty(), "{left:?}");
     let guarantee = store.probe("", 77).await.unwrap();
     assert_eq!(guarantee, StoreGuarantee::CreateIfAbsent);
+}
+
+#[tokio::test]
+async fn a_race_that_several_won_is_unfair_whatever_became_of_the_rest() {
+    let (store, _, _) = faulty(FaultPlan {
+        conditions: Conditions::Raced,
+        ..first(&[Fault::Reset])
+    });
+    let guarantee = store.probe("", 77).await.unwrap();
+    assert_eq!(guarantee, StoreGuarantee::ManifestsOnly);
 }
 
 /// Everything that goes wrong, in any order: an object is there at last, once, and whole.

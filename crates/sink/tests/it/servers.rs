@@ -13,15 +13,15 @@ use flumen_broker::{Destination, S3Destination};
 use flumen_sink::RealDestinations;
 
 /// The only user.
-pub const ACCESS_KEY: &str = "flumen";
+pub(crate) const ACCESS_KEY: &str = "flumen";
 /// Its secret.
-pub const SECRET_KEY: &str = "flumen-secret";
+pub(crate) const SECRET_KEY: &str = "flumen-secret";
 /// A bucket that is there.
-pub const BUCKET: &str = "lake";
+pub(crate) const BUCKET: &str = "lake";
 
 /// Which server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Real signatures, real files, atomic conditions.
     Versitygw,
     /// AWS-shaped answers; takes any signature.
@@ -42,7 +42,7 @@ impl Kind {
 
 /// A server that runs. It is killed when this is dropped.
 #[derive(Debug)]
-pub struct Server {
+pub(crate) struct Server {
     kind: Kind,
     child: Child,
     port: u16,
@@ -52,12 +52,12 @@ pub struct Server {
 
 impl Server {
     /// Starts one, with an empty bucket. `None`: its program is not installed.
-    pub async fn start(kind: Kind) -> Option<Self> {
+    pub(crate) async fn start(kind: Kind) -> Option<Self> {
         Self::start_with(kind, None).await
     }
 
     /// Starts versitygw with a certificate of an authority of its own.
-    pub async fn start_with_tls() -> Option<Self> {
+    pub(crate) async fn start_with_tls() -> Option<Self> {
         let python = python()?;
         let files = tempfile::tempdir().unwrap();
         make_certificates(&python, files.path());
@@ -89,13 +89,13 @@ impl Server {
     }
 
     /// Kills it; what it stores on disk stays.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// Starts it again on the same port, over the same files.
-    pub async fn start_again(&mut self) {
+    pub(crate) async fn start_again(&mut self) {
         let program = find(self.kind.program()).unwrap();
         let mut command = command(self.kind, &program, self.files.path(), self.port, false);
         self.child = command.spawn().unwrap();
@@ -103,7 +103,7 @@ impl Server {
     }
 
     /// `http://…`.
-    pub fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         let scheme = if self.ca_file.is_some() {
             "https"
         } else {
@@ -113,12 +113,12 @@ impl Server {
     }
 
     /// The file that an object of the bucket is, for servers that keep files.
-    pub fn file(&self, key: &str) -> PathBuf {
+    pub(crate) fn file(&self, key: &str) -> PathBuf {
         self.files.path().join("data").join(BUCKET).join(key)
     }
 
     /// A bucket of it.
-    pub fn destination(&self, bucket: &str) -> Destination {
+    pub(crate) fn destination(&self, bucket: &str) -> Destination {
         Destination::S3(S3Destination {
             bucket: bucket.to_owned(),
             endpoint: Some(self.endpoint()),
@@ -129,7 +129,7 @@ impl Server {
     }
 
     /// What opens it.
-    pub fn destinations(secret: &'static str) -> RealDestinations {
+    pub(crate) fn destinations(secret: &'static str) -> RealDestinations {
         RealDestinations::new(move |name| match name {
             "AWS_ACCESS_KEY_ID" => Some(ACCESS_KEY.to_owned()),
             "AWS_SECRET_ACCESS_KEY" => Some(secret.to_owned()),
@@ -218,7 +218,7 @@ fn tools() -> PathBuf {
 }
 
 /// A Python that has what tests need.
-pub fn python() -> Option<PathBuf> {
+pub(crate) fn python() -> Option<PathBuf> {
     match std::env::var_os("FLUMEN_TEST_PYTHON") {
         Some(python) => Some(python.into()),
         None => {
@@ -233,7 +233,7 @@ pub fn python() -> Option<PathBuf> {
 }
 
 /// A program that a test needs.
-pub fn find(program: &str) -> Option<PathBuf> {
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let ours = [tools().join("bin"), tools().join("venv/bin")];
     let found = ours
