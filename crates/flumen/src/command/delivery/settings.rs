@@ -29,7 +29,7 @@ const SETTINGS_BYTES_MAX: u64 = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Default, clap::Args)]
 pub(super) struct SettingsArgs {
     /// All settings as JSON, as `describe` shows them; - is standard input. Other flags go over it
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Settings")]
     settings: Option<PathBuf>,
     #[command(flatten)]
     place: PlaceArgs,
