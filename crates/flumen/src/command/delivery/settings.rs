@@ -136,7 +136,8 @@ struct KeyArgs {
     /// What goes before the name, as in 'logs/!{timestamp:yyyy/MM/dd}/' [default: yyyy/MM/dd/HH/]
     #[arg(long)]
     prefix: Option<String>,
-    /// The same for records that failed [default: PREFIX!{firehose:error-output-type}/yyyy/MM/dd/HH/]
+    /// The same for records that failed; needed when --prefix has expressions [default:
+    /// PREFIX!{firehose:error-output-type}/yyyy/MM/dd/HH/]
     #[arg(long, value_name = "PREFIX")]
     error_prefix: Option<String>,
     /// Zone of timestamps in prefixes, as in Europe/Berlin [default: UTC]
