@@ -48,10 +48,10 @@ impl Node {
             node.groups.join();
             node.lanes.all().iter().for_each(|lane| lane.join());
             let now = node.clock.now();
-            if let Some(catalog) = lock(&node.catalog).take() {
-                catalog.close(now)?;
-            }
-            node.deliveries.close(now)
+            let catalog = lock(&node.catalog).take();
+            let closed = catalog.map_or(Ok(()), |catalog| Ok(catalog.close(now)?));
+            let deliveries = node.deliveries.close(now);
+            closed.and(deliveries)
         })
         .await?;
         result

@@ -33,6 +33,9 @@ impl Node {
 
     pub(super) fn describe_entry(&self, entry: &Entry) -> DeliveryDescription {
         let orders = entry.orders();
+        // Not within the value below: there they would be locked to its end.
+        let updated = lock(&entry.standing).updated;
+        let report = entry.report.borrow().clone();
         DeliveryDescription {
             id: entry.id,
             name: entry.name.clone(),
@@ -41,8 +44,8 @@ impl Node {
             settings: Arc::clone(&orders.settings),
             paused: orders.paused,
             created: entry.created,
-            updated: lock(&entry.standing).updated,
-            report: entry.report.borrow().clone(),
+            updated,
+            report,
             backlog: self.delivery_backlog(entry),
             counts: entry.counters.read(),
         }

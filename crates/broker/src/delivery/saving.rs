@@ -21,7 +21,7 @@ const QUEUE_MAX: usize = 16 << 10;
 pub(crate) struct Saves {
     queue: Mutex<Vec<Saving>>,
     /// One commits what everybody brought; the others wait here, and find it done.
-    turn: tokio::sync::Mutex<()>,
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Debug)]
@@ -74,13 +74,15 @@ impl Node {
             progress,
             done,
         })?;
-        let _turn = deliveries.saves.turn.lock().await;
+        let turn = Arc::clone(&deliveries.saves.turn).lock_owned().await;
         if let Ok(saved) = saved.try_recv() {
             return saved;
         }
         let node = Arc::clone(self);
         on_blocking_thread(move || {
             node.commit_saves();
+            // Not before, even when who asked has gone away: what came first is written first.
+            drop(turn);
             Ok(())
         })
         .await?;

@@ -113,17 +113,47 @@ async fn it_is_created_described_and_listed() {
     assert_eq!(without, Err(Error::DeliveriesUnavailable));
     let seat = attach(&broker);
     assert!(broker.attach_deliveries(Arc::new(Checks)).is_none());
-    let mut changes = seat.changes();
+    let changes = seat.changes();
     let created = broker.create_delivery(new("b", reads(&stream))).await;
     let created = created.unwrap();
     assert!(changes.has_changed().unwrap());
-    changes.mark_unchanged();
     let shown = (created.id.value(), created.version, created.paused);
     assert_eq!(shown, (1, 1, false));
     assert_eq!(created.stream, stream);
     assert_eq!(created.settings.as_ref(), &reads(&stream));
     assert_eq!(created.report.phase, DeliveryPhase::Starting);
     assert_eq!(broker.describe_delivery(&delivery("b")), Ok(created));
+    for text in ["d", "a", "c"] {
+        broker
+            .create_delivery(new(text, reads(&stream)))
+            .await
+            .unwrap();
+    }
+    let names = |(page, more): (Vec<DeliveryDescription>, bool)| {
+        let names = page.iter().map(|found| found.name.to_string());
+        (names.collect::<Vec<_>>().concat(), more)
+    };
+    let all = broker.list_deliveries(None, 10);
+    assert_eq!(names(all), ("abcd".to_owned(), false));
+    let page = broker.list_deliveries(Some(&delivery("a")), 2);
+    assert_eq!(names(page), ("bc".to_owned(), true));
+    let desks: String = seat
+        .desks()
+        .iter()
+        .map(|desk| desk.name().to_string())
+        .collect();
+    assert_eq!(desks, "abcd");
+    broker.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_refused_is_not_created() {
+    let (broker, seat, stream) = node(&MemoryStorage::new()).await;
+    broker
+        .create_delivery(new("b", reads(&stream)))
+        .await
+        .unwrap();
+    let changes = seat.changes();
     for (refused, expected) in [
         (
             new("b", reads(&stream)),
@@ -160,27 +190,7 @@ async fn it_is_created_described_and_listed() {
         assert_eq!(broker.create_delivery(refused).await, Err(expected));
     }
     assert!(!changes.has_changed().unwrap());
-    for text in ["d", "a", "c"] {
-        broker
-            .create_delivery(new(text, reads(&stream)))
-            .await
-            .unwrap();
-    }
-    let names = |(page, more): (Vec<DeliveryDescription>, bool)| {
-        let names = page.iter().map(|found| found.name.to_string());
-        (names.collect::<Vec<_>>().concat(), more)
-    };
-    let all = broker.list_deliveries(None, 10);
-    assert_eq!(names(all), ("abcd".to_owned(), false));
-    let page = broker.list_deliveries(Some(&delivery("a")), 2);
-    assert_eq!(names(page), ("bc".to_owned(), true));
-    let desks: String = seat
-        .desks()
-        .iter()
-        .map(|desk| desk.name().to_string())
-        .collect();
-    assert_eq!(desks, "abcd");
-    broker.shutdown().await.unwrap();
+    assert_eq!(seat.desks().len(), 1);
 }
 
 #[tokio::test]
@@ -307,13 +317,16 @@ async fn a_flush_returns_when_its_runner_says_so() {
         }),
         ..DeliveryReport::default()
     });
-    let flushed = broker
-        .flush_delivery(&name, Duration::from_millis(20))
-        .await;
+    let waits = async {
+        let mut orders = desk.orders();
+        orders.wait_for(|orders| orders.flush == 2).await.unwrap();
+        clock.advance(SECOND);
+    };
+    let (flushed, ()) = tokio::join!(broker.flush_delivery(&name, SECOND), waits);
     let unfinished = flushed.unwrap_err();
     assert_eq!(
         unfinished.to_string(),
-        "the flush of delivery stream a goes on and is not done after 20 ms; \
+        "the flush of delivery stream a goes on and is not done after 1000 ms; \
          last error: the bucket does not exist"
     );
     assert!(unfinished.retry_after().is_some());
@@ -384,7 +397,7 @@ async fn a_deletion_goes_on_when_nobody_waits_and_after_a_restart() {
         .create_delivery(new("a", reads(&stream)))
         .await
         .unwrap();
-    let short = Duration::from_millis(20);
+    let short = Duration::ZERO;
     for end in [DeliveryEnd::Flush, DeliveryEnd::Flush, DeliveryEnd::Drop] {
         let deleted = broker.delete_delivery(&name, end, short).await;
         assert_eq!(
@@ -435,12 +448,16 @@ async fn opened_again_everything_is_as_it_was() {
             .unwrap();
     }
     let changed = to("elsewhere", reads(&stream));
-    let updated = broker.update_delivery(&delivery("a"), None, changed);
-    updated.await.unwrap();
+    broker
+        .update_delivery(&delivery("a"), None, changed)
+        .await
+        .unwrap();
     broker.pause_delivery(&delivery("a")).await.unwrap();
-    let short = Duration::from_millis(10);
-    let ending = broker.delete_delivery(&delivery("b"), DeliveryEnd::Flush, short);
-    ending.await.unwrap_err();
+    let short = Duration::ZERO;
+    broker
+        .delete_delivery(&delivery("b"), DeliveryEnd::Flush, short)
+        .await
+        .unwrap_err();
     assert!(desk(&seat, "a").progress().is_empty());
     // Those that come together are written together, and each is there.
     let desks = seat.desks();
@@ -513,8 +530,10 @@ async fn direct_puts_go_to_a_stream_that_comes_and_goes_with_it() {
     });
     assert_eq!(broker.delete_stream(&backing).await, in_use);
     let runner = ends(desk);
-    let deleted = broker.delete_delivery(&delivery("a"), DeliveryEnd::Drop, WAIT);
-    deleted.await.unwrap();
+    broker
+        .delete_delivery(&delivery("a"), DeliveryEnd::Drop, WAIT)
+        .await
+        .unwrap();
     runner.await.unwrap();
     let gone = broker.describe_stream(&backing);
     assert!(
@@ -588,12 +607,16 @@ async fn a_stream_that_is_used_stays() {
         };
         assert_eq!(refused, Err(in_use));
     }
-    let updated = broker.update_delivery(&delivery("a"), None, reads(&stream));
-    updated.await.unwrap();
+    broker
+        .update_delivery(&delivery("a"), None, reads(&stream))
+        .await
+        .unwrap();
     broker.delete_stream(&failed).await.unwrap();
     let runner = ends(desk(&seat, "a"));
-    let deleted = broker.delete_delivery(&delivery("a"), DeliveryEnd::Drop, WAIT);
-    deleted.await.unwrap();
+    broker
+        .delete_delivery(&delivery("a"), DeliveryEnd::Drop, WAIT)
+        .await
+        .unwrap();
     runner.await.unwrap();
     broker.delete_stream(&stream).await.unwrap();
 }

@@ -12,6 +12,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// The number of none.
+const NOBODY: DeliveryId = DeliveryId::new(999);
 const NOW: Timestamp = Timestamp::from_micros(1_000_000);
 
 /// Snapshots come often, in small pieces.
@@ -40,6 +42,10 @@ fn id(value: u64) -> DeliveryId {
     DeliveryId::new(value)
 }
 
+fn small(number: u64) -> usize {
+    usize::try_from(number).unwrap()
+}
+
 fn settings(number: u64) -> Bytes {
     Bytes::from(format!("settings {number}"))
 }
@@ -50,7 +56,7 @@ fn progress(number: u64) -> DeliveryProgress {
         (shard, SequenceNumber::new(number << 7))
     });
     DeliveryProgress {
-        bytes: Bytes::from(vec![number as u8; number as usize % 90]),
+        bytes: Bytes::from(vec![7; small(number % 90)]),
         held: held.collect(),
     }
 }
@@ -66,9 +72,9 @@ fn change(log: &mut DeliveryLog, dice: u64) -> Result<(), DeliveryLogError> {
     let count = log.deliveries().count() as u64;
     let any = |dice: u64| {
         let mut all = log.deliveries().map(|(id, _)| id);
-        all.nth((dice % count.max(1)) as usize)
+        all.nth(small(dice % count.max(1)))
     };
-    let chosen = any(dice / 8).unwrap_or(id(999));
+    let chosen = any(dice / 8).unwrap_or(NOBODY);
     match dice % 8 {
         0 | 1 => log
             .create(name(dice / 8 % 9), settings(dice), NOW)
@@ -86,14 +92,14 @@ fn change(log: &mut DeliveryLog, dice: u64) -> Result<(), DeliveryLogError> {
                     None,
                     Some(DeliveryEnding::Flush),
                     Some(DeliveryEnding::Drop),
-                ][(dice % 3) as usize],
+                ][small(dice % 3)],
                 settings: settings(dice),
                 ..known.definition.clone()
             };
             log.set(chosen, definition, NOW)
         }
         _ => {
-            let other = any(dice / 16).unwrap_or(id(999));
+            let other = any(dice / 16).unwrap_or(NOBODY);
             let all = vec![
                 (chosen, progress(dice / 8 % 500)),
                 (other, progress(dice / 64 % 500)),
@@ -327,10 +333,10 @@ fn the_largest_there_may_be_fits() {
         (shard, SequenceNumber::MAX)
     });
     let large = DeliveryProgress {
-        bytes: Bytes::from(vec![7; config.progress_bytes_max as usize]),
+        bytes: Bytes::from(vec![7; small(config.progress_bytes_max)]),
         held: held.collect(),
     };
-    let settings = Bytes::from(vec![b' '; config.settings_bytes_max as usize]);
+    let settings = Bytes::from(vec![b' '; small(config.settings_bytes_max)]);
     let (mut log, _) = DeliveryLog::open(Arc::new(storage.clone()), config, NOW).unwrap();
     for number in 0..3 {
         let id = log.create(name(number), settings.clone(), NOW).unwrap();
