@@ -2721,7 +2721,8 @@ pub struct ObjectKeys {
     /// What goes before the name, with `!{…}` expressions. Not set: yyyy/MM/dd/HH/.
     #[prost(string, optional, tag = "1")]
     pub prefix: ::core::option::Option<::prost::alloc::string::String>,
-    /// The same for records that failed. Not set: `<prefix>!{firehose:error-output-type}/yyyy/MM/dd/HH/`.
+    /// The same for records that failed; required when `prefix` has expressions. Not set:
+    /// `<prefix>!{firehose:error-output-type}/yyyy/MM/dd/HH/`.
     #[prost(string, optional, tag = "2")]
     pub error_prefix: ::core::option::Option<::prost::alloc::string::String>,
     /// IANA name of the zone of `!{timestamp:…}`. Not set: UTC.

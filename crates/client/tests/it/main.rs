@@ -8,6 +8,7 @@
 )]
 
 mod consumer;
+mod deliveries;
 mod end_to_end;
 mod fake;
 mod groups;

@@ -68,6 +68,10 @@ impl Node {
         Client::connect(ClientConfig::new(format!("http://{}", self.address))).unwrap()
     }
 
+    pub(crate) fn broker(&self) -> &Broker {
+        self.broker.as_ref().unwrap()
+    }
+
     /// Stops it in order.
     pub(crate) async fn stop(mut self) {
         let (broker, grpc) = (self.broker.take().unwrap(), self.grpc.take().unwrap());

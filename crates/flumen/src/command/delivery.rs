@@ -198,7 +198,8 @@ pub(crate) fn run(context: &mut Context, verb: Verb) -> Result<()> {
     };
     block_on(async {
         let client = context.client()?;
-        let done = act(&client, &mut context.output, verb, settings).await;
+        // Settings are large, and a call holds some of them.
+        let done = Box::pin(act(&client, &mut context.output, verb, settings)).await;
         done.map_err(|error| match error.downcast::<flumen_client::Error>() {
             Ok(error) => explain(error, context.endpoint()),
             Err(other) => other,
@@ -239,7 +240,7 @@ async fn act(
             let delivery = client.describe_delivery(&name).await?;
             shown::describe(output, &delivery, &settings_of(&delivery)?)?;
         }
-        Verb::Update(args) => update(client, output, &args, settings).await?,
+        Verb::Update(args) => Box::pin(update(client, output, &args, settings)).await?,
         Verb::Pause { name } => {
             let delivery = client.pause_delivery(&name).await?;
             shown::changed(output, "paused", &delivery, &settings_of(&delivery)?)?;

@@ -6,6 +6,7 @@ use flumen_api::v1::start_position::Position;
 use tonic::Code::{AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable};
 
 use crate::rpcs::Stage;
+use crate::wire::Refused;
 
 /// Delivers the stream `there` into a directory, when it is asked to.
 const KEPT: &str = "kept";
@@ -37,6 +38,24 @@ fn describe_it(stage: &Stage, name: &str) -> v1::DeliveryDescription {
         .wire
         .good(stage.wire.delivery().describe_delivery(request));
     described.delivery.expect("a delivery stream")
+}
+
+/// Delivers to where nobody listens.
+fn create_unreachable(stage: &Stage) {
+    let request = v1::CreateDeliveryRequest {
+        delivery: "unreachable".to_owned(),
+        settings: Some(v1::DeliverySettings {
+            destination: Some(Destination::S3(v1::S3Destination {
+                bucket: "b".to_owned(),
+                endpoint: Some("http://127.0.0.1:1".to_owned()),
+                ..Default::default()
+            })),
+            ..from_there(stage)
+        }),
+    };
+    stage
+        .wire
+        .good(stage.wire.delivery().create_delivery(request));
 }
 
 pub(crate) mod create {
@@ -358,21 +377,7 @@ pub(crate) mod flush {
         );
         let long = [("setting", "wait_us"), ("max", "3600000000")];
         flush(request(KEPT, Some(3_600_000_001))).says(InvalidArgument, "OUT_OF_BOUNDS", &long);
-        // Nobody listens there.
-        let unreachable = v1::CreateDeliveryRequest {
-            delivery: "unreachable".to_owned(),
-            settings: Some(v1::DeliverySettings {
-                destination: Some(Destination::S3(v1::S3Destination {
-                    bucket: "b".to_owned(),
-                    endpoint: Some("http://127.0.0.1:1".to_owned()),
-                    ..Default::default()
-                })),
-                ..from_there(stage)
-            }),
-        };
-        stage
-            .wire
-            .good(stage.wire.delivery().create_delivery(unreachable));
+        create_unreachable(stage);
         let unfinished = [("work", "flush"), ("waited_ms", "300")];
         flush(request("unreachable", Some(300_000))).says(
             Unavailable,
@@ -420,4 +425,31 @@ pub(crate) mod delete {
             .refused(stage.wire.delivery().delete_delivery(request(KEPT, false)));
         refused.says(NotFound, "DELIVERY_NOT_FOUND", &[("delivery", KEPT)]);
     }
+}
+
+/// Whoever waits for a flush that cannot be done is told when the node goes away, and does not keep
+/// it from going.
+#[test]
+fn a_flush_that_waits_ends_when_the_node_drains() {
+    let mut stage = Stage::set();
+    create_unreachable(&stage);
+    let (wire, broker) = (&stage.wire, &mut stage.broker);
+    let flush = v1::FlushDeliveryRequest {
+        delivery: "unreachable".to_owned(),
+        wait_us: Some(3_600_000_000),
+    };
+    let ended = wire.wait(async {
+        let mut flushing = wire.delivery();
+        // Sent after it, over the same connection: when this is answered, the flush has arrived.
+        let ending = async {
+            let delivery = "unreachable".to_owned();
+            let request = v1::DescribeDeliveryRequest { delivery };
+            let answer = wire.delivery().describe_delivery(request).await;
+            (answer.is_ok(), broker.terminate())
+        };
+        let (flushed, ended) = tokio::join!(flushing.flush_delivery(flush), ending);
+        assert_eq!(ended, (true, Some(0)));
+        flushed.expect_err("it is not done")
+    });
+    Refused::from(&ended).says(Unavailable, "DRAINING", &[]);
 }

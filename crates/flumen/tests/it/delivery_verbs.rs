@@ -114,7 +114,7 @@ pub(crate) mod describe {
             "{text}"
         );
         assert!(
-            text.contains("as ndjson, gzip, cut at 5.0 MiB or 15m"),
+            text.contains("objects, ndjson, gzip, cut at 5.0 MiB or 15m"),
             "{text}"
         );
         // What is shown as settings is taken as settings.

@@ -22,13 +22,13 @@ use crate::wire::{Refused, Wire, batch, message};
 
 /// A broker with a stream of two shards, three records in the first.
 pub(crate) struct Stage {
-    broker: BrokerProcess,
+    pub(crate) broker: BrokerProcess,
     pub(crate) wire: Wire,
     pub(crate) dir: tempfile::TempDir,
 }
 
 impl Stage {
-    fn set() -> Self {
+    pub(crate) fn set() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let broker = BrokerProcess::start(&dir.path().join("data"));
         let wire = Wire::to(&broker.endpoint);

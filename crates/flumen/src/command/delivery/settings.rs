@@ -29,7 +29,7 @@ const SETTINGS_BYTES_MAX: u64 = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Default, clap::Args)]
 pub(super) struct SettingsArgs {
     /// All settings as JSON, as `describe` shows them; - is standard input. Other flags go over it
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Settings")]
     settings: Option<PathBuf>,
     #[command(flatten)]
     place: PlaceArgs,
@@ -136,7 +136,8 @@ struct KeyArgs {
     /// What goes before the name, as in 'logs/!{timestamp:yyyy/MM/dd}/' [default: yyyy/MM/dd/HH/]
     #[arg(long)]
     prefix: Option<String>,
-    /// The same for records that failed [default: PREFIX!{firehose:error-output-type}/yyyy/MM/dd/HH/]
+    /// The same for records that failed; needed when --prefix has expressions [default:
+    /// PREFIX!{firehose:error-output-type}/yyyy/MM/dd/HH/]
     #[arg(long, value_name = "PREFIX")]
     error_prefix: Option<String>,
     /// Zone of timestamps in prefixes, as in Europe/Berlin [default: UTC]

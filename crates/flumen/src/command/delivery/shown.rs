@@ -77,7 +77,10 @@ pub(super) fn list(
             one.name.to_string(),
             one.stream.to_string(),
             status(one.status).to_owned(),
-            duration(one.freshness),
+            match one.backlog.records {
+                0 => "-".to_owned(),
+                _ => duration(one.freshness),
+            },
             count(one.backlog.records),
             destination(&settings.destination),
         ]
@@ -156,7 +159,7 @@ fn headline(delivery: &DeliveryDescription) -> String {
     format!("{}: {}, {behind}", delivery.name, status(delivery.status))
 }
 
-/// `clicks → s3://bucket as ndjson, gzip, cut at 5.0 MiB or 5m`.
+/// `clicks → s3://bucket, ndjson, gzip, cut at 5.0 MiB or 5m`.
 fn route(delivery: &DeliveryDescription, settings: &DeliverySettings) -> String {
     let compression = match settings.compression {
         ObjectCompression::None => "",
@@ -165,7 +168,7 @@ fn route(delivery: &DeliveryDescription, settings: &DeliverySettings) -> String 
         ObjectCompression::Zstd => ", zstd",
     };
     format!(
-        "{} → {} as {}{compression}, cut at {} or {}",
+        "{} → {}, {}{compression}, cut at {} or {}",
         delivery.stream,
         destination(&settings.destination),
         format_name(&settings.format),
