@@ -56,19 +56,6 @@ fn first(faults: &[Fault]) -> FaultPlan {
     }
 }
 
-/// A probe looks 8 times before it races.
-fn at_the_first_racer(fault: Fault) -> FaultPlan {
-    let outage = Outage {
-        from: 8,
-        operations: 1,
-        fault,
-    };
-    FaultPlan {
-        outages: vec![outage],
-        ..FaultPlan::default()
-    }
-}
-
 #[tokio::test]
 async fn an_object_is_created_once_and_keeps_what_is_said_of_it() {
     let object = ObjectSettings {
@@ -336,7 +323,7 @@ async fn the_probe_tells_stores_apart_and_leaves_nothing() {
 
 #[tokio::test]
 async fn a_probe_that_meets_a_fault_says_nothing_about_the_store() {
-    let (store, _, memory) = faulty(at_the_first_racer(Fault::SlowDown));
+    let (store, _, memory) = faulty(first(&[Fault::SlowDown]));
     let error = store.probe("", 77).await.unwrap_err();
     assert_eq!(error.reason(), "slow_down");
     let left: Vec<_> = memory.list(None).try_collect().await.unwrap();
@@ -349,7 +336,7 @@ async fn a_probe_that_meets_a_fault_says_nothing_about_the_store() {
 async fn a_race_that_several_won_is_unfair_whatever_became_of_the_rest() {
     let (store, _, _) = faulty(FaultPlan {
         conditions: Conditions::Raced,
-        ..at_the_first_racer(Fault::Reset)
+        ..first(&[Fault::Reset])
     });
     let guarantee = store.probe("", 77).await.unwrap();
     assert_eq!(guarantee, StoreGuarantee::ManifestsOnly);
