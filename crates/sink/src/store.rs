@@ -44,6 +44,7 @@ pub use destinations::{Destinations, RealDestinations};
 pub use error::StoreError;
 pub use object_store::PutPayload;
 
+use answer::Racer;
 #[cfg(any(test, feature = "test-util"))]
 pub(crate) use answer::ServerAnswer;
 use directory::Directory;
@@ -219,7 +220,7 @@ impl Store {
                 bytes_max,
             });
         }
-        match self.put(&path, body, tag).await {
+        match self.put(&path, body, tag, None).await {
             Ok(Put::Stored { e_tag }) => Ok(Stored {
                 bytes,
                 crc32: Some(tag.crc32),
@@ -267,10 +268,16 @@ impl Store {
 
     /// One create. A store without conditions is looked at first, and then written to: that is not
     /// atomic, which the probe finds and reports.
-    async fn put(&self, path: &ObjectPath, body: PutPayload, tag: &Tag) -> Result<Put, StoreError> {
+    async fn put(
+        &self,
+        path: &ObjectPath,
+        body: PutPayload,
+        tag: &Tag,
+        racer: Option<Racer>,
+    ) -> Result<Put, StoreError> {
         if !self.is_unconditional() {
             match self
-                .put_once(path, body.clone(), tag, PutMode::Create)
+                .put_once(path, body.clone(), tag, PutMode::Create, racer)
                 .await?
             {
                 Put::Unsupported => self.shared.unconditional.store(true, Ordering::Relaxed),
@@ -280,7 +287,8 @@ impl Store {
         if self.look_at(path).await?.is_some() {
             return Ok(Put::There);
         }
-        self.put_once(path, body, tag, PutMode::Overwrite).await
+        self.put_once(path, body, tag, PutMode::Overwrite, None)
+            .await
     }
 
     async fn put_once(
@@ -289,15 +297,19 @@ impl Store {
         body: PutPayload,
         tag: &Tag,
         mode: PutMode,
+        racer: Option<Racer>,
     ) -> Result<Put, StoreError> {
         let bytes = body.content_length() as u64;
         match &self.shared.backend {
             Backend::Objects(objects) => {
-                let options = PutOptions {
+                let mut options = PutOptions {
                     mode,
                     attributes: self.attributes(tag),
                     ..PutOptions::default()
                 };
+                if let Some(racer) = racer {
+                    options.extensions.insert(racer);
+                }
                 self.in_time(bytes, objects.put(path, body, options)).await
             }
             Backend::Directory(directory) => {

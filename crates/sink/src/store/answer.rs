@@ -4,16 +4,21 @@
 //! apart that mean the same, and some not that differ (`SlowDown` from `InternalError`). Below its
 //! client, answers that are no success are therefore turned into [`ServerAnswer`], which is found
 //! again as a source of the error that comes out on top.
+//!
+//! This is also where requests of a race are held together ([`Gate`]).
 
 use std::error::Error as StdError;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::StreamExt;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
 use object_store::ClientOptions;
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
-    HttpResponseBody, HttpService, ReqwestConnector,
+    HttpResponseBody, HttpService,
 };
+use tokio::sync::watch;
 
 /// Of the body of a refusal, this much is read to find its code.
 const BODY_BYTES_MAX: usize = 64 << 10;
@@ -50,27 +55,34 @@ pub(crate) fn source<'a, T: StdError + 'static>(
 }
 
 /// Makes clients whose refusals are [`ServerAnswer`]s.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct AnswerConnector {
-    inner: ReqwestConnector,
+    /// What it connects with.
+    pub(crate) client: reqwest::Client,
 }
 
 impl HttpConnector for AnswerConnector {
-    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let inner = self.inner.connect(options)?;
-        Ok(HttpClient::new(AnswerService { inner }))
+    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
+        Ok(HttpClient::new(AnswerService {
+            plain: HttpClient::new(self.client.clone()),
+            client: self.client.clone(),
+        }))
     }
 }
 
 #[derive(Debug)]
 struct AnswerService {
-    inner: HttpClient,
+    plain: HttpClient,
+    client: reqwest::Client,
 }
 
 #[async_trait]
 impl HttpService for AnswerService {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let response = self.inner.execute(request).await?;
+        let response = match request.extensions().get::<Racer>().cloned() {
+            Some(racer) => self.race(request, racer).await?,
+            None => self.plain.execute(request).await?,
+        };
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -84,6 +96,80 @@ impl HttpService for AnswerService {
                 code,
             },
         ))
+    }
+}
+
+impl AnswerService {
+    /// Sends a request whose body waits for the others of its race.
+    async fn race(&self, request: HttpRequest, racer: Racer) -> Result<HttpResponse, HttpError> {
+        let broken = |error| HttpError::new(HttpErrorKind::Interrupted, error);
+        let (parts, _) = request.into_parts();
+        let mut sent = self
+            .client
+            .request(parts.method, parts.uri.to_string())
+            .headers(parts.headers);
+        sent = sent.body(reqwest::Body::wrap_stream(racer.body()));
+        let answered = sent.send().await.map_err(broken)?;
+        let (status, headers) = (answered.status(), answered.headers().clone());
+        let body = answered.bytes().await.map_err(broken)?;
+        let mut response = HttpResponse::new(body.into());
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        Ok(response)
+    }
+}
+
+/// Holds the ends of bodies back until all requests of a race have begun. Whoever looks whether
+/// something is there when a request comes, and writes when its body is whole, lets all of them in.
+#[derive(Debug, Clone)]
+pub(crate) struct Gate {
+    begun: watch::Sender<usize>,
+    racers: usize,
+}
+
+impl Gate {
+    /// Some do not begin: they failed before. They are not waited for any longer.
+    const OPEN_AFTER: Duration = Duration::from_secs(2);
+    /// What is sent is not yet seen by the server: nobody says when it is.
+    const SEEN_AFTER: Duration = Duration::from_millis(250);
+
+    /// For so many.
+    pub(crate) fn new(racers: usize) -> Self {
+        Self {
+            begun: watch::Sender::new(0),
+            racers,
+        }
+    }
+
+    async fn pass(&self) {
+        self.begun.send_modify(|begun| *begun += 1);
+        let mut begun = self.begun.subscribe();
+        let all = begun.wait_for(|begun| *begun >= self.racers);
+        // Late or not, it opens.
+        let _ = tokio::time::timeout(Self::OPEN_AFTER, all).await;
+        tokio::time::sleep(Self::SEEN_AFTER).await;
+    }
+}
+
+/// One request of a race: goes with it as an extension.
+#[derive(Debug, Clone)]
+pub(crate) struct Racer {
+    /// The gate of its race.
+    pub(crate) gate: Gate,
+    /// Its body, at least two bytes.
+    pub(crate) body: Bytes,
+}
+
+impl Racer {
+    fn body(self) -> impl Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static {
+        let Self { gate, mut body } = self;
+        let end = body.split_off(body.len() / 2);
+        let first = futures_util::stream::iter([Ok(body)]);
+        let last = futures_util::stream::once(async move {
+            gate.pass().await;
+            Ok(end)
+        });
+        first.chain(last)
     }
 }
 

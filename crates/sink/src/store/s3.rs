@@ -38,7 +38,8 @@ pub(crate) fn open(
     // A file that cannot be read now says so again when keys are asked for.
     let profile = files.read().ok().flatten().unwrap_or_default();
     let place = place(bucket, environment, &profile)?;
-    let options = client_options(bucket, config)?;
+    let certificates = certificates(bucket)?;
+    let options = client_options(config, &certificates)?;
     let unusable = |error: object_store::Error| SettingRefused {
         setting: "destination",
         reason: super::error::innermost(&error),
@@ -49,13 +50,14 @@ pub(crate) fn open(
         .endpoint
         .as_ref()
         .is_some_and(|endpoint| endpoint.starts_with("http://"));
+    let client = client(config, &certificates, !plain)?;
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(&bucket.bucket)
         .with_region(&place.region)
         .with_virtual_hosted_style_request(!place.path_style)
         .with_client_options(options.with_allow_http(plain))
         .with_credentials(credentials)
-        .with_http_connector(AnswerConnector::default())
+        .with_http_connector(AnswerConnector { client })
         .with_conditional_put(S3ConditionalPut::ETagMatch)
         .with_checksum_algorithm(Checksum::SHA256)
         // Not every store has the other way to delete.
@@ -144,35 +146,69 @@ fn endpoint(
     Ok(Some(endpoint.trim_end_matches('/').to_owned()))
 }
 
-/// Without a limit to the whole request, which depends on its size and is ours.
-fn client_options(
-    bucket: &S3Destination,
+/// What requests to the store are made with. Without a limit to the whole request, which depends on
+/// its size and is ours.
+fn client(
     config: &StoreConfig,
+    certificates: &[u8],
+    https_only: bool,
+) -> Result<reqwest::Client, SettingRefused> {
+    let trusted = reqwest::Certificate::from_pem_bundle(certificates).map_err(unusable_ca)?;
+    reqwest::Client::builder()
+        .user_agent(USER_AGENT)
+        .connect_timeout(Duration::from_millis(config.connect_timeout_ms))
+        .tls_certs_merge(trusted)
+        .https_only(https_only)
+        // An object is read as it is stored.
+        .no_gzip()
+        .no_brotli()
+        .no_zstd()
+        .no_deflate()
+        .build()
+        .map_err(unusable_ca)
+}
+
+/// The same for those who give credentials.
+fn client_options(
+    config: &StoreConfig,
+    certificates: &[u8],
 ) -> Result<ClientOptions, SettingRefused> {
-    let mut options = ClientOptions::new()
+    let trusted = Certificate::from_pem_bundle(certificates).map_err(unusable_ca)?;
+    let options = ClientOptions::new()
         .with_user_agent(USER_AGENT)
         .with_connect_timeout(Duration::from_millis(config.connect_timeout_ms))
         .with_timeout_disabled();
-    if let Some(path) = &bucket.ca_file {
-        let unreadable = |why: &dyn std::fmt::Display| SettingRefused {
-            setting: "destination.ca_file",
-            reason: format!("{}: {why}", path.display()),
-        };
-        let size = std::fs::metadata(path).map_err(|error| unreadable(&error))?;
-        if size.len() > CA_BYTES_MAX {
-            return Err(unreadable(&"is larger than 1 MiB"));
-        }
-        let pem = std::fs::read(path).map_err(|error| unreadable(&error))?;
-        let certificates =
-            Certificate::from_pem_bundle(&pem).map_err(|error| unreadable(&error))?;
-        if certificates.is_empty() {
-            return Err(unreadable(&"holds no PEM certificate"));
-        }
-        for certificate in certificates {
-            options = options.with_root_certificate(certificate);
-        }
+    Ok(trusted
+        .into_iter()
+        .fold(options, ClientOptions::with_root_certificate))
+}
+
+/// The PEM file to trust, or nothing.
+fn certificates(bucket: &S3Destination) -> Result<Vec<u8>, SettingRefused> {
+    let Some(path) = &bucket.ca_file else {
+        return Ok(Vec::new());
+    };
+    let unreadable = |why: &dyn std::fmt::Display| SettingRefused {
+        setting: "destination.ca_file",
+        reason: format!("{}: {why}", path.display()),
+    };
+    let size = std::fs::metadata(path).map_err(|error| unreadable(&error))?;
+    if size.len() > CA_BYTES_MAX {
+        return Err(unreadable(&"is larger than 1 MiB"));
     }
-    Ok(options)
+    let pem = std::fs::read(path).map_err(|error| unreadable(&error))?;
+    let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| unreadable(&error))?;
+    if certificates.is_empty() {
+        return Err(unreadable(&"holds no PEM certificate"));
+    }
+    Ok(pem)
+}
+
+fn unusable_ca(error: impl std::fmt::Display) -> SettingRefused {
+    SettingRefused {
+        setting: "destination.ca_file",
+        reason: error.to_string(),
+    }
 }
 
 #[cfg(test)]

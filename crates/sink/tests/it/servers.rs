@@ -24,7 +24,7 @@ pub(crate) const BUCKET: &str = "lake";
 pub(crate) enum Kind {
     /// Real signatures, real files, atomic conditions.
     Versitygw,
-    /// AWS-shaped answers; takes any signature.
+    /// AWS-shaped answers; takes any signature, and looks shortly before it writes.
     Moto,
     /// Looks first and then writes.
     S3sFs,
