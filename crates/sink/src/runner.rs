@@ -167,11 +167,9 @@ impl Runner {
             let version = cut.version;
             let active = self.active(version, Arc::new(settings), &spool)?;
             save(&active, &progress).await?;
-            self.probe(&active).await?;
             finish_planned(&active, &mut progress).await?;
         }
         let active = self.active(orders.version, Arc::clone(&orders.settings), &spool)?;
-        self.probe(&active).await?;
         let sweeping = spool.clone();
         on_blocking_thread(move || Ok(sweeping.sweep()?)).await?;
         self.forget_gone(&active, &mut progress);
@@ -189,11 +187,19 @@ impl Runner {
         let flushed = active.reporter.last_flush();
         let gatherer = Gatherer::new(&active, self.desk.orders(), reading, flushed);
         let (number, schema) = (progress.next_cut(), progress.schema().clone());
-        tokio::try_join!(
-            gatherer.run(number, schema, out),
-            commit_all(&active, &mut progress, gathered),
-        )?;
-        Ok(())
+        let delivering = async {
+            let gathering = gatherer.run(number, schema, out);
+            let committing = commit_all(&active, &mut progress, gathered);
+            tokio::try_join!(gathering, committing).map(|_| ())
+        };
+        let probing = async {
+            self.probe(&active).await;
+            std::future::pending().await
+        };
+        tokio::select! {
+            delivered = delivering => delivered,
+            () = probing => Ok(()),
+        }
     }
 
     fn active(
@@ -276,23 +282,27 @@ impl Runner {
         }
     }
 
-    /// Finds out what the store guarantees, once per process, and says it.
-    async fn probe(&self, active: &Active<'_>) -> Result<(), Trouble> {
+    /// Finds out what the store guarantees, once per process, and says it. Beside the work: nothing
+    /// waits for it, since what is done is the same in any case; a store that fails is told by that.
+    async fn probe(&self, active: &Active<'_>) {
         let store = active.store.describe();
-        let guarantee = match self.shared.guarantee(&store) {
-            Some(guarantee) => guarantee,
-            None => {
-                let at = self.shared.clock.now().as_micros().to_string();
-                let unique = unique(&self.incarnation.to_string(), &["probe", &at]);
-                let prefix = active.bundle.keys.manifest_prefix().to_owned();
-                let probe = || async { Ok(active.store.probe(&prefix, unique).await?) };
-                let guarantee = active.insist(probe).await?;
-                self.shared.learn(store, guarantee);
-                guarantee
+        let mut failures = 0;
+        loop {
+            if let Some(guarantee) = self.shared.guarantee(&store) {
+                return active.reporter.guaranteed(guarantee);
             }
-        };
-        active.reporter.guaranteed(guarantee);
-        Ok(())
+            let at = self.shared.clock.now().as_micros().to_string();
+            let unique = unique(&self.incarnation.to_string(), &["probe", &at]);
+            let prefix = active.bundle.keys.manifest_prefix();
+            match active.store.probe(prefix, unique).await {
+                Ok(guarantee) => self.shared.learn(store.clone(), guarantee),
+                Err(error) => {
+                    failures += 1;
+                    tracing::debug!(delivery = %self.desk.name(), %error, "the store was not probed");
+                    self.shared.pause(failures).await;
+                }
+            }
+        }
     }
 }
 

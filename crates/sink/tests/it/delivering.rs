@@ -40,8 +40,7 @@ async fn delivery_goes_on_after_a_restart_where_it_stood() {
         if round == 1 {
             // Killed wherever it is.
             let killed = storage.kill();
-            rig.sink.shutdown().await;
-            drop(rig.broker);
+            rig.kill().await;
             storage = killed;
         } else {
             flush(&rig.broker, &crate::fixture::delivery_name("d")).await;

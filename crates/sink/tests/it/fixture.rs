@@ -12,7 +12,7 @@ use flumen_broker::{
     ObjectSettings, SettingRefused, StreamNameText, StreamSettings,
 };
 use flumen_log::MemoryStorage;
-use flumen_record::{DeliveryName, Record, StreamName};
+use flumen_record::{DeliveryName, Record, StreamName, Timestamp};
 use flumen_sink::{Destinations, Sink, SinkConfig, Store, StoreConfig};
 use futures_util::TryStreamExt;
 use object_store::memory::InMemory;
@@ -44,36 +44,87 @@ impl Destinations for Only {
 pub(crate) struct Rig {
     pub(crate) broker: Broker,
     pub(crate) sink: Sink,
+    /// Moves a clock of its own along.
+    ticking: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Rig {
+    /// On the time of day.
     pub(crate) async fn start(
         storage: &MemoryStorage,
         objects: Arc<dyn ObjectStore>,
         spool: &Path,
     ) -> Self {
+        Self::start_at(storage, objects, spool, Clock::system()).await
+    }
+
+    /// On a clock that runs a hundred times as fast, so that pauses between attempts are short.
+    pub(crate) async fn start_fast(
+        storage: &MemoryStorage,
+        objects: Arc<dyn ObjectStore>,
+        spool: &Path,
+        from: Timestamp,
+    ) -> Self {
+        let clock = Clock::manual(from);
+        let mut rig = Self::start_at(storage, objects, spool, clock.clone()).await;
+        rig.ticking = Some(tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                clock.advance(Duration::from_millis(100));
+            }
+        }));
+        rig
+    }
+
+    async fn start_at(
+        storage: &MemoryStorage,
+        objects: Arc<dyn ObjectStore>,
+        spool: &Path,
+        clock: Clock,
+    ) -> Self {
         let mut config = BrokerConfig::default();
         config.log.segment_bytes_min = 1 << 20;
         config.log.segment_bytes_max = 4 << 20;
         config.log.free_space_floor_bytes = Some(0);
-        let clock = Clock::system();
         let broker = Broker::open(Arc::new(storage.clone()), config, clock.clone())
             .await
             .expect("the node opens");
         let sink = Sink::start(
             &broker,
-            SinkConfig::default(),
+            SinkConfig {
+                // An answer that never comes is not waited for long.
+                store: StoreConfig {
+                    request_timeout_ms: 50,
+                    ..StoreConfig::default()
+                },
+                ..SinkConfig::default()
+            },
             Arc::new(Only(objects)),
             clock,
             spool.to_owned(),
         );
         let sink = sink.expect("the seat is free");
-        Self { broker, sink }
+        Self {
+            broker,
+            sink,
+            ticking: None,
+        }
+    }
+
+    /// As a killed process: nothing is closed in order.
+    pub(crate) async fn kill(self) {
+        self.sink.shutdown().await;
+        if let Some(ticking) = self.ticking {
+            ticking.abort();
+        }
     }
 
     pub(crate) async fn shutdown(self) {
         self.sink.shutdown().await;
         self.broker.shutdown().await.expect("it closes in order");
+        if let Some(ticking) = self.ticking {
+            ticking.abort();
+        }
     }
 }
 
@@ -147,7 +198,13 @@ pub(crate) async fn put(broker: &Broker, stream: &StreamName, numbers: std::ops:
 }
 
 pub(crate) async fn flush(broker: &Broker, name: &DeliveryName) -> DeliveryDescription {
-    broker.flush_delivery(name, WAIT).await.expect("it is flushed")
+    // By the broker's clock, which may run fast; and by the time of day.
+    let flushing = broker.flush_delivery(name, 1000 * WAIT);
+    let flushed = tokio::time::timeout(WAIT, flushing).await;
+    let Ok(flushed) = flushed else {
+        panic!("it takes too long: {:#?}", broker.describe_delivery(name).unwrap());
+    };
+    flushed.expect("it is flushed")
 }
 
 /// What a reader of the manifests sees.

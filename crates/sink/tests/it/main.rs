@@ -7,6 +7,7 @@
 )]
 
 mod delivering;
+mod exactly_once;
 mod fixture;
 mod servers;
 mod store;
