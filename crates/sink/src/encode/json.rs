@@ -79,8 +79,6 @@ pub(super) struct Placed {
     pub(super) range: Range<usize>,
     /// Whether there are line ends within that range.
     pub(super) lines: bool,
-    /// Whether it is an object.
-    pub(super) object: bool,
 }
 
 /// `row` as text.
@@ -96,14 +94,12 @@ pub(super) fn value(row: &[u8]) -> Result<Placed, JsonInvalid> {
     let mut reader = Reader::new(row);
     reader.space();
     reader.lines = false;
-    let object = reader.peek() == b'{';
     let value = reader.value()?;
     let lines = reader.lines;
     reader.end()?;
     Ok(Placed {
         range: value.start..value.end,
         lines,
-        object,
     })
 }
 

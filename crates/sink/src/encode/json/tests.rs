@@ -11,11 +11,14 @@ fn reference(row: &[u8]) -> Option<bool> {
     Some(value.is_object())
 }
 
+/// A name as it stands in its row, and the value.
+type Field = (Vec<u8>, Value);
+
 /// Fields in order, and what they are guessed to be.
 #[derive(Default)]
 struct Seen {
     guesses: Vec<Vec<u8>>,
-    fields: Vec<(Vec<u8>, Value)>,
+    fields: Vec<Field>,
 }
 
 impl Visit for Seen {
@@ -36,10 +39,10 @@ impl Visit for Seen {
 }
 
 /// Reads the fields twice: first without guesses, then guessing what was there.
-fn seen(row: &[u8]) -> Result<(bool, Vec<(Vec<u8>, Value)>), JsonInvalid> {
+fn seen(row: &[u8]) -> Result<(bool, Vec<Field>), JsonInvalid> {
     let mut first = Seen::default();
     let object = fields(row, &mut first);
-    let guess = |(name, _): &(Vec<u8>, Value)| [b"\"", name.as_slice(), b"\":"].concat();
+    let guess = |(name, _): &Field| [b"\"", name.as_slice(), b"\":"].concat();
     let mut second = Seen {
         guesses: first.fields.iter().map(guess).collect(),
         fields: Vec::new(),
@@ -183,7 +186,6 @@ fn a_value_is_found_without_the_space_around_it() {
     assert!(!placed("\n{\"a\":1}\n").lines);
     assert!(placed("{\"a\":\n1}").lines && placed("[1,\r2]").lines);
     assert!(!placed(r#"{"a":"\n"}"#).lines);
-    assert!(placed("{}").object && !placed("[]").object);
 }
 
 fn json() -> impl Strategy<Value = Json> {
