@@ -46,7 +46,7 @@ fn create_unreachable(stage: &Stage) {
         delivery: "unreachable".to_owned(),
         settings: Some(v1::DeliverySettings {
             destination: Some(Destination::S3(v1::S3Destination {
-                bucket: "b".to_owned(),
+                bucket: "bucket".to_owned(),
                 endpoint: Some("http://127.0.0.1:1".to_owned()),
                 ..Default::default()
             })),

@@ -231,7 +231,7 @@ pub(crate) mod flush {
         // Nobody listens there.
         stage
             .flumen(
-                "delivery create lost --stream events --to s3://b --s3-endpoint http://127.0.0.1:1",
+                "delivery create lost --stream events --to s3://bucket --s3-endpoint http://127.0.0.1:1",
                 b"",
             )
             .good();
