@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use flumen_broker::{
-    Clock, DeliverySettings, DeliverySource, ObjectCompression, SettingRefused,
-};
+use flumen_broker::{Clock, DeliverySettings, DeliverySource, ObjectCompression, SettingRefused};
 use flumen_record::{DeliveryName, StreamName};
 use serde::{Deserialize, Serialize};
 
@@ -66,8 +64,8 @@ impl Bundle {
         clock: &Clock,
     ) -> Result<Self, SettingRefused> {
         check_buffering(&settings)?;
-        let query_keys = settings.partitioning.iter();
-        let query_keys = query_keys.flat_map(|partitioning| partitioning.keys.keys().cloned());
+        let processor = Processor::compile(&settings)?;
+        let query_keys = processor.partition_keys().map(str::to_owned);
         let backup = settings.backup.as_ref();
         Ok(Self {
             name: name.clone(),
@@ -75,9 +73,13 @@ impl Bundle {
             stream: source_stream(name, &settings.source),
             query_keys: query_keys.collect(),
             keys: ObjectKeys::compile(name, &settings)?,
-            processor: Processor::compile(&settings)?,
+            processor,
             transform: match &settings.processing.transform {
-                Some(transform) => Some(Transform::compile(transform, arns(name, &settings.source), clock.clone())?),
+                Some(transform) => Some(Transform::compile(
+                    transform,
+                    arns(name, &settings.source),
+                    clock.clone(),
+                )?),
                 None => None,
             },
             encoding: Encoding::compile(&settings)?,
@@ -87,9 +89,18 @@ impl Bundle {
         })
     }
 
-    /// Names of the partition keys by jq, in order.
-    pub(crate) fn partition_names(&self) -> &[String] {
-        &self.query_keys
+    /// Which partition these values of the partition keys by jq are, in their order.
+    pub(crate) fn part_name(
+        &self,
+        by_query: &[String],
+        by_transform: &[(String, String)],
+    ) -> PartName {
+        PartName {
+            by_query: std::iter::zip(&self.query_keys, by_query)
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect(),
+            by_transform: by_transform.to_vec(),
+        }
     }
 
     /// Of the keys that a transform gave a record, those that stand in the prefix.
@@ -157,7 +168,7 @@ impl Bundle {
 }
 
 /// Which partition: names and values.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct PartName {
     /// By jq.
     pub(crate) by_query: Vec<(String, String)>,
@@ -169,9 +180,10 @@ pub(crate) struct PartName {
 /// destination's: a place to write them is all the Lambda contract asks for.
 fn arns(name: &DeliveryName, source: &DeliverySource) -> TransformSource {
     let stream_arn = match source {
-        DeliverySource::Stream { stream, .. } => {
-            Some(format!("arn:aws:kinesis:local:000000000000:stream/{}", stream.0))
-        }
+        DeliverySource::Stream { stream, .. } => Some(format!(
+            "arn:aws:kinesis:local:000000000000:stream/{}",
+            stream.0
+        )),
         DeliverySource::Direct { .. } => None,
     };
     TransformSource {

@@ -186,13 +186,19 @@ async fn write(
     let at_once = active.shared.config.uploads_max.max(1) as usize;
     let objects = gathered.filled.objects.iter();
     let uploads: Vec<_> = objects.map(|object| upload(active, &id, object)).collect();
-    let written: Vec<_> = stream::iter(uploads).buffered(at_once).try_collect().await?;
+    let written: Vec<_> = stream::iter(uploads)
+        .buffered(at_once)
+        .try_collect()
+        .await?;
     if cut.stage == CutStage::Planned {
         progress.seal();
         save(active, progress).await?;
     }
     let manifest = manifest(active, cut, &gathered, written);
-    let key = active.bundle.keys.manifest(&active.incarnation.to_string(), cut.number);
+    let key = active
+        .bundle
+        .keys
+        .manifest(&active.incarnation.to_string(), cut.number);
     let bytes = manifest.encode();
     let tag = Tag {
         cut: id,
@@ -257,7 +263,9 @@ fn count(active: &Active<'_>, object: &FilledObject, stored: &Stored) {
     bytes.fetch_add(stored.bytes, Ordering::Relaxed);
     records.fetch_add(object.records, Ordering::Relaxed);
     if object.kind != ObjectKind::Backup {
-        active.reporter.wrote(&object.key, stored.bytes, object.records);
+        active
+            .reporter
+            .wrote(&object.key, stored.bytes, object.records);
     }
 }
 

@@ -92,7 +92,7 @@ pub(crate) fn unique(cut_id: &str, what: &[&str]) -> u128 {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part.as_bytes());
     }
-    u128::from_be_bytes(hash.finalize().into())
+    u128::from_le_bytes(hash.finalize().into())
 }
 
 /// Shard numbers in JSON.

@@ -120,7 +120,7 @@ pub(crate) struct Filling {
     admission: Admission,
     rows: RowStore,
     parts: Vec<Part>,
-    index: HashMap<(ObjectKind, PartName), usize>,
+    index: HashMap<PartValues, usize>,
     /// Partitions among `parts`.
     partitions: u32,
     tally: Tally,
@@ -129,6 +129,25 @@ pub(crate) struct Filling {
     dead_letters: Vec<Record>,
     /// When this began: what error records say.
     now: Timestamp,
+}
+
+/// What tells partitions apart. Looked up for every row, so without the keys' names.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct PartValues {
+    kind: ObjectKind,
+    by_query: Vec<String>,
+    by_transform: Vec<(String, String)>,
+}
+
+impl PartValues {
+    /// All of a kind.
+    fn whole(kind: ObjectKind) -> Self {
+        Self {
+            kind,
+            by_query: Vec::new(),
+            by_transform: Vec::new(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -160,7 +179,10 @@ impl Filling {
             admission: bundle.encoding.admission(schema),
             bundle: Arc::clone(bundle),
             name,
-            rows: RowStore::new(spool.clone(), usize::try_from(rows_bytes_max).unwrap_or(usize::MAX)),
+            rows: RowStore::new(
+                spool.clone(),
+                usize::try_from(rows_bytes_max).unwrap_or(usize::MAX),
+            ),
             spool: spool.clone(),
             parts: Vec::new(),
             index: HashMap::new(),
@@ -250,13 +272,22 @@ impl Filling {
                     continue;
                 }
                 if at >= piece.to {
-                    return Ok(Taken { next: piece.to, is_full: false });
+                    return Ok(Taken {
+                        next: piece.to,
+                        is_full: false,
+                    });
                 }
                 if self.tally.bytes >= self.size_max {
-                    return Ok(Taken { next, is_full: true });
+                    return Ok(Taken {
+                        next,
+                        is_full: true,
+                    });
                 }
                 next = at.plus(1);
-                self.count(frame.header.arrival, record.as_ref().map_or(0, |record| record.data.len()));
+                self.count(
+                    frame.header.arrival,
+                    record.as_ref().map_or(0, |record| record.data.len()),
+                );
                 let (unit, broken) = unit(piece.shard, at, frame.header.arrival, record);
                 self.keep_backup(&bundle, &unit)?;
                 if let Some(failure) = broken {
@@ -264,16 +295,23 @@ impl Filling {
                     continue;
                 }
                 let mut failed = Ok(());
-                bundle.processor.unpack(unit, &mut |unpacked| match unpacked {
-                    Ok(unit) => each(self, unit),
-                    Err((unit, failure)) if failed.is_ok() => failed = self.fail(&unit, &failure),
-                    Err(_) => {}
-                });
+                bundle
+                    .processor
+                    .unpack(unit, &mut |unpacked| match unpacked {
+                        Ok(unit) => each(self, unit),
+                        Err((unit, failure)) if failed.is_ok() => {
+                            failed = self.fail(&unit, &failure)
+                        }
+                        Err(_) => {}
+                    });
                 failed?;
             }
         }
         let is_full = self.tally.bytes >= self.size_max;
-        Ok(Taken { next: if is_full { next } else { piece.to }, is_full })
+        Ok(Taken {
+            next: if is_full { next } else { piece.to },
+            is_full,
+        })
     }
 
     fn count(&mut self, arrival: Timestamp, bytes: usize) {
@@ -313,15 +351,16 @@ impl Filling {
             Ok(row) => row,
             Err(refused) => return self.fail(unit, &refused.into()),
         };
-        let names = bundle.partition_names();
-        let name = PartName {
-            by_query: names.iter().cloned().zip(partition).collect(),
+        let values = PartValues {
+            kind: ObjectKind::Data,
+            by_query: partition,
             by_transform: bundle.used_keys(&unit.keys),
         };
-        let part = match self.part(ObjectKind::Data, name, unit.arrival)? {
+        let part = match self.part(values, unit.arrival)? {
             Ok(part) => part,
             Err(failure) => {
-                self.tally.overflows += u64::from(failure.kind == ErrorType::ActivePartitionExceeded);
+                self.tally.overflows +=
+                    u64::from(failure.kind == ErrorType::ActivePartitionExceeded);
                 return self.fail(unit, &failure);
             }
         };
@@ -340,7 +379,7 @@ impl Filling {
         }
         let kind = ObjectKind::Error(failure.kind);
         let line = error_line(unit, failure, self.now);
-        match self.part(kind, PartName::default(), unit.arrival)? {
+        match self.part(PartValues::whole(kind), unit.arrival)? {
             Ok(part) => self.put(part, unit.arrival, &line),
             // Its key is too long whatever the records: refused when the settings are made.
             Err(refused) => Err(io::Error::other(refused.message).into()),
@@ -351,7 +390,7 @@ impl Filling {
         if bundle.backup.is_none() {
             return Ok(());
         }
-        match self.part(ObjectKind::Backup, PartName::default(), unit.arrival)? {
+        match self.part(PartValues::whole(ObjectKind::Backup), unit.arrival)? {
             Ok(part) => self.put(part, unit.arrival, &unit.data),
             Err(refused) => Err(io::Error::other(refused.message).into()),
         }
@@ -360,14 +399,13 @@ impl Filling {
     /// The part that rows of this kind and name go to; the inner error is about the record.
     fn part(
         &mut self,
-        kind: ObjectKind,
-        name: PartName,
+        values: PartValues,
         arrival: Timestamp,
     ) -> Result<Result<usize, Failure>, FillError> {
-        if let Some(part) = self.index.get(&(kind, name.clone())) {
+        if let Some(part) = self.index.get(&values) {
             return Ok(Ok(*part));
         }
-        let bundle = Arc::clone(&self.bundle);
+        let (bundle, kind) = (Arc::clone(&self.bundle), values.kind);
         if kind == ObjectKind::Data {
             let most = bundle.settings.partitioning.as_ref();
             let most = most.map_or(u32::MAX, |partitioning| partitioning.partitions_max);
@@ -380,7 +418,11 @@ impl Filling {
                 }));
             }
         }
-        let CutName { incarnation, number } = self.name;
+        let CutName {
+            incarnation,
+            number,
+        } = self.name;
+        let name = bundle.part_name(&values.by_query, &values.by_transform);
         if let Err(refused) = bundle.key(kind, incarnation, number, &name, arrival) {
             return Ok(Err(Failure {
                 kind: ErrorType::ProcessingFailed,
@@ -404,12 +446,12 @@ impl Filling {
         let part = self.parts.len();
         self.parts.push(Part {
             kind,
-            name: name.clone(),
+            name,
             oldest: arrival,
             records: 0,
             rows,
         });
-        self.index.insert((kind, name), part);
+        self.index.insert(values, part);
         self.partitions += u32::from(kind == ObjectKind::Data);
         Ok(Ok(part))
     }
@@ -424,10 +466,13 @@ impl Filling {
             Rows::Encoded(encoder) => encoder.row(row)?,
             Rows::Kept(kept) => {
                 if self.rows.keep(kept, row) {
-                    let kept = self.parts.iter_mut().filter_map(|part| match &mut part.rows {
-                        Rows::Kept(kept) => Some(kept),
-                        Rows::Encoded(_) => None,
-                    });
+                    let kept = self
+                        .parts
+                        .iter_mut()
+                        .filter_map(|part| match &mut part.rows {
+                            Rows::Kept(kept) => Some(kept),
+                            Rows::Encoded(_) => None,
+                        });
                     self.rows.spill(kept)?;
                 }
             }
@@ -438,7 +483,10 @@ impl Filling {
     /// Closes the cut: everything is encoded, one partition after the other.
     pub(crate) fn finish(mut self) -> Result<Filled, FillError> {
         let schema = self.admission.schema().clone();
-        let CutName { incarnation, number } = self.name;
+        let CutName {
+            incarnation,
+            number,
+        } = self.name;
         let mut objects = Vec::with_capacity(self.parts.len());
         for (place, part) in self.parts.into_iter().enumerate() {
             let encoder = match part.rows {
@@ -451,7 +499,9 @@ impl Filling {
                 }
             };
             let (out, _) = encoder.finish()?;
-            let key = self.bundle.key(part.kind, incarnation, number, &part.name, part.oldest);
+            let key = self
+                .bundle
+                .key(part.kind, incarnation, number, &part.name, part.oldest);
             objects.push(FilledObject {
                 kind: part.kind,
                 key: key.map_err(io::Error::other)?,

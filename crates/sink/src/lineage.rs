@@ -47,9 +47,7 @@ pub(crate) fn readable(
         .iter()
         .filter(|shard| !is_finished(shard, positions))
         // One that has been begun goes on: it was allowed to when it was.
-        .filter(|shard| {
-            positions.contains_key(&shard.index) || shard.parents.iter().all(finished)
-        })
+        .filter(|shard| positions.contains_key(&shard.index) || shard.parents.iter().all(finished))
         .map(|shard| {
             let at = positions.get(&shard.index).copied();
             (shard.index, at.unwrap_or(shard.trim_horizon))

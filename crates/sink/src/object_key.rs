@@ -13,15 +13,17 @@ use flumen_broker::{DeliverySettings, ObjectCompression, ObjectFormat};
 use flumen_record::{DeliveryName, Timestamp};
 use jiff::tz::TimeZone;
 
-use flumen_broker::SettingRefused;
 use crate::unit::ErrorType;
 use date_pattern::{DatePattern, zoned};
 use expression::{Class, Expression, Part, derived};
+use flumen_broker::SettingRefused;
 
 /// The longest key, in bytes, as S3 has it.
 const MAX_KEY_BYTES: usize = 1024;
 /// As long as any incarnation is when it is written.
 const LONGEST_INCARNATION: &str = "00000000000000-0000000000000000";
+/// Error objects are lines of JSON, not compressed, whatever the format of the others.
+const ERROR_EXTENSION: &str = ".json";
 /// The longest file extension, in bytes.
 const MAX_EXTENSION_BYTES: usize = 128;
 
@@ -134,7 +136,8 @@ impl ObjectKeys {
         self.error(ErrorType::FormatConversionFailed, &at)
             .map_err(refused("keys.error_prefix"))?;
         self.backup(&at).map_err(refused("backup.prefix"))?;
-        let manifest = checked(self.manifest(LONGEST_INCARNATION, u64::MAX)).map_err(refused("keys.manifest_prefix"))?;
+        let manifest = checked(self.manifest(LONGEST_INCARNATION, u64::MAX))
+            .map_err(refused("keys.manifest_prefix"))?;
         if manifest.contains("!{") || manifest.contains(char::is_control) {
             let what = "expressions and control characters cannot be in it";
             return Err(SettingRefused::new("keys.manifest_prefix", what));
@@ -149,7 +152,7 @@ impl ObjectKeys {
 
     /// An object of records that failed.
     pub(crate) fn error(&self, kind: ErrorType, at: &KeyParts<'_>) -> Result<String, KeyRefused> {
-        self.key(&self.error, &self.data_extension, Class::Error(kind), at)
+        self.key(&self.error, ERROR_EXTENSION, Class::Error(kind), at)
     }
 
     /// An object of records as they came. Without a backup: what would be its name under no prefix.

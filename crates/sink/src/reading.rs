@@ -1,9 +1,7 @@
 //! Reading the source: whatever shard has something, parents to their end before their children; and
 //! once more the ranges of a cut that is planned.
 
-use flumen_broker::{
-    Broker, Error, ReadBudget, StartPosition, StreamDescription, Subscription,
-};
+use flumen_broker::{Broker, Error, ReadBudget, StartPosition, StreamDescription, Subscription};
 use flumen_record::{SequenceNumber, ShardIndex, StreamName};
 use tokio::sync::watch;
 
@@ -153,7 +151,11 @@ impl Reading {
             .into_iter()
             .map(|(shard, at)| (shard, StartPosition::At(at)))
             .collect();
-        match self.broker.subscribe(&self.stream, starts, self.budget).await {
+        match self
+            .broker
+            .subscribe(&self.stream, starts, self.budget)
+            .await
+        {
             Ok(subscription) => self.subscription = Some(subscription),
             // The horizon moved, or a shard went, since the look above.
             Err(Error::Trimmed { .. } | Error::ShardNotFound { .. }) => {}
@@ -239,7 +241,13 @@ pub(crate) async fn read_range(
         to: to.min(range.to),
     };
     match broker
-        .read(stream, range.shard, start, budget, std::time::Duration::ZERO)
+        .read(
+            stream,
+            range.shard,
+            start,
+            budget,
+            std::time::Duration::ZERO,
+        )
         .await
     {
         Ok(reply) if reply.next <= at => {

@@ -163,7 +163,8 @@ impl Runner {
         let spool = Spool::new(dir, self.shared.config.spool_bytes_max);
         let mut progress = self.progress(&orders.settings).await?;
         self.adapt(&mut progress, orders);
-        if let (Some(settings), Some(cut)) = (progress.settings().cloned(), progress.cuts().first()) {
+        if let (Some(settings), Some(cut)) = (progress.settings().cloned(), progress.cuts().first())
+        {
             let version = cut.version;
             let active = self.active(version, Arc::new(settings), &spool)?;
             save(&active, &progress).await?;
@@ -311,14 +312,8 @@ async fn ordered_otherwise(
     mut orders: watch::Receiver<Arc<DeliveryOrders>>,
     now: Arc<DeliveryOrders>,
 ) {
-    let key = |orders: &DeliveryOrders| {
-        (
-            orders.version,
-            orders.tries,
-            orders.paused,
-            orders.ending,
-        )
-    };
+    let key =
+        |orders: &DeliveryOrders| (orders.version, orders.tries, orders.paused, orders.ending);
     let is_over = orders
         .wait_for(|orders| key(orders) != key(&now))
         .await

@@ -124,11 +124,8 @@ fn forget<H>(
     running: &mut HashMap<DeliveryId, H>,
     ended: Result<DeliveryId, tokio::task::JoinError>,
 ) {
-    match ended {
-        Ok(id) => {
-            running.remove(&id);
-        }
-        // The node ends.
-        Err(_) => {}
+    // Otherwise the node ends.
+    if let Ok(id) = ended {
+        running.remove(&id);
     }
 }

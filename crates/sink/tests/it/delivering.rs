@@ -4,14 +4,12 @@ use flumen_broker::{DeliveryEnd, DeliveryPhase, Reshard};
 use flumen_log::MemoryStorage;
 use flumen_record::ShardIndex;
 
-use crate::fixture::{
-    Delivered, Rig, WAIT, create_stream, deliver, flush, memory, put, settings,
-};
+use crate::fixture::{Delivered, Rig, WAIT, create_stream, deliver, flush, memory, put, settings};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_record_is_delivered_once() {
     let (storage, objects, spool) = (MemoryStorage::new(), memory(), tempfile::tempdir().unwrap());
-    let rig = Rig::start(&storage, objects.clone(), spool.path()).await;
+    let rig = Rig::start(&storage, shared(&objects), spool.path()).await;
     let stream = create_stream(&rig.broker, "s", 3).await;
     put(&rig.broker, &stream, 0..1000).await;
     let name = deliver(&rig.broker, settings(&stream)).await;
@@ -28,7 +26,7 @@ async fn delivery_goes_on_after_a_restart_where_it_stood() {
     let (mut storage, objects, spool) =
         (MemoryStorage::new(), memory(), tempfile::tempdir().unwrap());
     for round in 0..3_u64 {
-        let rig = Rig::start(&storage, objects.clone(), spool.path()).await;
+        let rig = Rig::start(&storage, shared(&objects), spool.path()).await;
         let stream = match round {
             0 => create_stream(&rig.broker, "s", 2).await,
             _ => crate::fixture::stream_name("s"),
@@ -53,7 +51,7 @@ async fn delivery_goes_on_after_a_restart_where_it_stood() {
 #[tokio::test(flavor = "multi_thread")]
 async fn splits_and_merges_are_followed() {
     let (storage, objects, spool) = (MemoryStorage::new(), memory(), tempfile::tempdir().unwrap());
-    let rig = Rig::start(&storage, objects.clone(), spool.path()).await;
+    let rig = Rig::start(&storage, shared(&objects), spool.path()).await;
     let stream = create_stream(&rig.broker, "s", 1).await;
     let name = deliver(&rig.broker, settings(&stream)).await;
     put(&rig.broker, &stream, 0..300).await;
@@ -77,7 +75,7 @@ async fn splits_and_merges_are_followed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn deleting_delivers_what_is_left() {
     let (storage, objects, spool) = (MemoryStorage::new(), memory(), tempfile::tempdir().unwrap());
-    let rig = Rig::start(&storage, objects.clone(), spool.path()).await;
+    let rig = Rig::start(&storage, shared(&objects), spool.path()).await;
     let stream = create_stream(&rig.broker, "s", 2).await;
     let mut lazy = settings(&stream);
     lazy.buffering.interval_ms = 900_000;
@@ -97,7 +95,7 @@ async fn deleting_delivers_what_is_left() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_one_reads_nothing_until_it_is_resumed() {
     let (storage, objects, spool) = (MemoryStorage::new(), memory(), tempfile::tempdir().unwrap());
-    let rig = Rig::start(&storage, objects.clone(), spool.path()).await;
+    let rig = Rig::start(&storage, shared(&objects), spool.path()).await;
     let stream = create_stream(&rig.broker, "s", 1).await;
     let name = deliver(&rig.broker, settings(&stream)).await;
     put(&rig.broker, &stream, 0..10).await;

@@ -16,7 +16,7 @@ use rand::{RngExt, SeedableRng};
 
 use crate::fixture::{
     Delivered, Rig, WAIT, create_stream, deliver, delivery_name, flush, memory, put, settings,
-    stream_name,
+    shared, stream_name,
 };
 
 /// When the first process begins; each later one begins an hour after the one before.
@@ -55,7 +55,7 @@ async fn finish(
     spool: &Path,
     at: Timestamp,
 ) -> Delivered {
-    let rig = Rig::start_fast(storage, objects.clone(), spool, at).await;
+    let rig = Rig::start_fast(storage, shared(objects), spool, at).await;
     flush(&rig.broker, &delivery_name("d")).await;
     rig.shutdown().await;
     Delivered::read(&**objects).await
@@ -73,7 +73,7 @@ async fn a_process_that_dies_at_any_request_to_the_store() {
                 crash: Some(Crash { at, after_effect }),
                 ..FaultPlan::default()
             };
-            let faulty = FaultyStore::new(objects.clone(), plan);
+            let faulty = FaultyStore::new(shared(&objects), plan);
             let store = Arc::new(faulty.clone());
             let rig = Rig::start_fast(&storage, store, spool.path(), BEGIN).await;
             let died = tokio::select! {
@@ -102,10 +102,14 @@ async fn a_process_that_dies_at_any_request_to_the_store() {
 
 /// Puts what the stream does not have yet.
 async fn complete(storage: &MemoryStorage, objects: &Arc<InMemory>, spool: &Path, at: Timestamp) {
-    let rig = Rig::start_fast(storage, objects.clone(), spool, at).await;
+    let rig = Rig::start_fast(storage, shared(objects), spool, at).await;
     let stream = stream_name("s");
     let described = rig.broker.describe_stream(&stream).unwrap();
-    let there: u64 = described.shards.iter().map(|shard| shard.durable_end.value()).sum();
+    let there: u64 = described
+        .shards
+        .iter()
+        .map(|shard| shard.durable_end.value())
+        .sum();
     if there < RECORDS {
         assert_eq!(there, RECORDS / 2, "a put is whole");
         put(&rig.broker, &stream, there..RECORDS).await;
@@ -119,7 +123,7 @@ async fn a_process_that_dies_at_any_write_to_its_disk() {
     for operation in 1.. {
         let (storage, objects) = (MemoryStorage::new(), memory());
         let spool = tempfile::tempdir().unwrap();
-        let rig = Rig::start_fast(&storage, objects.clone(), spool.path(), BEGIN).await;
+        let rig = Rig::start_fast(&storage, shared(&objects), spool.path(), BEGIN).await;
         let stream = create_stream(&rig.broker, "s", 2).await;
         put(&rig.broker, &stream, 0..RECORDS).await;
         let mut lazy = partitioned(&stream);
@@ -176,7 +180,7 @@ async fn rough_stores_and_deaths_by_seed() {
         let mut puts = Puts::default();
         let lives = random.random_range(2..5_u64);
         for life in 0..lives {
-            let faulty = FaultyStore::new(objects.clone(), plan(&mut random, seed));
+            let faulty = FaultyStore::new(shared(&objects), plan(&mut random, seed));
             let at = BEGIN.saturating_add(HOUR * u32::try_from(life).unwrap());
             let store = Arc::new(faulty.clone());
             let rig = Rig::start_fast(&storage, store, spool.path(), at).await;
@@ -205,7 +209,11 @@ async fn rough_stores_and_deaths_by_seed() {
         let (numbers, errors) = (delivered.numbers(), delivered.lines("error").len());
         delivered.expect_contiguous();
         let unique: BTreeSet<_> = numbers.iter().copied().collect();
-        assert_eq!(unique.len(), numbers.len(), "seed {seed}: something is there twice");
+        assert_eq!(
+            unique.len(),
+            numbers.len(),
+            "seed {seed}: something is there twice"
+        );
         assert_eq!(errors, 0, "seed {seed}");
         let missing: Vec<_> = puts.acknowledged.difference(&unique).collect();
         assert!(missing.is_empty(), "seed {seed}: {missing:?} are missing");

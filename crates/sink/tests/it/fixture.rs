@@ -191,7 +191,10 @@ pub(crate) fn numbered(numbers: std::ops::Range<u64>) -> Vec<Record> {
 }
 
 pub(crate) async fn put(broker: &Broker, stream: &StreamName, numbers: std::ops::Range<u64>) {
-    let outcomes = broker.put(stream, numbered(numbers)).await.expect("it is attempted");
+    let outcomes = broker
+        .put(stream, numbered(numbers))
+        .await
+        .expect("it is attempted");
     for outcome in outcomes {
         outcome.expect("it is stored");
     }
@@ -202,7 +205,10 @@ pub(crate) async fn flush(broker: &Broker, name: &DeliveryName) -> DeliveryDescr
     let flushing = broker.flush_delivery(name, 1000 * WAIT);
     let flushed = tokio::time::timeout(WAIT, flushing).await;
     let Ok(flushed) = flushed else {
-        panic!("it takes too long: {:#?}", broker.describe_delivery(name).unwrap());
+        panic!(
+            "it takes too long: {:#?}",
+            broker.describe_delivery(name).unwrap()
+        );
     };
     flushed.expect("it is flushed")
 }
@@ -287,7 +293,10 @@ impl Delivered {
         for (at, manifest) in self.manifests.values().enumerate() {
             assert_eq!(manifest["cut"], at as u64);
             for range in manifest["ranges"].as_array().unwrap() {
-                let (from, to) = (range["from"].as_u64().unwrap(), range["to"].as_u64().unwrap());
+                let (from, to) = (
+                    range["from"].as_u64().unwrap(),
+                    range["to"].as_u64().unwrap(),
+                );
                 let end = ends.entry(range["shard"].as_u64().unwrap()).or_insert(from);
                 assert_eq!(*end, from, "cut {at}");
                 *end = to;
@@ -303,4 +312,9 @@ async fn get(objects: &dyn ObjectStore, key: &str) -> Bytes {
 
 pub(crate) fn memory() -> Arc<InMemory> {
     Arc::new(InMemory::new())
+}
+
+/// The same, for the sink.
+pub(crate) fn shared(objects: &Arc<InMemory>) -> Arc<dyn ObjectStore> {
+    Arc::<InMemory>::clone(objects)
 }
