@@ -164,7 +164,7 @@ async fn what_the_runner_says_is_what_the_client_hears() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_delivery_stream_is_created_changed_flushed_and_deleted() {
+async fn delivery_streams_are_created_listed_and_changed() {
     let stage = Stage::set().await;
     let client = &stage.client;
     for other in ["b", "c"] {
@@ -218,7 +218,20 @@ async fn a_delivery_stream_is_created_changed_flushed_and_deleted() {
         .unwrap_err();
     assert_eq!(stale.reason(), reason::DELIVERY_VERSION);
     assert_eq!(stale.metadata("current"), Some("2"));
+    stage.node.stop().await;
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivery_stream_is_paused_flushed_and_deleted() {
+    let stage = Stage::set().await;
+    let client = &stage.client;
+    let direct = into(direct(1), directory("/objects"));
+    for (which, settings) in [("c", direct), ("d", to_directory())] {
+        client
+            .create_delivery(&name(which), settings)
+            .await
+            .unwrap();
+    }
     assert!(client.pause_delivery(&name("d")).await.unwrap().paused);
     let short = Duration::from_millis(1);
     let paused = client.flush_delivery(&name("d"), short).await.unwrap_err();

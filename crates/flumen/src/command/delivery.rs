@@ -88,7 +88,7 @@ struct SourceArgs {
     #[arg(long)]
     direct: bool,
     /// Shards of that stream [default: 1]
-    #[arg(long, requires = "direct", value_name = "N")]
+    #[arg(long, requires = "direct", conflicts_with = "stream", value_name = "N")]
     shards: Option<u32>,
 }
 

@@ -28,7 +28,7 @@ pub(super) fn created(
     Ok(())
 }
 
-/// One after a change.
+/// One after a change. Its status is not shown: its runner has hardly heard of it.
 pub(super) fn changed(
     output: &mut Output,
     verb: &str,
@@ -39,9 +39,8 @@ pub(super) fn changed(
         return output.json(&description_json(delivery, settings));
     }
     output.line(&format!(
-        "{verb} {}: {}, {}",
+        "{verb} {}: {}",
         delivery.name,
-        status(delivery.status),
         route(delivery, settings)
     ))
 }

@@ -102,7 +102,11 @@ fn sources_are_streams_or_direct_puts() {
         "create sink --direct --from latest --to /out",
         "cannot be used with",
     );
-    refused("create sink --stream a --shards 2 --to /out", "--direct");
+    refused(
+        "create sink --stream a --shards 2 --to /out",
+        "cannot be used with",
+    );
+    refused("create sink --shards 2 --to /out", "--direct");
     refused(
         "create sink --stream a --from at:7 --to /out",
         "places in one shard",
