@@ -131,7 +131,7 @@ fn prefixes_are_evaluated() {
             "{prefix}"
         );
         let key = keys.error(ErrorType::ProcessingFailed, &at).unwrap();
-        assert_eq!(stem(&key), format!("{failed}{name}"), "{prefix}");
+        assert_eq!(stem(&key), format!("{failed}{name}.json"), "{prefix}");
     }
 }
 
