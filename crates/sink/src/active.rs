@@ -30,6 +30,8 @@ pub(crate) struct Active<'a> {
     pub(crate) bundle: Arc<Bundle>,
     pub(crate) store: Store,
     pub(crate) spool: Spool,
+    /// Held while something is saved.
+    pub(crate) saving: &'a Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Active<'_> {

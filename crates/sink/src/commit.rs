@@ -4,6 +4,7 @@
 //! the cut, and what an earlier attempt created is recognised by the cut id it carries.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use flumen_record::Timestamp;
@@ -47,12 +48,14 @@ pub(crate) async fn finish_planned(
     progress: &mut Progress,
 ) -> Result<(), Trouble> {
     while let Some(cut) = progress.cuts().first().cloned() {
-        let gathered = if cut.spooled {
+        let gathered = if let Some(spooled) = &cut.spooled {
             let lost = |error: SpoolError| Trouble::SpoolLost {
                 cut: cut.number,
                 detail: error.to_string(),
             };
-            load_kept(active, cut.number).await?.map_err(lost)?
+            load_kept(active, spooled.clone(), cut.number)
+                .await?
+                .map_err(lost)?
         } else {
             refill(active, progress, &cut).await?
         };
@@ -64,7 +67,7 @@ pub(crate) async fn finish_planned(
 /// Reads the records of a planned cut again.
 async fn refill(
     active: &Active<'_>,
-    progress: &Progress,
+    progress: &mut Progress,
     cut: &Cut,
 ) -> Result<GatheredCut, Trouble> {
     let schema = progress.schema_before().clone();
@@ -108,6 +111,8 @@ async fn refill(
         // Planned without a spool: it was lost, and somebody said to go on. Now it must not change
         // once more.
         gathered = keep(gathered).await?;
+        progress.spool(gathered.spool.name());
+        save(active, progress).await?;
     }
     Ok(gathered)
 }
@@ -124,10 +129,11 @@ async fn keep(gathered: GatheredCut) -> Result<GatheredCut, Trouble> {
 /// What was kept so; the inner error is about what is there.
 async fn load_kept(
     active: &Active<'_>,
+    name: String,
     number: u64,
 ) -> Result<Result<GatheredCut, SpoolError>, Trouble> {
     let spool = active.spool.clone();
-    on_blocking_thread(move || Ok(kept::load(&spool, number))).await
+    on_blocking_thread(move || Ok(kept::load(&spool, &name, number))).await
 }
 
 /// Makes a cut durable, before anything of it is uploaded.
@@ -136,9 +142,10 @@ async fn plan(
     progress: &mut Progress,
     mut gathered: GatheredCut,
 ) -> Result<(Cut, GatheredCut), Trouble> {
-    let spooled = !active.bundle.is_deterministic();
-    if spooled {
+    let mut spooled = None;
+    if !active.bundle.is_deterministic() {
         gathered = keep(gathered).await?;
+        spooled = Some(gathered.spool.name().to_owned());
     }
     let tally = gathered.filled.tally;
     let oldest = tally.oldest.unwrap_or(Timestamp::ZERO);
@@ -159,10 +166,20 @@ async fn plan(
 
 /// Saves where it stands, and says so.
 pub(crate) async fn save(active: &Active<'_>, progress: &Progress) -> Result<(), Trouble> {
-    active
-        .desk
-        .save(progress.encode().into(), progress.held())
-        .await?;
+    let (bytes, held, desk) = (progress.encode(), progress.held(), active.desk.clone());
+    // Not given up with the work: whoever begins anew waits until it is done, so that what is read
+    // then is not overtaken by an older save.
+    let last = Arc::clone(active.saving).lock_owned().await;
+    let saving = tokio::spawn(async move {
+        let saved = desk.save(bytes.into(), held).await;
+        drop(last);
+        saved
+    });
+    match saving.await {
+        Ok(saved) => saved?,
+        Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+        Err(_) => return Err(flumen_broker::Error::Draining.into()),
+    }
     tell(active, progress);
     Ok(())
 }

@@ -67,9 +67,10 @@ pub(crate) struct Cut {
     pub(crate) records: u64,
     /// How far it has come.
     pub(crate) stage: CutStage,
-    /// What it becomes could come out differently a second time: the spool holds it, synced.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) spooled: bool,
+    /// What it becomes could come out differently a second time: the spool holds it, synced, under
+    /// this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) spooled: Option<String>,
 }
 
 impl Cut {

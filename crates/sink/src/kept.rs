@@ -63,8 +63,8 @@ pub(crate) fn keep(cut: &GatheredCut) -> Result<(), SpoolError> {
 }
 
 /// Finds a cut that was kept. Blocks.
-pub(crate) fn load(spool: &Spool, number: u64) -> Result<GatheredCut, SpoolError> {
-    let (cut, index) = spool.kept(number)?;
+pub(crate) fn load(spool: &Spool, name: &str, number: u64) -> Result<GatheredCut, SpoolError> {
+    let (cut, index) = spool.kept(name)?;
     let index: Index = match serde_json::from_slice(&index) {
         Ok(index) => index,
         Err(_) => return Err(cut.damaged_index()),

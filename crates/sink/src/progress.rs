@@ -180,16 +180,23 @@ impl Progress {
         }
         for cut in &mut self.cuts {
             cut.version = version;
-            cut.spooled = false;
+            cut.spooled = None;
         }
         self.settings = Some(settings.clone());
         true
     }
 
+    /// The first planned cut is kept in the spool, under this name.
+    pub(crate) fn spool(&mut self, name: &str) {
+        if let Some(cut) = self.cuts.first_mut() {
+            cut.spooled = Some(name.to_owned());
+        }
+    }
+
     /// What the spool held of planned cuts is made anew.
     pub(crate) fn forgive_spool(&mut self) {
         for cut in &mut self.cuts {
-            cut.spooled = false;
+            cut.spooled = None;
         }
     }
 

@@ -33,6 +33,8 @@ pub(crate) struct Runner {
     reporter: Arc<Reporter>,
     orders: watch::Receiver<Arc<DeliveryOrders>>,
     incarnation: Incarnation,
+    /// Held while something is saved, also for work that was given up meanwhile.
+    saving: Arc<tokio::sync::Mutex<()>>,
     /// Failures in a row.
     failures: u32,
     /// The last attempt got to where records are delivered.
@@ -70,6 +72,7 @@ impl Runner {
             shared,
             desk,
             incarnation,
+            saving: Arc::default(),
             failures: 0,
             got_going: AtomicBool::new(false),
             failed: None,
@@ -160,7 +163,9 @@ impl Runner {
     /// Works with these orders until everything is delivered and it is to end, or something fails.
     async fn work(&self, orders: &Arc<DeliveryOrders>) -> Result<(), Trouble> {
         let dir = self.shared.spool_dir.join(self.desk.id().to_string());
-        let spool = Spool::new(dir, self.shared.config.spool_bytes_max);
+        let bytes_max = self.shared.config.spool_bytes_max;
+        let spool = Spool::new(dir, bytes_max, self.shared.clock.now());
+        drop(self.saving.lock().await);
         let mut progress = self.progress(&orders.settings).await?;
         self.adapt(&mut progress, orders);
         if let (Some(settings), Some(cut)) = (progress.settings().cloned(), progress.cuts().first())
@@ -223,6 +228,7 @@ impl Runner {
             bundle: Arc::new(Bundle::compile(name, version, settings, clock)?),
             store,
             spool: spool.clone(),
+            saving: &self.saving,
         })
     }
 

@@ -2,11 +2,11 @@
 //! wait for their encoder.
 //!
 //! ```text
-//! <spool>/<delivery stream>/<cut>/      object-<n>, rows, and index.json of a cut that is kept
-//! <spool>/<delivery stream>/<cut>.<k>/  the same while it is filled, for the k-th time
+//! <spool>/<delivery stream>/<cut>.<begin>.<k>/   object-<n>, rows, and index.json of a cut that is kept
 //! ```
-//! All but kept cuts can be made again, so nothing is synced but those, and what a process left behind
-//! is removed when the next begins. Synchronous: used on threads that may block.
+//! A cut may be filled more than once, by an attempt that was given up and still runs: so each time
+//! has a folder of its own, and the plan names the one that is kept. All but kept cuts can be made
+//! again, so nothing is synced but those, and what is left behind is removed when work begins. Synchronous: used on threads that may block.
 
 mod object;
 mod rows;
@@ -15,8 +15,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use flumen_record::Timestamp;
 use thiserror::Error;
 
 pub(crate) use object::{SpoolWriter, SpooledObject};
@@ -103,18 +104,21 @@ impl Room {
 pub(crate) struct Spool {
     dir: Arc<PathBuf>,
     room: Arc<Room>,
+    /// Tells folders apart from those of earlier attempts and processes.
+    begin: u64,
     fillings: Arc<AtomicU64>,
 }
 
 impl Spool {
-    /// In this directory, which is made when something is written.
-    pub(crate) fn new(dir: PathBuf, bytes_max: u64) -> Self {
+    /// In this directory, which is made when something is written. `begin` is the time.
+    pub(crate) fn new(dir: PathBuf, bytes_max: u64, begin: Timestamp) -> Self {
         Self {
             dir: Arc::new(dir),
             room: Arc::new(Room {
                 used: AtomicU64::new(0),
                 bytes_max,
             }),
+            begin: begin.as_micros(),
             fillings: Arc::new(AtomicU64::new(0)),
         }
     }
@@ -122,20 +126,25 @@ impl Spool {
     /// Room for one cut. What is written there goes when the last handle does, unless it is kept.
     pub(crate) fn cut(&self, number: u64) -> CutSpool {
         let filling = self.fillings.fetch_add(1, Ordering::Relaxed);
+        self.folder(format!("{number}.{}.{filling}", self.begin), false)
+    }
+
+    fn folder(&self, name: String, is_kept: bool) -> CutSpool {
         CutSpool {
             folder: Arc::new(Folder {
-                temporary: self.dir.join(format!("{number}.{filling}")),
-                kept: self.dir.join(number.to_string()),
+                path: self.dir.join(&name),
+                name,
+                is_kept: AtomicBool::new(is_kept),
                 room: Arc::clone(&self.room),
                 used: AtomicU64::new(0),
             }),
         }
     }
 
-    /// A cut that was kept, and its index.
-    pub(crate) fn kept(&self, number: u64) -> Result<(CutSpool, Vec<u8>), SpoolError> {
-        let cut = self.cut(number);
-        let index = cut.folder.kept.join(INDEX);
+    /// A cut that was kept under this name, and its index.
+    pub(crate) fn kept(&self, name: &str) -> Result<(CutSpool, Vec<u8>), SpoolError> {
+        let cut = self.folder(name.to_owned(), true);
+        let index = cut.folder.path.join(INDEX);
         let bytes = fs::read(&index).map_err(SpoolError::io("read", &index))?;
         Ok((cut, bytes))
     }
@@ -162,8 +171,10 @@ pub(crate) struct CutSpool {
 
 #[derive(Debug)]
 struct Folder {
-    temporary: PathBuf,
-    kept: PathBuf,
+    path: PathBuf,
+    name: String,
+    /// It stays when this is dropped.
+    is_kept: AtomicBool,
     room: Arc<Room>,
     used: AtomicU64,
 }
@@ -179,14 +190,16 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         self.room.give_back(self.used.load(Ordering::Relaxed));
-        // What is left is swept at the next start.
-        let _ = fs::remove_dir_all(&self.temporary);
+        if !self.is_kept.load(Ordering::Relaxed) {
+            // What is left is swept at the next start.
+            let _ = fs::remove_dir_all(&self.path);
+        }
     }
 }
 
 impl CutSpool {
     fn place(&self, name: &str) -> Result<PathBuf, SpoolError> {
-        let dir = &self.folder.temporary;
+        let dir = &self.folder.path;
         fs::create_dir_all(dir).map_err(SpoolError::io("create", dir))?;
         Ok(dir.join(name))
     }
@@ -201,46 +214,46 @@ impl CutSpool {
         RowFile::create(self.place(ROWS)?, self.clone())
     }
 
-    /// Keeps all objects over a crash: synced, with an index, under the name of the cut. They are
-    /// there until [`CutSpool::let_go`].
+    /// Its name, for the plan of a cut that is kept.
+    pub(crate) fn name(&self) -> &str {
+        &self.folder.name
+    }
+
+    /// Keeps all objects over a crash: synced, with an index. They are there until
+    /// [`CutSpool::let_go`].
     pub(crate) fn keep(&self, index: &[u8]) -> Result<(), SpoolError> {
-        let Folder {
-            temporary, kept, ..
-        } = &*self.folder;
+        let folder = &self.folder.path;
         let at = self.place(INDEX)?;
         fs::write(&at, index).map_err(SpoolError::io("write", &at))?;
-        let rows = temporary.join(ROWS);
+        let rows = folder.join(ROWS);
         if let Err(error) = fs::remove_file(&rows)
             && error.kind() != io::ErrorKind::NotFound
         {
             return Err(SpoolError::io("remove", &rows)(error));
         }
-        let entries = fs::read_dir(temporary).map_err(SpoolError::io("list", temporary))?;
+        let entries = fs::read_dir(folder).map_err(SpoolError::io("list", folder))?;
         for entry in entries {
-            let path = entry.map_err(SpoolError::io("list", temporary))?.path();
+            let path = entry.map_err(SpoolError::io("list", folder))?.path();
             sync(&path)?;
         }
-        sync(temporary)?;
-        self.let_go();
-        fs::rename(temporary, kept).map_err(SpoolError::io("rename", temporary))?;
-        // The folder itself was made for this cut, or by one before it.
-        for dir in kept.ancestors().skip(1).take(2) {
+        // The folders above were made for this cut, or by one before it.
+        for dir in folder.ancestors().take(3) {
             sync(dir)?;
         }
+        self.folder.is_kept.store(true, Ordering::Relaxed);
         Ok(())
     }
 
     /// Its index says something else than it should.
     pub(crate) fn damaged_index(&self) -> SpoolError {
         SpoolError::Damaged {
-            path: self.folder.kept.join(INDEX),
+            path: self.folder.path.join(INDEX),
         }
     }
 
-    /// Removes what was kept.
+    /// What was kept goes with the last handle.
     pub(crate) fn let_go(&self) {
-        // What is left is swept at the next start.
-        let _ = fs::remove_dir_all(&self.folder.kept);
+        self.folder.is_kept.store(false, Ordering::Relaxed);
     }
 }
 

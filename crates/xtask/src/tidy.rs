@@ -32,7 +32,9 @@ const EDGES: &[(&str, &[&str])] = &[
     ("xtask", &[]),
     (
         "benches",
-        &["record", "log", "stream", "broker", "api", "grpc", "client"],
+        &[
+            "record", "log", "stream", "broker", "api", "grpc", "client", "sink",
+        ],
     ),
 ];
 
