@@ -21,6 +21,9 @@ pub struct SinkConfig {
     pub uploads_max: u32,
     /// Requests to a transform that one delivery stream has under way.
     pub transforms_max: u32,
+    /// Stores are asked once per start what their conditional create is worth: a few small objects
+    /// under `_probe/`, removed again. Without it `describe` does not know what a store guarantees.
+    pub probe: bool,
     /// Stores.
     pub store: StoreConfig,
 }
@@ -34,6 +37,7 @@ impl Default for SinkConfig {
             upload_bytes_max: 64 << 20,
             uploads_max: 4,
             transforms_max: 5,
+            probe: true,
             store: StoreConfig::default(),
         }
     }

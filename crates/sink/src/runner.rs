@@ -294,7 +294,7 @@ impl Runner {
     async fn probe(&self, active: &Active<'_>) {
         let store = active.store.describe();
         let mut failures = 0;
-        loop {
+        while self.shared.config.probe {
             if let Some(guarantee) = self.shared.guarantee(&store) {
                 return active.reporter.guaranteed(guarantee);
             }

@@ -92,6 +92,8 @@ impl Rig {
         let sink = Sink::start(
             &broker,
             SinkConfig {
+                // It has tests of its own, and takes a second.
+                probe: false,
                 // An answer that never comes is not waited for long.
                 store: StoreConfig {
                     request_timeout_ms: 50,
