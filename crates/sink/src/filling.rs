@@ -121,6 +121,8 @@ pub(crate) struct Filling {
     rows: RowStore,
     parts: Vec<Part>,
     index: HashMap<PartValues, usize>,
+    /// The part that was looked up last: often the next one too.
+    last: Option<(PartValues, usize)>,
     /// Partitions among `parts`.
     partitions: u32,
     tally: Tally,
@@ -186,6 +188,7 @@ impl Filling {
             spool: spool.clone(),
             parts: Vec::new(),
             index: HashMap::new(),
+            last: None,
             partitions: 0,
             tally: Tally::default(),
             size_max: bundle.settings.buffering.size_bytes,
@@ -402,8 +405,14 @@ impl Filling {
         values: PartValues,
         arrival: Timestamp,
     ) -> Result<Result<usize, Failure>, FillError> {
-        if let Some(part) = self.index.get(&values) {
+        if let Some((last, part)) = &self.last
+            && *last == values
+        {
             return Ok(Ok(*part));
+        }
+        if let Some(part) = self.index.get(&values).copied() {
+            self.last = Some((values, part));
+            return Ok(Ok(part));
         }
         let (bundle, kind) = (Arc::clone(&self.bundle), values.kind);
         if kind == ObjectKind::Data {
