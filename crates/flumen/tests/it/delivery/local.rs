@@ -62,6 +62,7 @@ async fn a_directory_gets_the_bytes_that_were_produced() {
         read.len(),
         produced.len()
     );
-    let described = node.json("delivery describe lake");
-    assert_eq!(described["guarantee"], "create_if_absent");
+    node.describe_until("probed", |described| {
+        described["guarantee"] == "create_if_absent"
+    });
 }

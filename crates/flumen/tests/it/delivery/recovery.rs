@@ -16,7 +16,7 @@ const RECORDS: u64 = 12_000;
 const POISON: u64 = 400;
 const DEVICES: u64 = 7;
 /// Times that the node is killed while records come; at one of them the store is killed, too.
-const KILLS: u64 = 5;
+const KILLS: u64 = 6;
 
 fn is_poison(n: u64) -> bool {
     n % POISON == POISON - 1
@@ -30,8 +30,9 @@ fn lines(numbers: std::ops::Range<u64>) -> Vec<u8> {
         } else {
             writeln!(
                 text,
-                "{{\"n\":{n},\"device\":\"d{}\",\"text\":\"reading {n}\"}}",
-                n % DEVICES
+                "{{\"n\":{n},\"device\":\"d{}\",\"text\":\"{}\"}}",
+                n % DEVICES,
+                "long ".repeat(200)
             )
         };
         line.unwrap();
@@ -50,7 +51,7 @@ async fn each_record_is_delivered_once_whoever_is_killed() {
     };
     let mut random = Random::new(seed("delivery"));
     let mut node = Node::start();
-    let settings = "--format ndjson --compression gzip --interval 150ms --partition d=.device \
+    let settings = "--format ndjson --compression gzip --size 1MiB --partition d=.device \
                     --prefix d=!{partitionKeyFromQuery:d}/ \
                     --error-prefix errors/!{firehose:error-output-type}/";
     node.deliver("readings", 3, &format!("{} {settings}", to(&server)));
@@ -90,9 +91,13 @@ async fn each_record_is_delivered_once_whoever_is_killed() {
         (&0.into(), &0.into()),
         "{described:#}"
     );
-    assert_eq!(described["guarantee"], "create_if_absent");
+    node.describe_until("probed", |described| {
+        described["guarantee"] == "create_if_absent"
+    });
 
     let delivered = Delivered::read(&bucket(&server)).await;
+    // A mebibyte each: there was always one under way.
+    assert!(delivered.manifests.len() > 10, "{described:#}");
     assert_eq!(described["cuts"], delivered.manifests.len());
     let mut numbers = Vec::new();
     for (row, object) in delivered.rows() {
