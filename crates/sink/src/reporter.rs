@@ -98,10 +98,19 @@ impl Reporter {
         self.failed(trouble, phase);
     }
 
-    /// It works (again).
+    /// It works (again): what held it up is over.
     pub(crate) fn works(&self) {
         let usual = self.state().usual;
-        self.change(|report| report.phase = usual);
+        self.change(|report| {
+            let was_held_up = matches!(
+                report.phase,
+                DeliveryPhase::Retrying | DeliveryPhase::Stopped
+            );
+            if let Some(last) = report.last_error.as_mut().filter(|_| was_held_up) {
+                last.times = 0;
+            }
+            report.phase = usual;
+        });
     }
 
     /// What it is doing while it works.

@@ -1,7 +1,10 @@
-//! Licences, bans and sources of every dependency, checked from `cargo metadata` against `deny.toml`.
+//! Licences, bans and sources of every dependency that is built, checked against `deny.toml`.
 //!
-//! The file is cargo-deny's own; only what is checked here is read from it.
+//! The file is cargo-deny's own; only what is checked here is read from it. `cargo metadata` knows
+//! licences and sources, but also names optional dependencies that no feature switches on; what is
+//! built for the targets of the file, `cargo tree` knows.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -11,9 +14,15 @@ use crate::shell::{cargo, output, say};
 
 #[derive(Deserialize)]
 struct Rules {
+    graph: Graph,
     licenses: Licenses,
     bans: Bans,
     sources: Sources,
+}
+
+#[derive(Deserialize)]
+struct Graph {
+    targets: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -57,7 +66,18 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     let rules = std::fs::read_to_string(root.join("deny.toml")).context("deny.toml")?;
     let rules: Rules = toml::from_str(&rules).context("deny.toml")?;
     let metadata = output(cargo().args(["metadata", "--format-version", "1", "--locked"]))?;
-    let metadata: Metadata = serde_json::from_str(&metadata).context("cargo metadata")?;
+    let mut metadata: Metadata = serde_json::from_str(&metadata).context("cargo metadata")?;
+    let built = built(&rules.graph.targets)?;
+    metadata
+        .packages
+        .retain(|package| built.contains(&package.spelled()));
+    if metadata.packages.len() != built.len() {
+        bail!(
+            "cargo tree shows {} packages, and cargo metadata describes {} of them",
+            built.len(),
+            metadata.packages.len()
+        );
+    }
     let offences = offences(&rules, &metadata.packages);
     if !offences.is_empty() {
         bail!(
@@ -70,6 +90,43 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         metadata.packages.len()
     ));
     Ok(())
+}
+
+/// What is built for these targets, tests, benches and build scripts too: `name v1.2.3` each.
+fn built(targets: &[String]) -> Result<BTreeSet<String>> {
+    if targets.is_empty() {
+        bail!("deny.toml names no targets");
+    }
+    let mut built = BTreeSet::new();
+    for target in targets {
+        let tree = output(cargo().args([
+            "tree",
+            "--workspace",
+            "--locked",
+            "--edges=normal,build,dev",
+            "--prefix=none",
+            "--format={p}",
+            "--target",
+            target,
+        ]))?;
+        built.extend(tree.lines().filter_map(package_of));
+    }
+    Ok(built)
+}
+
+/// From a line as `name v1.2.3 (proc-macro) (*)`; what follows the version says where it comes from
+/// and that it was shown before.
+fn package_of(line: &str) -> Option<String> {
+    let mut words = line.split(' ');
+    let (name, version) = (words.next()?, words.next()?);
+    Some(format!("{name} {version}"))
+}
+
+impl Package {
+    /// As `cargo tree` spells it.
+    fn spelled(&self) -> String {
+        format!("{} v{}", self.name, self.version)
+    }
 }
 
 fn offences(rules: &Rules, packages: &[Package]) -> Vec<String> {
@@ -120,7 +177,7 @@ mod tests {
     #[test]
     fn an_offence_of_each_kind_is_found() {
         let rules: Rules = toml::from_str(
-            "[licenses]\nallow = ['MIT']\n[bans]\ndeny = [{ name = 'bad', reason = 'r' }]\n\
+            "[graph]\ntargets = []\n[licenses]\nallow = ['MIT']\n[bans]\ndeny = [{ name = 'bad', reason = 'r' }]\n\
              [sources]\nallow-registry = ['https://good']",
         )
         .unwrap();
@@ -152,5 +209,33 @@ mod tests {
         );
         check(package("unlicensed", None, "registry+https://good"), 1);
         check(package("elsewhere", Some("MIT"), "git+https://good"), 1);
+    }
+
+    #[test]
+    fn what_no_feature_switches_on_is_not_built() {
+        let target = ["x86_64-unknown-linux-gnu".to_owned()];
+        let built = built(&target).unwrap();
+        let names = |name: &str| {
+            let of = |package: &&String| package.split(' ').next() == Some(name);
+            built.iter().filter(of).count()
+        };
+        // rustls takes either, and the lock file has both.
+        assert_eq!((names("ring"), names("aws-lc-rs")), (0, 1));
+        // Built for tests only, for build scripts only, and here.
+        assert!(names("proptest") > 0 && names("cc") > 0 && names("flumen") == 1);
+        // For other systems.
+        assert_eq!(names("windows-sys"), 0);
+        assert!(super::built(&[]).is_err());
+    }
+
+    #[test]
+    fn a_line_of_the_tree_names_a_package() {
+        let check = |line: &str, expected: Option<&str>| {
+            assert_eq!(package_of(line).as_deref(), expected, "{line}");
+        };
+        check("a-b v1.2.3", Some("a-b v1.2.3"));
+        check("a v1.2.3+x (proc-macro) (*)", Some("a v1.2.3+x"));
+        check("a v0.1.0 (/somewhere/else)", Some("a v0.1.0"));
+        check("", None);
     }
 }

@@ -66,6 +66,9 @@ pub(crate) mod create {
         create("new --direct --to objects --compression zip")
             .refused(2, "zip is not supported; gzip, snappy, zstd are");
         create("new --direct --to objects --format orc").refused(2, "parquet is");
+        create("new --direct --to objects --glue-table t").refused(2, "name columns with --column");
+        create("new --direct --to objects --kms-key k").refused(2, "encryption of the bucket");
+        create("new --direct --to gs://bucket").refused(2, "gs:// is not supported");
         create("new --direct --to objects --size 1B").refused(1, "buffering.size_bytes");
         create("a/b --direct --to objects").refused(2, "a name is made of");
         let stdin = stage.flumen("delivery create new --settings -", b"{}");

@@ -9,6 +9,8 @@ mod bad_start;
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
+mod delivery;
+#[cfg(test)]
 mod delivery_rpcs;
 #[cfg(test)]
 mod delivery_verbs;
@@ -38,6 +40,9 @@ mod reshard;
 mod round_trip;
 #[cfg(test)]
 mod rpcs;
+#[cfg(test)]
+#[path = "../../../sink/tests/it/servers.rs"]
+mod servers;
 #[cfg(test)]
 mod verbs;
 #[cfg(test)]

@@ -28,10 +28,10 @@ impl Drop for BrokerProcess {
 impl BrokerProcess {
     /// Starts it on `data`, on a free port, and does not wait.
     pub(crate) fn spawn(data: &Path) -> Self {
-        Self::spawn_at(data, "127.0.0.1:0", &[])
+        Self::spawn_at(data, "127.0.0.1:0", &[], &[])
     }
 
-    fn spawn_at(data: &Path, grpc: &str, settings: &[&str]) -> Self {
+    fn spawn_at(data: &Path, grpc: &str, settings: &[&str], environment: &[(&str, &str)]) -> Self {
         let config = data.with_extension("toml");
         std::fs::write(&config, CONFIG).expect("a config file");
         let child = Command::new(env!("CARGO_BIN_EXE_flumen"))
@@ -49,6 +49,7 @@ impl BrokerProcess {
             // Otherwise a destination in S3 asks the machine that it runs on, over the network.
             .env("AWS_ACCESS_KEY_ID", "nobody")
             .env("AWS_SECRET_ACCESS_KEY", "nothing")
+            .envs(environment.iter().copied())
             .stdout(Stdio::piped())
             .spawn()
             .expect("the binary starts");
@@ -68,14 +69,20 @@ impl BrokerProcess {
 
     /// Starts it with these settings (`key=value`) and waits until it is ready.
     pub(crate) fn start_with(data: &Path, settings: &[&str]) -> Self {
-        let mut process = Self::spawn_at(data, "127.0.0.1:0", settings);
+        let mut process = Self::spawn_at(data, "127.0.0.1:0", settings, &[]);
         process.wait_ready();
         process
     }
 
     /// Starts it where another one was, and waits until it is ready.
     pub(crate) fn start_again(data: &Path, endpoint: &str) -> Self {
-        let mut process = Self::spawn_at(data, endpoint.trim_start_matches("http://"), &[]);
+        Self::start_in(data, endpoint, &[])
+    }
+
+    /// Starts it at this address with more in its environment, and waits until it is ready.
+    pub(crate) fn start_in(data: &Path, endpoint: &str, environment: &[(&str, &str)]) -> Self {
+        let address = endpoint.trim_start_matches("http://");
+        let mut process = Self::spawn_at(data, address, &[], environment);
         process.wait_ready();
         process
     }

@@ -1,3 +1,5 @@
+//! Filters on values, compared with what jq answers.
+
 use super::*;
 
 fn filter(text: &str) -> Filter {

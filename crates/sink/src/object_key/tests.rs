@@ -1,3 +1,5 @@
+//! Keys: prefixes, dates, zones, names, and what is refused.
+
 use flumen_broker::{Backup, Partitioning};
 
 use super::*;

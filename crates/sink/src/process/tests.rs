@@ -1,3 +1,5 @@
+//! Records unpacked, filtered, mapped and partitioned.
+
 use std::io::Write;
 
 use flumen_broker::{DeliverySettings, Partitioning, SubRecords};

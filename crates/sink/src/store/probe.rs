@@ -38,7 +38,10 @@ impl Store {
         for number in 0..RACES {
             let key = object_path(&format!("{prefix}_probe/{unique:032x}-{number}"))?;
             seen = self.race(&key).await;
-            if let Err(error) = self.remove(&key).await {
+            // A store that could not be asked does not have it, or says so the next time.
+            if let Err(error) = self.remove(&key).await
+                && seen.is_ok()
+            {
                 tracing::warn!(store = %self.describe(), %key, %error, "cannot remove a probe");
             }
             if !matches!(seen, Ok(Race::Fair)) {

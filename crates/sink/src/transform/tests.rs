@@ -1,3 +1,5 @@
+//! The HTTP transform against a server that answers what it is told to.
+
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};

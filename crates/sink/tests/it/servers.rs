@@ -1,4 +1,4 @@
-//! Real object stores, started for a test and gone with it.
+//! Real object stores, started for a test and gone with it. The binary's tests use this file too.
 //!
 //! Programs are looked for in `$FLUMEN_TEST_TOOLS/bin` (unset: `target/tools/bin`) and on the path;
 //! `cargo xtask tools` puts them there. Where one is missing, the test says so and passes,
@@ -8,9 +8,6 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-
-use flumen_broker::{Destination, S3Destination};
-use flumen_sink::RealDestinations;
 
 /// The only user.
 pub(crate) const ACCESS_KEY: &str = "flumen";
@@ -117,24 +114,9 @@ impl Server {
         self.files.path().join("data").join(BUCKET).join(key)
     }
 
-    /// A bucket of it.
-    pub(crate) fn destination(&self, bucket: &str) -> Destination {
-        Destination::S3(S3Destination {
-            bucket: bucket.to_owned(),
-            endpoint: Some(self.endpoint()),
-            region: Some("us-east-1".to_owned()),
-            ca_file: self.ca_file.clone(),
-            ..S3Destination::default()
-        })
-    }
-
-    /// What opens it.
-    pub(crate) fn destinations(secret: &'static str) -> RealDestinations {
-        RealDestinations::new(move |name| match name {
-            "AWS_ACCESS_KEY_ID" => Some(ACCESS_KEY.to_owned()),
-            "AWS_SECRET_ACCESS_KEY" => Some(secret.to_owned()),
-            _ => None,
-        })
+    /// Certificates to trust, where it has one.
+    pub(crate) fn ca_file(&self) -> Option<&Path> {
+        self.ca_file.as_deref()
     }
 
     /// Until it answers; makes the bucket where that is not a folder.

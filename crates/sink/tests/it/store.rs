@@ -9,10 +9,30 @@ use flumen_sink::{
 };
 use futures_util::future::join_all;
 
-use crate::servers::{BUCKET, Kind, SECRET_KEY, Server};
+use crate::servers::{ACCESS_KEY, BUCKET, Kind, SECRET_KEY, Server};
 
 /// Odd, and legal.
 const KEY: &str = "a=b/c d+e!/2026-11-27T00:00:00Z/ü&%41(1)~.json";
+
+/// A bucket of a server.
+fn destination(server: &Server, bucket: &str) -> Destination {
+    Destination::S3(S3Destination {
+        bucket: bucket.to_owned(),
+        endpoint: Some(server.endpoint()),
+        region: Some("us-east-1".to_owned()),
+        ca_file: server.ca_file().map(Into::into),
+        ..S3Destination::default()
+    })
+}
+
+/// What opens it.
+fn destinations(secret: &'static str) -> RealDestinations {
+    RealDestinations::new(move |name| match name {
+        "AWS_ACCESS_KEY_ID" => Some(ACCESS_KEY.to_owned()),
+        "AWS_SECRET_ACCESS_KEY" => Some(secret.to_owned()),
+        _ => None,
+    })
+}
 
 fn open(server: &Server, bucket: &str, secret: &'static str) -> Store {
     open_with(server, bucket, secret, &ObjectSettings::default())
@@ -24,8 +44,8 @@ fn open_with(
     secret: &'static str,
     object: &ObjectSettings,
 ) -> Store {
-    let destination = server.destination(bucket);
-    Server::destinations(secret)
+    let destination = destination(server, bucket);
+    destinations(secret)
         .open(&destination, object, &StoreConfig::default())
         .unwrap()
 }
@@ -243,14 +263,14 @@ async fn an_authority_of_ones_own_is_trusted_when_it_is_named() {
     };
     let store = open(&server, BUCKET, SECRET_KEY);
     create(&store, "k", "d1-7-1", "body").await.unwrap();
-    let Destination::S3(bucket) = server.destination(BUCKET) else {
+    let Destination::S3(bucket) = destination(&server, BUCKET) else {
         panic!("no bucket")
     };
     let without = Destination::S3(S3Destination {
         ca_file: None,
         ..bucket
     });
-    let store = Server::destinations(SECRET_KEY)
+    let store = destinations(SECRET_KEY)
         .open(
             &without,
             &ObjectSettings::default(),
@@ -281,7 +301,7 @@ async fn nobody_there_and_nobody_answering_are_errors_in_time() {
             .open(&destination, &ObjectSettings::default(), &config)
             .unwrap()
     };
-    let store = open(Server::destinations(SECRET_KEY), port);
+    let store = open(destinations(SECRET_KEY), port);
     let attempt = create(&store, "k", "d1-7-1", "body");
     let ended = tokio::time::timeout(Duration::from_secs(30), attempt).await;
     assert_eq!(ended.unwrap().unwrap_err().reason(), "timeout");
