@@ -14,6 +14,7 @@ use flumen_record::{DeliveryName, Timestamp};
 use jiff::tz::TimeZone;
 
 use flumen_broker::SettingRefused;
+use crate::manifest::file_name;
 use crate::unit::ErrorType;
 use date_pattern::{DatePattern, zoned};
 use expression::{Class, Expression, Part, derived};
@@ -159,12 +160,10 @@ impl ObjectKeys {
         self.key(prefix, self.backup_extension, Class::Backup, at)
     }
 
-    /// The manifest of a cut. Names of manifests sort as cuts do.
+    /// The manifest of a cut.
     pub(crate) fn manifest(&self, incarnation: &str, cut: u64) -> String {
-        format!(
-            "{}_manifest/{incarnation}-{cut:020}.json",
-            self.manifest_prefix
-        )
+        let name = file_name(incarnation, cut);
+        format!("{}_manifest/{name}", self.manifest_prefix)
     }
 
     /// What stands before `_manifest/`.
