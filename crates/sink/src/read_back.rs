@@ -42,7 +42,9 @@ pub enum ReadBackError {
         source: serde_json::Error,
     },
     /// A manifest of another version, or under a name that is not its own.
-    #[error("{path} has format {format:?} and says it is {name}; this reader takes what it knows under its own name")]
+    #[error(
+        "{path} has format {format:?} and says it is {name}; this reader takes what it knows under its own name"
+    )]
     Unknown {
         /// Which.
         path: PathBuf,
@@ -82,7 +84,9 @@ pub enum ReadBackError {
         crc32: String,
     },
     /// Records that are bytes, or compressed so that this reader does not know how.
-    #[error("{key} is {encoding}, compressed with {compression}: this reader takes rows from parquet, and from ndjson with none, gzip or zstd")]
+    #[error(
+        "{key} is {encoding}, compressed with {compression}: this reader takes rows from parquet, and from ndjson with none, gzip or zstd"
+    )]
     NoRows {
         /// The object.
         key: String,
@@ -229,7 +233,10 @@ impl Manifests {
     fn check_keys(&self) -> Result<(), ReadBackError> {
         let mut keys = HashSet::new();
         let objects = self.cuts.iter().flat_map(|cut| &cut.objects);
-        match objects.map(|object| &object.key).find(|key| !keys.insert(*key)) {
+        match objects
+            .map(|object| &object.key)
+            .find(|key| !keys.insert(*key))
+        {
             Some(key) => Err(ReadBackError::NamedTwice { key: key.clone() }),
             None => Ok(()),
         }

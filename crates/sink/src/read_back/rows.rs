@@ -4,9 +4,7 @@ use std::fmt::Display;
 use std::io::{BufRead, BufReader, Read};
 
 use arrow_array::cast::AsArray;
-use arrow_array::types::{
-    Date32Type, Float64Type, Int32Type, Int64Type, TimestampMicrosecondType,
-};
+use arrow_array::types::{Date32Type, Float64Type, Int32Type, Int64Type, TimestampMicrosecondType};
 use arrow_array::{Array, RecordBatch};
 use arrow_schema::{DataType, TimeUnit};
 use bytes::{Buf, Bytes};
@@ -75,7 +73,11 @@ fn fill(batch: &RecordBatch, rows: &mut [Map<String, Value>]) -> Result<(), Stri
     let schema = batch.schema_ref();
     for (field, array) in schema.fields().iter().zip(batch.columns()) {
         let values = values(&**array).ok_or_else(|| {
-            format!("column {} is {}, which is not written here", field.name(), field.data_type())
+            format!(
+                "column {} is {}, which is not written here",
+                field.name(),
+                field.data_type()
+            )
         })?;
         for (row, value) in rows.iter_mut().zip(values) {
             if let Some(value) = value {

@@ -28,11 +28,16 @@ impl Lake {
             "source": { "kind": "direct" },
             "destination": { "kind": "memory", "name": "m" },
         });
-        settings.as_object_mut().unwrap().extend(how.as_object().unwrap().clone());
+        settings
+            .as_object_mut()
+            .unwrap()
+            .extend(how.as_object().unwrap().clone());
         let settings: DeliverySettings = serde_json::from_value(settings).unwrap();
         let encoding = Encoding::compile(&settings).unwrap();
         let mut admission = encoding.admission(Schema::default());
-        let admitted = rows.iter().map(|row| Bytes::copy_from_slice(row.as_bytes()));
+        let admitted = rows
+            .iter()
+            .map(|row| Bytes::copy_from_slice(row.as_bytes()));
         let admitted: Vec<_> = admitted.map(|row| admission.admit(row).unwrap()).collect();
         let mut encoder = encoding.encoder(admission.schema(), Vec::new()).unwrap();
         admitted.iter().for_each(|row| encoder.row(row).unwrap());
@@ -61,7 +66,10 @@ impl Lake {
 
     fn read(&self) -> Result<Manifests, ReadBackError> {
         for manifest in &self.manifests {
-            let name = format!("d/_manifest/{LIFE}-{:020}.json", manifest["cut"].as_u64().unwrap());
+            let name = format!(
+                "d/_manifest/{LIFE}-{:020}.json",
+                manifest["cut"].as_u64().unwrap()
+            );
             self.write(&name, &serde_json::to_vec(manifest).unwrap());
         }
         Manifests::read(self.dir.path(), "d/")
@@ -83,7 +91,10 @@ impl Lake {
 
 #[test]
 fn rows_come_back_from_every_format_that_has_them() {
-    let rows = [r#"{"n":1,"text":"ü\n","at":0.1}"#, r#"{"n":-2,"more":[1,{"a":null}]}"#];
+    let rows = [
+        r#"{"n":1,"text":"ü\n","at":0.1}"#,
+        r#"{"n":-2,"more":[1,{"a":null}]}"#,
+    ];
     let columns: Vec<Value> = ["n:bigint", "d:date", "t:timestamp", "b:boolean", "i:int"]
         .iter()
         .map(|column| column.split_once(':').unwrap())
@@ -140,13 +151,20 @@ fn whatever_is_not_as_the_manifests_say_is_found() {
     for key in ["../a", "/etc/passwd", "", "x/../../a"] {
         let mut outside = lake();
         outside.manifests[1]["objects"][0]["key"] = json!(key);
-        assert_eq!(outside.refused(), format!("{key} is not the key of an object"));
+        assert_eq!(
+            outside.refused(),
+            format!("{key} is not the key of an object")
+        );
     }
     let mut changed = lake();
     changed.write("a", b"{\"n\":3}\n");
     assert!(changed.refused().starts_with("a has 8 bytes and checksum "));
     changed.write("a", b"");
-    assert!(changed.refused().starts_with("a has 0 bytes and checksum ,"));
+    assert!(
+        changed
+            .refused()
+            .starts_with("a has 0 bytes and checksum ,")
+    );
     std::fs::remove_file(changed.dir.path().join("a")).unwrap();
     assert!(changed.refused().starts_with("cannot read "));
     changed = lake();
@@ -156,7 +174,11 @@ fn whatever_is_not_as_the_manifests_say_is_found() {
     changed.manifests[0]["objects"][0]["encoding"] = json!("parquet");
     assert!(changed.refused().starts_with("a cannot be read as rows: "));
     changed.manifests[0]["objects"][0]["encoding"] = json!("verbatim");
-    assert!(changed.refused().starts_with("a is verbatim, compressed with none"));
+    assert!(
+        changed
+            .refused()
+            .starts_with("a is verbatim, compressed with none")
+    );
     changed = lake();
     changed.manifests[0]["format"] = json!("flumen-manifest/2");
     assert!(changed.refused().contains("flumen-manifest/2"));

@@ -86,8 +86,12 @@ impl Delivering {
         let name: DeliveryName = "telemetry-lake".parse().context("BUG: a name of our own")?;
         check_devices(telemetry)?;
         let directory = std::path::absolute(into).context("finding out where this is")?;
-        let path = directory.to_str().context("a directory that is not UTF-8")?;
-        client.create_delivery(&name, settings(stream, path)).await?;
+        let path = directory
+            .to_str()
+            .context("a directory that is not UTF-8")?;
+        client
+            .create_delivery(&name, settings(stream, path))
+            .await?;
         Ok(Self {
             client: client.clone(),
             name,
@@ -100,7 +104,10 @@ impl Delivering {
         let (directory, prefix) = (self.directory.clone(), self.manifest_prefix());
         let looking = move || {
             let manifests = Manifests::read(&directory, &prefix)?;
-            let named: BTreeSet<_> = manifests.objects("data").map(|object| &*object.key).collect();
+            let named: BTreeSet<_> = manifests
+                .objects("data")
+                .map(|object| &*object.key)
+                .collect();
             let mut there = Vec::new();
             find(&directory, &mut there)?;
             let key = |path: &PathBuf| {
@@ -179,7 +186,15 @@ fn check_devices(telemetry: &Telemetry) -> Result<()> {
     // As keys have them: `/`, `\`, `%` and control characters become three characters each.
     let escaped = |name: &str| -> usize {
         let odd = |c: char| c.is_control() || matches!(c, '/' | '\\' | '%' | '.');
-        name.chars().map(|c| if odd(c) { 3 * c.len_utf8() } else { c.len_utf8() }).sum()
+        name.chars()
+            .map(|c| {
+                if odd(c) {
+                    3 * c.len_utf8()
+                } else {
+                    c.len_utf8()
+                }
+            })
+            .sum()
     };
     let long = |name: &str| DEVICE.len() + escaped(name) > NAME_BYTES_MAX;
     match devices.iter().find(|device| long(&device.name)) {
@@ -193,7 +208,10 @@ fn find(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();
         let named = |name: &str| path.file_name().is_some_and(|last| last == name);
-        if [".flumen-tmp", "_manifest", "_probe"].into_iter().any(named) {
+        if [".flumen-tmp", "_manifest", "_probe"]
+            .into_iter()
+            .any(named)
+        {
             continue;
         }
         if path.is_dir() {

@@ -121,8 +121,9 @@ pub(super) fn kill(output: &mut Output, kill: &Kill, percent: u64) -> Result<(),
     )?;
     let delivered = kill.delivered;
     let written = format!(
-        "{} cuts in {} objects by then, {} objects of the next under way",
+        "{} cut{} in {} objects by then, {} objects of the next under way",
         delivered.cuts,
+        if delivered.cuts == 1 { "" } else { "s" },
         count(delivered.objects),
         count(delivered.unnamed)
     );

@@ -11,7 +11,7 @@ use super::delivering::Delivered;
 use super::killing::Kill;
 use super::ledger::Findings;
 use super::splitting::Split;
-use crate::quantity::{count, duration, micros, per_second};
+use crate::quantity::{count, micros, per_second};
 
 /// Everything about a finished run.
 #[derive(Debug)]
@@ -175,16 +175,19 @@ impl Summary {
                 name: "manifests say what is there",
                 held: fault.is_none() && *cuts > 0,
                 figures: fault.clone().unwrap_or_else(|| {
-                    format!("{cuts} cuts without a gap, {} objects intact", count(*objects))
+                    format!(
+                        "{cuts} cuts without a gap, {} objects intact",
+                        count(*objects)
+                    )
                 }),
             },
             Check {
                 name: "nothing left to deliver",
                 held: backlog == 0 && freshness.is_zero(),
                 figures: format!(
-                    "{} records waiting, freshness {}",
+                    "{} readings waiting, freshness {} ms",
                     count(backlog),
-                    duration(freshness)
+                    freshness.as_millis()
                 ),
             },
         ]

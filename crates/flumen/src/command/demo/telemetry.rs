@@ -250,7 +250,8 @@ fn next_file(tar: &[u8]) -> Result<Option<Archived<'_>>> {
 #[cfg(test)]
 pub(super) fn of_text(files: &[(&str, &str)]) -> Telemetry {
     let files = files.iter();
-    let files = files.map(|(name, text)| ((*name).to_owned(), rows(name, text.as_bytes()).unwrap()));
+    let files =
+        files.map(|(name, text)| ((*name).to_owned(), rows(name, text.as_bytes()).unwrap()));
     Telemetry::of(files.collect()).unwrap()
 }
 
@@ -299,7 +300,10 @@ mod tests {
         let values = ["1.50", "7", "0.5", "7.0", "null", "12345678901234567890"];
         assert_eq!(device.rows.len(), values.len());
         for (row, value) in device.rows.iter().zip(values) {
-            assert!(row.ends_with(format!("\"value\":{value}}}").as_bytes()), "{row:?}");
+            assert!(
+                row.ends_with(format!("\"value\":{value}}}").as_bytes()),
+                "{row:?}"
+            );
             let reading = Reading::of(row).unwrap();
             let mut seen: Map<_, _> = serde_json::from_slice(row).unwrap();
             if value == "null" {
