@@ -14,7 +14,6 @@ use flumen_record::{DeliveryName, Timestamp};
 use jiff::tz::TimeZone;
 
 use flumen_broker::SettingRefused;
-use crate::manifest::file_name;
 use crate::unit::ErrorType;
 use date_pattern::{DatePattern, zoned};
 use expression::{Class, Expression, Part, derived};
@@ -162,7 +161,7 @@ impl ObjectKeys {
 
     /// The manifest of a cut.
     pub(crate) fn manifest(&self, incarnation: &str, cut: u64) -> String {
-        let name = file_name(incarnation, cut);
+        let name = crate::manifest::file_name(incarnation, cut);
         format!("{}_manifest/{name}", self.manifest_prefix)
     }
 

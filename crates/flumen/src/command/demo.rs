@@ -146,15 +146,8 @@ async fn play(
     introduce(output, args, &telemetry, &broker, home)?;
     let endpoint = broker.endpoint();
     let stream: StreamName = "telemetry".parse().context("BUG: a name of our own")?;
-    let new = NewStream {
-        shards: args.shards,
-        durability: Some(args.durability.into()),
-        ..NewStream::new(stream.clone())
-    };
     let client = Client::connect(ClientConfig::new(&endpoint))?;
-    client.create_stream(new).await?;
-    let objects = home.dir.join("objects");
-    let delivering = Delivering::start(&client, &stream, &objects, &telemetry).await?;
+    let delivering = create(&client, &stream, args, &telemetry, home).await?;
 
     let shared = Arc::new(Shared::new(Arc::new(telemetry)));
     let mut members = Members::start(&endpoint, &stream, &shared, MEMBERS).await?;
@@ -210,6 +203,23 @@ async fn play(
         exit,
         inspection: inspected.context("checking the data directory")??,
     })
+}
+
+/// The stream, and the delivery stream that reads it.
+async fn create(
+    client: &Client,
+    stream: &StreamName,
+    args: &Args,
+    telemetry: &Telemetry,
+    home: &Home,
+) -> Result<Delivering> {
+    let new = NewStream {
+        shards: args.shards,
+        durability: Some(args.durability.into()),
+        ..NewStream::new(stream.clone())
+    };
+    client.create_stream(new).await?;
+    Delivering::start(client, stream, &home.dir.join("objects"), telemetry).await
 }
 
 /// What the incidents on the way have in common.
