@@ -185,7 +185,7 @@ fn check_devices(telemetry: &Telemetry) -> Result<()> {
     );
     // As keys have them: `/`, `\`, `%` and control characters become three characters each.
     let escaped = |name: &str| -> usize {
-        let odd = |c: char| c.is_control() || matches!(c, '/' | '\\' | '%' | '.');
+        let odd = |c: char| c.is_control() || matches!(c, '/' | '\\' | '%');
         name.chars()
             .map(|c| {
                 if odd(c) {
@@ -279,6 +279,57 @@ fn enter(
 mod tests {
     use super::super::telemetry::of_text;
     use super::*;
+
+    /// A directory with one cut of one object that has these rows.
+    fn lake(rows: &[&str]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let object = rows.join("\n");
+        std::fs::write(dir.path().join("object"), &object).unwrap();
+        let manifest = serde_json::json!({
+            "format": "flumen-manifest/1", "delivery": "d", "incarnation": "i", "cut": 0,
+            "settings_version": 1, "stream": "s", "ranges": [], "records": rows.len(), "bytes": 1,
+            "rows": rows.len(), "dropped": 0, "failed": 0, "expired": 0,
+            "objects": [{
+                "kind": "data", "key": "object", "records": rows.len(), "bytes": object.len(),
+                "encoding": "ndjson", "compression": "none", "oldest_arrival": "",
+                "partition": { "device": "a" },
+            }],
+        });
+        std::fs::create_dir_all(dir.path().join("d/_manifest")).unwrap();
+        let name = "d/_manifest/i-00000000000000000000.json";
+        std::fs::write(dir.path().join(name), manifest.to_string()).unwrap();
+        dir
+    }
+
+    #[test]
+    fn what_was_delivered_is_compared_with_what_went_in() {
+        let telemetry = Arc::new(of_text(&[("a", "timestamp,value\nt,1\nt,2\n")]));
+        let compare =
+            |dir: &tempfile::TempDir| compare(dir.path().to_owned(), "d/", Arc::clone(&telemetry));
+        let [one, two] = [1, 2].map(|value| {
+            let row = value - 1;
+            format!(r#"{{"device":"a","row":{row},"timestamp":"t","value":{value}.0}}"#)
+        });
+        let whole = compare(&lake(&[&one, &two]));
+        assert_eq!((whole.cuts, whole.objects, whole.rows), (1, 1, 2));
+        assert!(whole.findings.clean() && whole.fault.is_none(), "{whole:?}");
+
+        let lost = compare(&lake(&[&one]));
+        assert_eq!(lost.findings.missing, 1);
+        let twice = compare(&lake(&[&one, &two, &two]));
+        assert_eq!(twice.findings.repeated, 1);
+        let changed = compare(&lake(&[&one, &two.replace("2.0", "2.5")]));
+        assert_eq!(changed.findings.different, 1);
+        let strange = compare(&lake(&[&one, &two.replace("\"row\":1", "\"row\":2")]));
+        assert_eq!(strange.findings.strange, 1);
+
+        let dir = lake(&[&one, &two]);
+        std::fs::write(dir.path().join("object"), &one).unwrap();
+        let damaged = compare(&dir);
+        let fault = damaged.fault.unwrap();
+        assert!(fault.starts_with("object has "), "{fault}");
+        assert_eq!(damaged.findings.missing, 2);
+    }
 
     #[test]
     fn devices_that_make_no_folder_are_refused_before_anything_starts() {
