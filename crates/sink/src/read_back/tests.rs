@@ -1,3 +1,5 @@
+//! What comes back, and what is found out, of directories as the sink writes them.
+
 use std::io::Write as _;
 
 use flumen_broker::DeliverySettings;
