@@ -30,16 +30,16 @@ impl fmt::Display for Incarnation {
 
 /// One shard's part of a cut: `from` up to, not including, `to`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct CutRange {
+pub struct CutRange {
     /// The shard.
     #[serde(with = "shard")]
-    pub(crate) shard: ShardIndex,
+    pub shard: ShardIndex,
     /// First record.
     #[serde(with = "sequence")]
-    pub(crate) from: SequenceNumber,
+    pub from: SequenceNumber,
     /// First record after it.
     #[serde(with = "sequence")]
-    pub(crate) to: SequenceNumber,
+    pub to: SequenceNumber,
 }
 
 /// How far a cut has come.

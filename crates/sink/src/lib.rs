@@ -18,6 +18,7 @@
 //! | `object_key/*` | the names of objects |
 //! | `encode/*` | rows as the bytes of an object: admission, JSON lines, Parquet, compression |
 //! | `manifest`, `error_record` | what a cut became; what is left of a record that failed |
+//! | `read_back` | what manifests name, read again as any reader does |
 //! | `spool/*` | files of a delivery stream on their way into a store |
 //! | `store/*` | object stores: create if absent, and what is promised |
 //! | `fault` | a store that fails by a schedule; for tests |
@@ -42,6 +43,7 @@ mod manifest;
 mod object_key;
 mod process;
 mod progress;
+mod read_back;
 mod reading;
 mod reporter;
 mod retry;
@@ -56,8 +58,10 @@ mod trouble;
 mod unit;
 
 pub use config::SinkConfig;
-pub use cut::Incarnation;
+pub use cut::{CutRange, Incarnation};
 pub use encode::{Admission, Encoded, Encoder, Encoding, RowRefused, Schema, SchemaInvalid};
+pub use manifest::{Manifest, ManifestObject};
+pub use read_back::{Manifests, ReadBackError};
 pub use sink::Sink;
 pub use store::{
     CredentialError, Destinations, Found, PutPayload, RealDestinations, Store, StoreConfig,

@@ -12,77 +12,89 @@ const FORMAT: &str = "flumen-manifest/1";
 
 /// A manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Manifest {
-    /// [`FORMAT`].
-    pub(crate) format: String,
+pub struct Manifest {
+    /// `flumen-manifest/1`.
+    pub format: String,
     /// The delivery stream.
-    pub(crate) delivery: String,
+    pub delivery: String,
     /// Which of its lives.
-    pub(crate) incarnation: String,
+    pub incarnation: String,
     /// The cut, from 0 without gaps.
-    pub(crate) cut: u64,
+    pub cut: u64,
     /// The version of the settings it was written with.
-    pub(crate) settings_version: u64,
+    pub settings_version: u64,
     /// The stream it was read from.
-    pub(crate) stream: String,
+    pub stream: String,
     /// Whose records: each shard once, parents first.
-    pub(crate) ranges: Vec<CutRange>,
-    /// Arrival of the oldest and the newest record; missing in a cut without records.
+    pub ranges: Vec<CutRange>,
+    /// Arrival of the oldest record; missing in a cut without records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) oldest_arrival: Option<String>,
+    pub oldest_arrival: Option<String>,
+    /// Arrival of the newest record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) newest_arrival: Option<String>,
-    /// Stored records in the ranges, and their bytes as they came.
-    pub(crate) records: u64,
-    pub(crate) bytes: u64,
+    pub newest_arrival: Option<String>,
+    /// Stored records in the ranges.
+    pub records: u64,
+    /// Their bytes as they came.
+    pub bytes: u64,
     /// Rows in objects of the kind `data`.
-    pub(crate) rows: u64,
+    pub rows: u64,
     /// Records dropped by filter or transform.
-    pub(crate) dropped: u64,
+    pub dropped: u64,
     /// Records in objects of the kind `error`.
-    pub(crate) failed: u64,
+    pub failed: u64,
     /// Records of the ranges that had expired before they could be read.
-    pub(crate) expired: u64,
+    pub expired: u64,
     /// Parts of the ranges that were damaged and could not be read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) damaged: Vec<CutRange>,
+    pub damaged: Vec<CutRange>,
     /// The objects.
-    pub(crate) objects: Vec<ManifestObject>,
+    pub objects: Vec<ManifestObject>,
 }
 
 /// One object of a cut.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ManifestObject {
+pub struct ManifestObject {
     /// `data`, `error` or `backup`.
-    pub(crate) kind: String,
+    pub kind: String,
     /// Its key within the destination.
-    pub(crate) key: String,
+    pub key: String,
     /// Records (rows) in it.
-    pub(crate) records: u64,
+    pub records: u64,
     /// Its size as the store has it.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// What the store calls this content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) e_tag: Option<String>,
+    pub e_tag: Option<String>,
     /// CRC-32 (as gzip's) of its bytes, hexadecimal; missing when an earlier attempt wrote it and the
     /// store does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) crc32: Option<String>,
+    pub crc32: Option<String>,
     /// `verbatim`, `delimited`, `ndjson` or `parquet`.
-    pub(crate) encoding: String,
+    pub encoding: String,
     /// `none`, `gzip`, `snappy` or `zstd`; within Parquet it is Parquet's own.
-    pub(crate) compression: String,
+    pub compression: String,
     /// Arrival of its oldest record.
-    pub(crate) oldest_arrival: String,
+    pub oldest_arrival: String,
     /// Partition keys, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(crate) partition: BTreeMap<String, String>,
+    pub partition: BTreeMap<String, String>,
 }
 
 impl Manifest {
     /// What stands in `format`.
     pub(crate) fn format() -> String {
         FORMAT.to_owned()
+    }
+
+    /// Whether this is a manifest that this version knows.
+    pub(crate) fn is_known(&self) -> bool {
+        self.format == FORMAT
+    }
+
+    /// What it is called, behind `_manifest/`.
+    pub(crate) fn file_name(&self) -> String {
+        file_name(&self.incarnation, self.cut)
     }
 
     /// Its bytes.
@@ -92,6 +104,11 @@ impl Manifest {
         bytes.push(b'\n');
         bytes
     }
+}
+
+/// What the manifest of a cut is called. Names sort as cuts do.
+pub(crate) fn file_name(incarnation: &str, cut: u64) -> String {
+    format!("{incarnation}-{cut:020}.json")
 }
 
 /// A time as manifests have it.

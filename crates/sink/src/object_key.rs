@@ -162,12 +162,10 @@ impl ObjectKeys {
         self.key(prefix, self.backup_extension, Class::Backup, at)
     }
 
-    /// The manifest of a cut. Names of manifests sort as cuts do.
+    /// The manifest of a cut.
     pub(crate) fn manifest(&self, incarnation: &str, cut: u64) -> String {
-        format!(
-            "{}_manifest/{incarnation}-{cut:020}.json",
-            self.manifest_prefix
-        )
+        let name = crate::manifest::file_name(incarnation, cut);
+        format!("{}_manifest/{name}", self.manifest_prefix)
     }
 
     /// What stands before `_manifest/`.

@@ -1,12 +1,14 @@
 //! `flumen demo`: real telemetry in over gRPC, a kill -9 on the way, everything out again.
 //!
 //! The broker is a child process on a fresh directory. Producers replay the readings of all devices,
-//! the members of a consumer group process them. On the way a shard is split, the broker is killed
-//! while batches of every producer are unacknowledged, and started again, and one of the members
-//! vanishes. Then what came out is compared with what went in, the stream is read a second time, the
-//! broker is asked to end, and its directory is checked.
+//! the members of a consumer group process them, and a delivery stream writes them into Parquet files.
+//! On the way a shard is split, the broker is killed while batches of every producer are
+//! unacknowledged, and started again, and one of the members vanishes. Then what came out, and what the
+//! manifests of the delivery stream name, is compared with what went in, the stream is read a second
+//! time, the broker is asked to end, and its directory is checked.
 
 mod consuming;
+mod delivering;
 mod drawing;
 mod killing;
 mod ledger;
@@ -31,6 +33,7 @@ use crate::inspection::inspect;
 use crate::output::Output;
 use crate::quantity::{count, size};
 use consuming::{Members, Vanished, read_again};
+use delivering::Delivering;
 use killing::{Kill, kill_and_restart, wait_until};
 use producing::{Producers, Shared, Watched};
 use splitting::{Split, split};
@@ -52,7 +55,7 @@ pub(crate) struct Args {
     /// Other CSV files (or folders of them): `timestamp,value` with a header, the file is the device
     #[arg(long, value_name = "PATH", num_args = 1..)]
     data: Vec<PathBuf>,
-    /// Keep the broker's data and log here: a new or empty directory
+    /// Keep the broker's data and log, and the objects, here: a new or empty directory
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
     /// Shards of the stream
@@ -143,13 +146,8 @@ async fn play(
     introduce(output, args, &telemetry, &broker, home)?;
     let endpoint = broker.endpoint();
     let stream: StreamName = "telemetry".parse().context("BUG: a name of our own")?;
-    let new = NewStream {
-        shards: args.shards,
-        durability: Some(args.durability.into()),
-        ..NewStream::new(stream.clone())
-    };
     let client = Client::connect(ClientConfig::new(&endpoint))?;
-    client.create_stream(new).await?;
+    let delivering = create(&client, &stream, args, &telemetry, home).await?;
 
     let shared = Arc::new(Shared::new(Arc::new(telemetry)));
     let mut members = Members::start(&endpoint, &stream, &shared, MEMBERS).await?;
@@ -161,6 +159,7 @@ async fn play(
         client: &client,
         stream: &stream,
         producers: &watched,
+        delivering: &delivering,
         shared: &shared,
         seen: &seen,
     };
@@ -168,7 +167,10 @@ async fn play(
     let kill = scene.kill(output, &mut broker, &plan).await?;
     let vanished = scene.lose_member(output, &mut members).await?;
     let (acknowledged, send_to_ack) = watch(output, producers.finish(), seen, &shared).await?;
-    let processed = members.finish(shared.telemetry.readings).await?;
+    let (processed, delivered) = tokio::try_join!(
+        members.finish(shared.telemetry.readings),
+        delivering.finish(&shared.telemetry),
+    )?;
     output.clear_progress();
     let (again, again_took) = read_again(&endpoint, &stream, &shared).await?;
     let stats = watched.stats();
@@ -192,6 +194,7 @@ async fn play(
         batches_resent: stats.iter().map(|stats| stats.batches_resent).sum(),
         recognised: stats.iter().map(|stats| stats.records_duplicate).sum(),
         live: processed.findings,
+        delivered,
         again,
         again_took,
         took: acknowledged - shared.begun,
@@ -202,11 +205,29 @@ async fn play(
     })
 }
 
+/// The stream, and the delivery stream that reads it.
+async fn create(
+    client: &Client,
+    stream: &StreamName,
+    args: &Args,
+    telemetry: &Telemetry,
+    home: &Home,
+) -> Result<Delivering> {
+    let new = NewStream {
+        shards: args.shards,
+        durability: Some(args.durability.into()),
+        ..NewStream::new(stream.clone())
+    };
+    client.create_stream(new).await?;
+    Delivering::start(client, stream, &home.dir.join("objects"), telemetry).await
+}
+
 /// What the incidents on the way have in common.
 struct Scene<'a, S> {
     client: &'a Client,
     stream: &'a StreamName,
     producers: &'a Watched,
+    delivering: &'a Delivering,
     shared: &'a Shared,
     /// Readings stored and processed so far.
     seen: &'a S,
@@ -228,7 +249,7 @@ impl<S: Fn() -> (u64, u64)> Scene<'_, S> {
         broker: &mut BrokerProcess,
         plan: &BrokerPlan,
     ) -> Result<Kill> {
-        let killing = kill_and_restart(broker, plan, self.producers, self.shared);
+        let killing = kill_and_restart(broker, plan, self.producers, self.delivering, self.shared);
         let kill = watch(output, killing, self.seen, self.shared).await?;
         tell(output, &kill, self.shared.telemetry.readings)?;
         Ok(kill)
@@ -279,7 +300,9 @@ fn introduce(
     );
     drawing::fact(output, "broker", &where_)?;
     drawing::fact(output, "files", &home.dir.display().to_string())?;
-    let load = format!("{PRODUCERS} producers, a consumer group of {MEMBERS} members, over gRPC");
+    let load = format!(
+        "{PRODUCERS} producers, a consumer group of {MEMBERS} members, a delivery stream, over gRPC"
+    );
     Ok(drawing::fact(output, "load", &load)?)
 }
 

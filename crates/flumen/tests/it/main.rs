@@ -17,6 +17,8 @@ mod delivery_verbs;
 #[cfg(test)]
 mod disk;
 #[cfg(test)]
+mod examples;
+#[cfg(test)]
 mod failing_disk;
 #[cfg(test)]
 mod full_disk;

@@ -95,6 +95,18 @@ const CASES: &[Case] = &[
                 "{summary}"
             );
             assert!(stage.path().join("kept/data").exists());
+            let delivered = &summary["delivered"];
+            assert_eq!(delivered["rows"], 152_965);
+            assert_eq!(delivered["findings"]["present"], 152_965);
+            assert!(delivered["cuts"].as_u64() > Some(1), "{delivered}");
+            assert!(delivered["objects"].as_u64() >= Some(31), "{delivered}");
+            let hours = std::fs::read_dir(stage.path().join("kept/objects"));
+            let devices = hours
+                .expect("objects")
+                .flatten()
+                .map(|entry| entry.file_name());
+            let devices = devices.filter(|name| name.to_string_lossy().starts_with("device="));
+            assert_eq!(devices.count(), 31);
         },
         refused: |stage| {
             std::fs::write(stage.path().join("no.csv"), "a,b,c\n1,2,3\n").expect("a file");

@@ -29,7 +29,7 @@ pub(super) fn head(output: &mut Output) -> Result<(), OutputError> {
     let title = output.paint(Paint::Strong, "flumen demo");
     let what = output.paint(
         Paint::Dim,
-        "real telemetry to a consumer group, through a broker that is killed on the way",
+        "real telemetry to a consumer group and into Parquet, through a broker that is killed on the way",
     );
     output.line("")?;
     output.line(&format!("  {title}  {what}"))?;
@@ -119,6 +119,15 @@ pub(super) fn kill(output: &mut Output, kill: &Kill, percent: u64) -> Result<(),
         "",
         &format!("{}; none of them is a failure", each.join(", ")),
     )?;
+    let delivered = kill.delivered;
+    let written = format!(
+        "{} cut{} in {} objects by then, {} objects of the next under way",
+        delivered.cuts,
+        if delivered.cuts == 1 { "" } else { "s" },
+        count(delivered.objects),
+        count(delivered.unnamed)
+    );
+    fact(output, "delivered", &written)?;
     let restart = format!(
         "recovered and ready in {}, first ack {} after the kill",
         output.paint(
@@ -151,6 +160,16 @@ pub(super) fn summary(output: &mut Output, summary: &Summary) -> Result<(), Outp
         count(summary.recognised)
     );
     fact(output, "sent again", &resent)?;
+    let delivered = &summary.delivered;
+    let objects = format!(
+        "{} cuts, {} Parquet objects, {} rows, {}; the last {} after the last ack",
+        count(delivered.cuts),
+        output.paint(Paint::Figure, &count(delivered.objects)),
+        count(delivered.rows),
+        size(delivered.bytes),
+        duration(Duration::from_micros(delivered.flush_us))
+    );
+    fact(output, "delivered", &objects)?;
     let again = format!(
         "{} readings in {}",
         count(summary.again.present),

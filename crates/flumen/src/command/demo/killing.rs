@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::delivering::{Delivering, OnDisk};
 use super::producing::{Shared, Watched};
 use crate::broker_process::{BrokerPlan, BrokerProcess};
 use crate::quantity::micros;
@@ -30,6 +31,8 @@ pub(super) struct Kill {
     pub(super) batches_in_flight: Vec<u64>,
     /// Readings in them.
     pub(super) readings_in_flight: u64,
+    /// What the delivery stream had written by then.
+    pub(super) delivered: OnDisk,
     /// From the start of the next process until it was ready.
     pub(super) recovery_us: u64,
     /// From the kill to the first ack after it.
@@ -44,6 +47,7 @@ pub(super) async fn kill_and_restart(
     broker: &mut BrokerProcess,
     plan: &BrokerPlan,
     producers: &Watched,
+    delivering: &Delivering,
     shared: &Shared,
 ) -> Result<Kill> {
     let mut kills = 0;
@@ -59,6 +63,7 @@ pub(super) async fn kill_and_restart(
         // Acks that had left before are still taken; what is unacknowledged now stays so until the
         // next process answers.
         tokio::time::sleep(DOWN).await;
+        let delivered = delivering.on_disk().await?;
         let stats = producers.stats();
         let acknowledged: u64 = stats.iter().map(|stats| stats.records_stored).sum();
         let spawned = Instant::now();
@@ -75,6 +80,7 @@ pub(super) async fn kill_and_restart(
                 acknowledged,
                 batches_in_flight: batches,
                 readings_in_flight: stats.iter().map(|stats| stats.records_in_flight).sum(),
+                delivered,
                 recovery_us: micros(recovery),
                 outage_us: micros(outage),
                 kills,

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flumen_client::ConsumedRecord;
 use serde::Serialize;
+use serde_json::{Map, Value};
 
-use super::telemetry::Telemetry;
+use super::telemetry::{Reading, Telemetry};
 
 /// The header that carries a reading's row in its device's file.
 pub(super) const ROW: &str = "row";
@@ -95,19 +96,36 @@ impl Ledger {
     pub(super) fn take_by(&mut self, record: &ConsumedRecord, member: usize) -> Option<usize> {
         self.taken += 1;
         let member = u8::try_from(member).unwrap_or(u8::MAX);
-        let number = self.enter(&record.partition_key, row(record), &record.data, member);
+        let number = self.enter(&record.partition_key, row(record), member, |expected| {
+            (record.data.len() as u64, *expected == record.data)
+        });
         if number.is_none() {
             self.findings.strange += 1;
         }
         number
     }
 
+    /// Takes a row of an object that holds readings of `device`. Equal is what has equal values.
+    pub(super) fn take_row(&mut self, row: &Map<String, Value>, device: &str) {
+        self.taken += 1;
+        let number = row.get("row").and_then(Value::as_u64);
+        let number = number.and_then(|number| usize::try_from(number).ok());
+        let entered = self.enter(device.as_bytes(), number, 0, |expected| {
+            let equal = Reading::of(expected).is_some_and(|reading| reading.is(row));
+            (expected.len() as u64, equal)
+        });
+        if entered.is_none() {
+            self.findings.strange += 1;
+        }
+    }
+
+    /// `compare` is given what went in: how many bytes came, and whether it is the same.
     fn enter(
         &mut self,
-        device: &Bytes,
+        device: &[u8],
         row: Option<usize>,
-        data: &Bytes,
         member: u8,
+        compare: impl FnOnce(&Bytes) -> (u64, bool),
     ) -> Option<usize> {
         let index = *self.devices.get(device)?;
         let device = self.telemetry.devices.get(index)?;
@@ -128,8 +146,9 @@ impl Ledger {
         }
         *first = member;
         self.findings.present += 1;
-        self.findings.bytes += data.len() as u64;
-        self.findings.different += u64::from(expected != data);
+        let (bytes, equal) = compare(expected);
+        self.findings.bytes += bytes;
+        self.findings.different += u64::from(!equal);
         let last = self.last.get_mut(index)?;
         if last.is_some_and(|last| row < last) {
             self.findings.out_of_order += 1;
@@ -167,6 +186,8 @@ fn row(record: &ConsumedRecord) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use flumen_record::{Header, SequenceNumber, ShardIndex, Timestamp};
+
     use super::super::telemetry::of_text;
     use super::*;
 
@@ -175,35 +196,62 @@ mod tests {
         Ledger::new(Arc::new(of_text(&[("a", rows), ("b", rows)])))
     }
 
-    fn enter(ledger: &mut Ledger, readings: &[(&'static str, usize, &'static str)]) -> Findings {
-        for (device, row, data) in readings {
-            let entered = ledger.enter(&Bytes::from(*device), Some(*row), &Bytes::from(*data), 1);
-            ledger.findings.strange += u64::from(entered.is_none());
-        }
-        ledger.findings()
+    /// Device, row, value.
+    type Entry = (&'static str, usize, u32);
+
+    const ALL: [Entry; 6] = [
+        ("a", 0, 1),
+        ("b", 0, 1),
+        ("b", 1, 2),
+        ("a", 1, 2),
+        ("a", 2, 3),
+        ("b", 2, 3),
+    ];
+
+    fn json((device, row, value): Entry) -> String {
+        format!(r#"{{"device":"{device}","row":{row},"timestamp":"t","value":{value}}}"#)
     }
 
-    const ALL: [(&str, usize, &str); 6] = [
-        ("a", 0, "t,1"),
-        ("b", 0, "t,1"),
-        ("b", 1, "t,2"),
-        ("a", 1, "t,2"),
-        ("a", 2, "t,3"),
-        ("b", 2, "t,3"),
-    ];
+    fn record(entry: Entry) -> ConsumedRecord {
+        ConsumedRecord {
+            shard: ShardIndex::new(0),
+            sequence_number: SequenceNumber::ZERO,
+            subsequence: 0,
+            arrival: Timestamp::ZERO,
+            partition_key: Bytes::from(entry.0),
+            data: Bytes::from(json(entry)),
+            headers: vec![Header {
+                name: Bytes::from(ROW),
+                value: Bytes::from(entry.1.to_string()),
+            }],
+            client_timestamp: None,
+        }
+    }
+
+    /// As records, and as rows of objects.
+    fn enter(ledger: &mut Ledger, entries: &[Entry]) -> Findings {
+        let mut delivered = self::ledger();
+        for entry in entries {
+            ledger.take_by(&record(*entry), 1);
+            delivered.take_row(&serde_json::from_str(&json(*entry)).unwrap(), entry.0);
+        }
+        let findings = ledger.findings();
+        assert_eq!(delivered.findings(), findings);
+        findings
+    }
 
     #[test]
     fn everything_once_and_in_order_is_clean() {
         let findings = enter(&mut ledger(), &ALL);
         assert!(findings.clean(), "{findings:?}");
-        assert_eq!((findings.present, findings.bytes), (6, 18));
+        assert_eq!((findings.present, findings.bytes), (6, 6 * 48));
     }
 
     #[test]
     fn what_a_killed_member_had_processed_may_come_again_once() {
         let mut ledger = ledger();
         let again = |ledger: &mut Ledger, member| {
-            ledger.enter(&Bytes::from("a"), Some(0), &Bytes::from("t,1"), member);
+            ledger.take_by(&record(("a", 0, 1)), member);
             (
                 ledger.findings.repeated,
                 ledger.findings.repeated_after_kill,
@@ -215,8 +263,8 @@ mod tests {
         assert_eq!(again(&mut ledger, 1), (1, 1));
         // Of another member it is a fault.
         ledger.excuse(1);
-        ledger.enter(&Bytes::from("b"), Some(0), &Bytes::from("t,1"), 2);
-        ledger.enter(&Bytes::from("b"), Some(0), &Bytes::from("t,1"), 1);
+        ledger.take_by(&record(("b", 0, 1)), 2);
+        ledger.take_by(&record(("b", 0, 1)), 1);
         assert_eq!(ledger.findings.repeated, 2);
     }
 
@@ -226,7 +274,7 @@ mod tests {
         assert_eq!((missing.missing, missing.clean()), (1, false));
 
         let mut again = ALL.to_vec();
-        again.push(("a", 2, "t,3"));
+        again.push(("a", 2, 3));
         assert_eq!(enter(&mut ledger(), &again).repeated, 1);
 
         let mut swapped = ALL.to_vec();
@@ -235,11 +283,11 @@ mod tests {
         assert_eq!((swapped.out_of_order, swapped.missing), (1, 0));
 
         let mut changed = ALL.to_vec();
-        changed[0].2 = "t,9";
+        changed[0].2 = 9;
         assert_eq!(enter(&mut ledger(), &changed).different, 1);
 
         let mut strange = ALL.to_vec();
-        strange.extend([("c", 0, "t,1"), ("a", 3, "t,4")]);
+        strange.extend([("c", 0, 1), ("a", 3, 4)]);
         assert_eq!(enter(&mut ledger(), &strange).strange, 2);
     }
 }

@@ -7,10 +7,11 @@ use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
 use super::consuming::Vanished;
+use super::delivering::Delivered;
 use super::killing::Kill;
 use super::ledger::Findings;
 use super::splitting::Split;
-use crate::quantity::{micros, per_second};
+use crate::quantity::{count, micros, per_second};
 
 /// Everything about a finished run.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub(super) struct Summary {
     pub(super) recognised: u64,
     /// What the members saw that rode through the outage.
     pub(super) live: Findings,
+    /// What lies on disk.
+    pub(super) delivered: Delivered,
     /// What a fresh reader saw afterwards.
     pub(super) again: Findings,
     pub(super) again_took: Duration,
@@ -67,7 +70,6 @@ impl Summary {
 
     /// What had to hold.
     pub(super) fn checks(&self) -> Vec<Check> {
-        use crate::quantity::count;
         let check = |name, held, figures| Check {
             name,
             held,
@@ -81,6 +83,7 @@ impl Summary {
             ..
         } = self.live;
         let in_order = self.devices - self.live.devices_out_of_order;
+        let [whole, fits, delivered] = self.delivery_checks();
         vec![
             check(
                 "every reading processed",
@@ -116,6 +119,9 @@ impl Summary {
                 self.again.clean(),
                 format!("{} readings from the first on", count(self.again.present)),
             ),
+            whole,
+            fits,
+            delivered,
             check(
                 "broker drained and ended",
                 self.exit == Some(0),
@@ -132,6 +138,58 @@ impl Summary {
                     self.inspection.findings.len()
                 ),
             ),
+        ]
+    }
+
+    /// Of these, what the delivery stream had to do.
+    fn delivery_checks(&self) -> [Check; 3] {
+        let Delivered {
+            findings,
+            cuts,
+            objects,
+            failed,
+            fault,
+            ..
+        } = &self.delivered;
+        let Findings {
+            present,
+            missing,
+            repeated,
+            different,
+            strange,
+            ..
+        } = *findings;
+        let backlog = self.delivered.backlog_records;
+        let freshness = Duration::from_micros(self.delivered.freshness_us);
+        [
+            Check {
+                name: "each in one Parquet object",
+                held: [missing, repeated, different, strange, *failed] == [0; 5],
+                figures: format!(
+                    "{} of {}, {missing} lost, {repeated} twice, {different} of another value",
+                    count(present),
+                    count(self.readings)
+                ),
+            },
+            Check {
+                name: "manifests say what is there",
+                held: fault.is_none() && *cuts > 0,
+                figures: fault.clone().unwrap_or_else(|| {
+                    format!(
+                        "{cuts} cuts without a gap, {} objects intact",
+                        count(*objects)
+                    )
+                }),
+            },
+            Check {
+                name: "nothing left to deliver",
+                held: backlog == 0 && freshness.is_zero(),
+                figures: format!(
+                    "{} readings waiting, freshness {} ms",
+                    count(backlog),
+                    freshness.as_millis()
+                ),
+            },
         ]
     }
 
@@ -153,6 +211,7 @@ impl Summary {
             "batches_resent": self.batches_resent,
             "readings_recognised": self.recognised,
             "live": self.live,
+            "delivered": self.delivered,
             "read_again": self.again,
             "read_again_us": micros(self.again_took),
             "seconds": self.took.as_secs_f64(),

@@ -1,5 +1,7 @@
-//! The readings that the demo replays: real ones that ship with the binary, or CSV files.
+//! The readings that the demo replays: real ones that ship with the binary, or CSV files. Each becomes
+//! a JSON object, `{"device":…,"row":…,"timestamp":…,"value":…}`.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::BufReader;
@@ -7,6 +9,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 use crate::csv::{Rows, fields};
 
@@ -24,13 +29,49 @@ pub(super) struct Telemetry {
     pub(super) bytes: u64,
 }
 
-/// One device: its rows as they stand in its file.
+/// One device: its readings in the order of its file.
 #[derive(Debug)]
 pub(super) struct Device {
     pub(super) name: String,
     /// The number of its first reading among all.
     pub(super) first: usize,
     pub(super) rows: Vec<Bytes>,
+}
+
+/// One reading as it is sent.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Reading<'a> {
+    #[serde(borrow)]
+    device: Cow<'a, str>,
+    /// Its row in the file of its device, from 0.
+    row: usize,
+    #[serde(borrow)]
+    timestamp: Cow<'a, str>,
+    /// As it stands in the file, wherever that is JSON; `null` for what is not a number (NaN).
+    value: Cow<'a, RawValue>,
+}
+
+impl<'a> Reading<'a> {
+    /// From its bytes.
+    pub(super) fn of(bytes: &'a [u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok()
+    }
+
+    /// Whether a row of columns holds the same and nothing else; a number is the same whatever the
+    /// type of its column.
+    pub(super) fn is(&self, row: &Map<String, Value>) -> bool {
+        let text = |name| row.get(name).and_then(Value::as_str);
+        let value = row.get("value");
+        let same = match (self.value.get(), value) {
+            ("null", None) => true,
+            (number, Some(value)) => number.parse().ok() == value.as_f64(),
+            (_, None) => false,
+        };
+        same && text("device") == Some(&*self.device)
+            && text("timestamp") == Some(&*self.timestamp)
+            && row.get("row") == Some(&Value::from(self.row))
+            && row.len() == 3 + usize::from(value.is_some())
+    }
 }
 
 impl Telemetry {
@@ -41,7 +82,7 @@ impl Telemetry {
         let mut rest = tar.as_slice();
         while let Some(file) = next_file(rest)? {
             if let Some(name) = file.name.strip_suffix(".csv") {
-                let rows = rows(file.contents).with_context(|| name.to_owned())?;
+                let rows = rows(name, file.contents).with_context(|| name.to_owned())?;
                 files.push((name.to_owned(), rows));
             }
             rest = file.after;
@@ -76,7 +117,8 @@ impl Telemetry {
                 "{shown}: the name is too long for a partition key"
             );
             let file = File::open(path).with_context(|| shown.clone())?;
-            files.push((name, rows(BufReader::new(file)).context(shown)?));
+            let rows = rows(&name, BufReader::new(file)).context(shown)?;
+            files.push((name, rows));
         }
         Self::of(files)
     }
@@ -125,8 +167,8 @@ fn find(path: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// The rows of a telemetry file, checked to be one.
-fn rows(input: impl std::io::BufRead) -> Result<Vec<Bytes>> {
+/// The readings of a telemetry file, checked to be one.
+fn rows(device: &str, input: impl std::io::BufRead) -> Result<Vec<Bytes>> {
     let mut csv = Rows::open(input)?;
     ensure!(
         csv.columns() == COLUMNS,
@@ -135,16 +177,35 @@ fn rows(input: impl std::io::BufRead) -> Result<Vec<Bytes>> {
     );
     let mut rows = Vec::new();
     while let Some(row) = csv.next_row()? {
-        let value = fields(&row)?.pop().unwrap_or_default();
-        let number = value.trim().parse::<f64>();
-        ensure!(
-            number.is_ok(),
-            "line {}: {value:?} is not a number",
-            csv.line()
-        );
-        rows.push(Bytes::from(row));
+        let mut fields = fields(&row)?;
+        let value = fields.pop().unwrap_or_default();
+        let Some(number) = number(value.trim()) else {
+            bail!("line {}: {value:?} is not a number", csv.line());
+        };
+        let reading = Reading {
+            device: device.into(),
+            row: rows.len(),
+            timestamp: fields.pop().unwrap_or_default().into(),
+            value: Cow::Owned(number),
+        };
+        let reading = serde_json::to_vec(&reading).context("BUG: a reading is JSON")?;
+        rows.push(Bytes::from(reading));
     }
     Ok(rows)
+}
+
+/// A number as JSON has it: as it stands there, if that is one (`+5`, `.5` and `007` are not).
+fn number(text: &str) -> Option<Box<RawValue>> {
+    let number: f64 = text.parse().ok()?;
+    let json = if number.is_nan() {
+        "null".to_owned()
+    } else if serde_json::from_str::<f64>(text).is_ok() {
+        text.to_owned()
+    } else {
+        // Infinity is none.
+        serde_json::Number::from_f64(number)?.to_string()
+    };
+    RawValue::from_string(json).ok()
 }
 
 /// A file in a tar.
@@ -189,7 +250,8 @@ fn next_file(tar: &[u8]) -> Result<Option<Archived<'_>>> {
 #[cfg(test)]
 pub(super) fn of_text(files: &[(&str, &str)]) -> Telemetry {
     let files = files.iter();
-    let files = files.map(|(name, text)| ((*name).to_owned(), rows(text.as_bytes()).unwrap()));
+    let files =
+        files.map(|(name, text)| ((*name).to_owned(), rows(name, text.as_bytes()).unwrap()));
     Telemetry::of(files.collect()).unwrap()
 }
 
@@ -208,7 +270,8 @@ mod tests {
             .find(|device| device.name.ends_with("nyc_taxi"));
         let taxi = taxi.unwrap();
         assert_eq!(taxi.rows.len(), 10_320);
-        assert_eq!(taxi.rows.first().unwrap(), "2014-07-01 00:00:00,10844");
+        let first = r#"{"device":"realKnownCause/nyc_taxi","row":0,"timestamp":"2014-07-01 00:00:00","value":10844}"#;
+        assert_eq!(taxi.rows.first().unwrap(), first);
         assert!(BUNDLED.len() < 1 << 20);
     }
 
@@ -219,7 +282,7 @@ mod tests {
             ("a", &format!("{header}t,1\r\nt,2")),
             ("b", &format!("{header}t,3\n")),
         ]);
-        assert_eq!((two.readings, two.bytes), (3, 9));
+        assert_eq!((two.readings, two.bytes), (3, 3 * 48));
         assert_eq!(
             two.devices
                 .iter()
@@ -227,6 +290,33 @@ mod tests {
                 .collect::<Vec<_>>(),
             [0, 2]
         );
+    }
+
+    /// What comes out of a column compares equal, whatever the number was written like.
+    #[test]
+    fn values_are_kept_as_they_stand_where_that_is_json() {
+        let file = "timestamp,value\n\"a \"\"b\"\"\",1.50\nt, 7 \nt,+.5\nt,007\nt,NaN\nt,12345678901234567890\n";
+        let device = of_text(&[("x\"/y", file)]).devices.remove(0);
+        let values = ["1.50", "7", "0.5", "7.0", "null", "12345678901234567890"];
+        assert_eq!(device.rows.len(), values.len());
+        for (row, value) in device.rows.iter().zip(values) {
+            assert!(
+                row.ends_with(format!("\"value\":{value}}}").as_bytes()),
+                "{row:?}"
+            );
+            let reading = Reading::of(row).unwrap();
+            let mut seen: Map<_, _> = serde_json::from_slice(row).unwrap();
+            if value == "null" {
+                seen.remove("value");
+            }
+            assert!(reading.is(&seen), "{row:?}");
+            seen.insert("value".to_owned(), Value::from(8.25));
+            assert!(!reading.is(&seen), "{row:?}");
+            seen.insert("more".to_owned(), Value::from(1));
+            assert!(!reading.is(&seen), "{row:?}");
+        }
+        let first = Reading::of(&device.rows[0]).unwrap();
+        assert_eq!((&*first.device, &*first.timestamp), ("x\"/y", "a \"b\""));
     }
 
     #[test]
@@ -241,9 +331,13 @@ mod tests {
                 "timestamp,value\nt,1,2\n",
                 "line 2: 3 fields where the header names 2",
             ),
+            (
+                "timestamp,value\nt,inf\n",
+                "line 2: \"inf\" is not a number",
+            ),
             ("", "it is empty"),
         ] {
-            let found = format!("{:#}", rows(text.as_bytes()).unwrap_err());
+            let found = format!("{:#}", rows("a", text.as_bytes()).unwrap_err());
             assert!(found.starts_with(refusal), "{found}");
         }
         assert!(next_file(b"short").unwrap().is_none());
