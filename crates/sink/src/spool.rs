@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
+use tokio::sync::watch;
 
 pub(crate) use object::{SpoolWriter, SpooledObject};
 pub(crate) use rows::{Extent, RowFile};
@@ -62,6 +63,15 @@ impl SpoolError {
         }
     }
 
+    /// Whether what was written is gone, rather than not to be had now.
+    pub(crate) fn is_loss(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::Full { .. } => false,
+        }
+    }
+
     /// Stable, for programs.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
@@ -78,6 +88,8 @@ impl SpoolError {
 pub(crate) struct Room {
     used: AtomicU64,
     bytes_max: u64,
+    /// Cuts somebody has in hand.
+    in_hand: watch::Sender<usize>,
 }
 
 impl Room {
@@ -114,6 +126,7 @@ impl Spool {
             room: Arc::new(Room {
                 used: AtomicU64::new(0),
                 bytes_max,
+                in_hand: watch::Sender::default(),
             }),
             fillings: Arc::new(AtomicU64::new(0)),
         }
@@ -122,6 +135,7 @@ impl Spool {
     /// Room for one cut. What is written there goes when the last handle does, unless it is kept.
     pub(crate) fn cut(&self, number: u64) -> CutSpool {
         let filling = self.fillings.fetch_add(1, Ordering::Relaxed);
+        self.room.in_hand.send_modify(|cuts| *cuts += 1);
         CutSpool {
             folder: Arc::new(Folder {
                 temporary: self.dir.join(format!("{number}.{filling}")),
@@ -140,7 +154,14 @@ impl Spool {
         Ok((cut, bytes))
     }
 
-    /// Removes what another process left behind. Nothing may be filled while it runs.
+    /// Waits until nobody has a cut in hand: a thread that was given up still writes to the end of
+    /// what it was asked, and is not to find the next cut of that number.
+    pub(crate) async fn idle(&self) {
+        // Its sender is here.
+        let _ = self.room.in_hand.subscribe().wait_for(|cuts| *cuts == 0).await;
+    }
+
+    /// Removes what is left behind. Nothing may be filled while it runs.
     pub(crate) fn sweep(&self) -> Result<(), SpoolError> {
         match fs::remove_dir_all(&*self.dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -181,6 +202,7 @@ impl Drop for Folder {
         self.room.give_back(self.used.load(Ordering::Relaxed));
         // What is left is swept at the next start.
         let _ = fs::remove_dir_all(&self.temporary);
+        self.room.in_hand.send_modify(|cuts| *cuts -= 1);
     }
 }
 
