@@ -8,9 +8,9 @@ use flumen_record::Record;
 use futures_util::{StreamExt, stream};
 
 use crate::bundle::Bundle;
-use crate::cut::{CutRange, Incarnation, cut_id};
+use crate::cut::{CutName, CutRange, Incarnation};
 use crate::encode::Schema;
-use crate::filling::{CutName, FillError, Filling, Piece, Taken, Tally};
+use crate::filling::{FillError, Filling, Piece, Taken, Tally};
 use crate::lineage::Positions;
 use crate::reporter::Reporter;
 use crate::shared::Shared;
@@ -35,27 +35,28 @@ pub(crate) struct Active<'a> {
 }
 
 impl Active<'_> {
-    /// Begins to fill a cut.
-    pub(crate) fn begin(
-        &self,
-        number: u64,
-        schema: Schema,
-    ) -> Result<(Filling, CutSpool), Trouble> {
-        let spool = self.spool.cut(number);
-        let name = CutName {
+    /// A cut that is made for the `again`-th time after its spool was lost.
+    pub(crate) fn name(&self, number: u64, again: u32) -> CutName {
+        CutName {
             incarnation: self.incarnation,
             number,
-        };
+            again,
+        }
+    }
+
+    /// Begins to fill a cut. `schema` are the columns known before it.
+    pub(crate) fn begin(&self, name: CutName, schema: Schema) -> (Filling, CutSpool) {
+        let spool = self.spool.cut(name.number);
         let rows = self.shared.config.rows_bytes_max;
         let now = self.shared.clock.now();
         let filling = Filling::new(&self.bundle, name, &spool, schema, rows, now);
-        Ok((filling, spool))
+        (filling, spool)
     }
 
     /// Puts a piece into a cut, through the transform if there is one.
     pub(crate) async fn take(
         &self,
-        number: u64,
+        name: CutName,
         mut filling: Filling,
         piece: Piece,
     ) -> Result<(Filling, Piece, Taken), Trouble> {
@@ -74,7 +75,7 @@ impl Active<'_> {
                     Ok((filling, piece, unpacked))
                 })
                 .await?;
-                let transformed = self.transform(number, transform, units).await;
+                let transformed = self.transform(name, transform, units).await;
                 let filling = on_blocking_thread(move || {
                     let mut filling = filling;
                     filling.place(transformed)?;
@@ -92,13 +93,13 @@ impl Active<'_> {
 
     async fn transform(
         &self,
-        number: u64,
+        name: CutName,
         transform: &Transform,
         units: Vec<Unit>,
     ) -> Vec<(Unit, TransformOutcome)> {
         let counters = self.desk.counters();
         let under_way = self.shared.config.transforms_max.max(1) as usize;
-        let id = cut_id(self.incarnation, number, self.bundle.version);
+        let id = name.id(self.bundle.version);
         let batches = transform.split(units).into_iter().enumerate();
         let requests: Vec<_> = batches
             .map(|(batch, units)| {

@@ -6,7 +6,7 @@ use flumen_broker::{Clock, DeliverySettings, DeliverySource, ObjectCompression, 
 use flumen_record::{DeliveryName, StreamName};
 use serde::{Deserialize, Serialize};
 
-use crate::cut::{Incarnation, cut_id, unique};
+use crate::cut::{CutName, unique};
 use crate::encode::Encoding;
 use crate::object_key::{KeyParts, KeyRefused, ObjectKeys};
 use crate::process::Processor;
@@ -65,13 +65,13 @@ impl Bundle {
     ) -> Result<Self, SettingRefused> {
         check_buffering(&settings)?;
         let processor = Processor::compile(&settings)?;
-        let query_keys = processor.partition_keys().map(str::to_owned);
+        let query_keys = processor.partition_keys().map(str::to_owned).collect();
         let backup = settings.backup.as_ref();
         Ok(Self {
             name: name.clone(),
             version,
             stream: source_stream(name, &settings.source),
-            query_keys: query_keys.collect(),
+            query_keys,
             keys: ObjectKeys::compile(name, &settings)?,
             processor,
             transform: match &settings.processing.transform {
@@ -139,12 +139,11 @@ impl Bundle {
     pub(crate) fn key(
         &self,
         kind: ObjectKind,
-        incarnation: Incarnation,
-        cut: u64,
+        cut: CutName,
         part: &PartName,
         oldest: flumen_record::Timestamp,
     ) -> Result<String, KeyRefused> {
-        let id = cut_id(incarnation, cut, self.version);
+        let id = cut.id(self.version);
         let mut what = vec![kind.as_str()];
         if let ObjectKind::Error(error) = kind {
             what.push(error.as_str());

@@ -13,14 +13,13 @@ use tokio::sync::mpsc;
 
 use crate::active::{Active, on_blocking_thread};
 use crate::bundle::ObjectKind;
-use crate::cut::{Cut, CutStage, cut_id};
-use crate::filling::{Filled, FilledObject};
+use crate::cut::{Cut, CutStage};
+use crate::filling::{FillError, Filled, FilledObject};
 use crate::gather::{Gathered, GatheredCut, Ranges};
 use crate::kept;
 use crate::manifest::{Manifest, ManifestObject, time};
 use crate::progress::Progress;
 use crate::reading::{Found, read_range};
-use crate::spool::SpoolError;
 use crate::store::{Stored, Tag};
 use crate::trouble::Trouble;
 
@@ -47,21 +46,58 @@ pub(crate) async fn finish_planned(
     active: &Active<'_>,
     progress: &mut Progress,
 ) -> Result<(), Trouble> {
-    while let Some(cut) = progress.cuts().first().cloned() {
-        let gathered = if let Some(spooled) = &cut.spooled {
-            let lost = |error: SpoolError| Trouble::SpoolLost {
-                cut: cut.number,
-                detail: error.to_string(),
-            };
-            load_kept(active, spooled.clone(), cut.number)
-                .await?
-                .map_err(lost)?
+    while let Some(mut cut) = progress.cuts().first().cloned() {
+        if cut.again > 0 && cut.stage == CutStage::Sealing && has_manifest(active, &cut).await? {
+            progress.commit(progress.schema().clone(), 0);
+            save(active, progress).await?;
+            continue;
+        }
+        let gathered = if cut.spooled {
+            let (spool, planned) = (active.spool.clone(), cut.clone());
+            let loaded = on_blocking_thread(move || Ok(kept::load(&spool, &planned)?)).await;
+            loaded.map_err(|trouble| lost(&cut, trouble))?
         } else {
-            refill(active, progress, &cut).await?
+            let gathered = refill(active, progress, &cut).await?;
+            if active.bundle.is_deterministic() {
+                gathered
+            } else {
+                // Planned without a spool, or it was lost and somebody said to go on. From here on
+                // it must not change any more.
+                let gathered = keep(gathered).await?;
+                progress.spooled();
+                cut.spooled = true;
+                save(active, progress).await?;
+                gathered
+            }
         };
         write(active, progress, &cut, gathered).await?;
     }
     Ok(())
+}
+
+/// Whether the manifest of a cut was written before the spool was lost.
+async fn has_manifest(active: &Active<'_>, cut: &Cut) -> Result<bool, Trouble> {
+    let key = active
+        .bundle
+        .keys
+        .manifest(&active.incarnation.to_string(), cut.number);
+    let look = || async { Ok(active.store.look(&key).await?) };
+    // The key is this cut's alone, so that whatever is there is of one of its times.
+    Ok(active.insist(look).await?.is_some())
+}
+
+/// What is gone from the spool of a cut that cannot be made anew as it was is lost. What could not be
+/// read for another reason is read again.
+fn lost(cut: &Cut, trouble: Trouble) -> Trouble {
+    match trouble {
+        Trouble::Fill(FillError::Spool(error)) if cut.spooled && error.is_loss() => {
+            Trouble::SpoolLost {
+                cut: cut.number,
+                detail: error.to_string(),
+            }
+        }
+        trouble => trouble,
+    }
 }
 
 /// Reads the records of a planned cut again.
@@ -71,7 +107,8 @@ async fn refill(
     cut: &Cut,
 ) -> Result<GatheredCut, Trouble> {
     let schema = progress.schema_before().clone();
-    let (filling, spool) = active.begin(cut.number, schema)?;
+    let name = active.name(cut.number, cut.again);
+    let (filling, spool) = active.begin(name, schema);
     let mut filling = filling.without_limit();
     let mut gone = Ranges::default();
     for range in &cut.ranges {
@@ -82,7 +119,7 @@ async fn refill(
             match found {
                 Found::Piece(piece) => {
                     let to = piece.to;
-                    (filling, _, _) = active.take(cut.number, filling, piece).await?;
+                    (filling, _, _) = active.take(name, filling, piece).await?;
                     at = to;
                 }
                 Found::Expired(part) => {
@@ -99,22 +136,14 @@ async fn refill(
         }
     }
     let filled = on_blocking_thread(move || filling.finish()).await?;
-    let mut gathered = GatheredCut {
+    Ok(GatheredCut {
         number: cut.number,
         ranges: cut.ranges.clone(),
         filled,
         spool,
         expired: gone.expired,
         damaged: gone.damaged,
-    };
-    if !active.bundle.is_deterministic() {
-        // Planned without a spool: it was lost, and somebody said to go on. Now it must not change
-        // once more.
-        gathered = keep(gathered).await?;
-        progress.spool(gathered.spool.name());
-        save(active, progress).await?;
-    }
-    Ok(gathered)
+    })
 }
 
 /// Syncs what cannot be made again the same way.
@@ -126,26 +155,17 @@ async fn keep(gathered: GatheredCut) -> Result<GatheredCut, Trouble> {
     .await
 }
 
-/// What was kept so; the inner error is about what is there.
-async fn load_kept(
-    active: &Active<'_>,
-    name: String,
-    number: u64,
-) -> Result<Result<GatheredCut, SpoolError>, Trouble> {
-    let spool = active.spool.clone();
-    on_blocking_thread(move || Ok(kept::load(&spool, &name, number))).await
-}
-
 /// Makes a cut durable, before anything of it is uploaded.
 async fn plan(
     active: &Active<'_>,
     progress: &mut Progress,
     mut gathered: GatheredCut,
 ) -> Result<(Cut, GatheredCut), Trouble> {
-    let mut spooled = None;
-    if !active.bundle.is_deterministic() {
+    // Read again, its records come shard by shard, and not as they came now.
+    let has_order = gathered.filled.is_bound_to_order && gathered.ranges.len() > 1;
+    let spooled = !active.bundle.is_deterministic() || has_order;
+    if spooled {
         gathered = keep(gathered).await?;
-        spooled = Some(gathered.spool.name().to_owned());
     }
     let tally = gathered.filled.tally;
     let oldest = tally.oldest.unwrap_or(Timestamp::ZERO);
@@ -157,6 +177,7 @@ async fn plan(
         records: tally.records,
         stage: CutStage::Planned,
         spooled,
+        again: 0,
     };
     let schema = gathered.filled.schema.clone();
     progress.plan(cut.clone(), &active.bundle.settings, schema);
@@ -180,16 +201,8 @@ pub(crate) async fn save(active: &Active<'_>, progress: &Progress) -> Result<(),
         Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
         Err(_) => return Err(flumen_broker::Error::Draining.into()),
     }
-    tell(active, progress);
+    active.reporter.stands(progress);
     Ok(())
-}
-
-/// Says where it stands.
-pub(crate) fn tell(active: &Active<'_>, progress: &Progress) {
-    let reporter = active.reporter;
-    reporter.cuts(progress.committed(), progress.cuts().len());
-    reporter.undelivered(progress.undelivered_from(), progress.oldest());
-    active.desk.expired(progress.expired());
 }
 
 /// Writes the objects of a planned cut, then its manifest, then moves on.
@@ -199,10 +212,12 @@ async fn write(
     cut: &Cut,
     gathered: GatheredCut,
 ) -> Result<(), Trouble> {
-    let id = cut_id(active.incarnation, cut.number, cut.version);
+    let id = active.name(cut.number, cut.again).id(cut.version);
     let at_once = active.shared.config.uploads_max.max(1) as usize;
     let objects = gathered.filled.objects.iter();
-    let uploads: Vec<_> = objects.map(|object| upload(active, &id, object)).collect();
+    let uploads: Vec<_> = objects
+        .map(|object| upload(active, cut, &id, object))
+        .collect();
     let written: Vec<_> = stream::iter(uploads)
         .buffered(at_once)
         .try_collect()
@@ -239,6 +254,7 @@ async fn write(
 /// Writes one object, and says what the store has.
 async fn upload(
     active: &Active<'_>,
+    cut: &Cut,
     id: &str,
     object: &FilledObject,
 ) -> Result<ManifestObject, Trouble> {
@@ -254,7 +270,8 @@ async fn upload(
         // Only while it is on its way is it in memory.
         let _room = active.shared.upload_room(tag.bytes).await;
         let spooled = object.object.clone();
-        let body = on_blocking_thread(move || Ok(spooled.read()?)).await?;
+        let body = on_blocking_thread(move || Ok(spooled.read()?)).await;
+        let body = body.map_err(|trouble| lost(cut, trouble))?;
         Ok(active.store.create(&object.key, body, &tag).await?)
     };
     let stored = active.insist(create).await?;

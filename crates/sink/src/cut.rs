@@ -67,10 +67,16 @@ pub(crate) struct Cut {
     pub(crate) records: u64,
     /// How far it has come.
     pub(crate) stage: CutStage,
-    /// What it becomes could come out differently a second time: the spool holds it, synced, under
-    /// this name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) spooled: Option<String>,
+    /// What it becomes could come out differently a second time: the spool holds it, synced.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) spooled: bool,
+    /// How often its spool was lost and somebody said to make it anew: names derive from it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) again: u32,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 impl Cut {
@@ -80,9 +86,30 @@ impl Cut {
     }
 }
 
-/// The name of a cut in the metadata of everything that is written for it.
-pub(crate) fn cut_id(incarnation: Incarnation, number: u64, version: u64) -> String {
-    format!("{incarnation}-{number}-{version}")
+/// Which cut, made for which time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CutName {
+    /// Of the delivery stream.
+    pub(crate) incarnation: Incarnation,
+    /// Its number.
+    pub(crate) number: u64,
+    /// [`Cut::again`].
+    pub(crate) again: u32,
+}
+
+impl CutName {
+    /// The name of a cut in the metadata of everything that is written for it.
+    pub(crate) fn id(&self, version: u64) -> String {
+        let Self {
+            incarnation,
+            number,
+            again,
+        } = self;
+        match again {
+            0 => format!("{incarnation}-{number}-{version}"),
+            again => format!("{incarnation}-{number}-{version}-{again}"),
+        }
+    }
 }
 
 /// 128 bits that stand for one object of a cut: everything in its key that looks random derives from

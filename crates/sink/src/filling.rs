@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::bundle::{Bundle, ObjectKind, PartName};
-use crate::cut::Incarnation;
+use crate::cut::CutName;
 use crate::encode::{Admission, Encoder, Schema};
 use crate::error_record::{dead_letter, error_line};
 use crate::rows::{KeptRows, RowStore};
@@ -32,15 +32,6 @@ pub(crate) enum FillError {
     /// An encoder could not write.
     #[error("writing to the spool: {0}")]
     Io(#[from] io::Error),
-}
-
-/// Which cut is filled.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct CutName {
-    /// Of the delivery stream.
-    pub(crate) incarnation: Incarnation,
-    /// Its number.
-    pub(crate) number: u64,
 }
 
 /// What went in so far.
@@ -98,6 +89,9 @@ pub(crate) struct Filled {
     /// Columns known now.
     pub(crate) schema: Schema,
     pub(crate) tally: Tally,
+    /// Records in another order would have become other objects: which partitions there was still
+    /// room for, or which type a new column got, was decided by who came first.
+    pub(crate) is_bound_to_order: bool,
 }
 
 /// One object in the spool.
@@ -118,6 +112,8 @@ pub(crate) struct Filling {
     name: CutName,
     spool: CutSpool,
     admission: Admission,
+    /// Columns known before, if they are found out.
+    known: Option<Schema>,
     rows: RowStore,
     parts: Vec<Part>,
     index: HashMap<PartValues, usize>,
@@ -178,6 +174,7 @@ impl Filling {
         now: Timestamp,
     ) -> Self {
         Self {
+            known: bundle.encoding.infers_schema().then(|| schema.clone()),
             admission: bundle.encoding.admission(schema),
             bundle: Arc::clone(bundle),
             name,
@@ -427,12 +424,8 @@ impl Filling {
                 }));
             }
         }
-        let CutName {
-            incarnation,
-            number,
-        } = self.name;
         let name = bundle.part_name(&values.by_query, &values.by_transform);
-        if let Err(refused) = bundle.key(kind, incarnation, number, &name, arrival) {
+        if let Err(refused) = bundle.key(kind, self.name, &name, arrival) {
             return Ok(Err(Failure {
                 kind: ErrorType::ProcessingFailed,
                 code: "Key.Refused",
@@ -492,10 +485,7 @@ impl Filling {
     /// Closes the cut: everything is encoded, one partition after the other.
     pub(crate) fn finish(mut self) -> Result<Filled, FillError> {
         let schema = self.admission.schema().clone();
-        let CutName {
-            incarnation,
-            number,
-        } = self.name;
+        let has_new_columns = self.known.is_some_and(|known| known != schema);
         let mut objects = Vec::with_capacity(self.parts.len());
         for (place, part) in self.parts.into_iter().enumerate() {
             let encoder = match part.rows {
@@ -510,7 +500,7 @@ impl Filling {
             let (out, _) = encoder.finish()?;
             let key = self
                 .bundle
-                .key(part.kind, incarnation, number, &part.name, part.oldest);
+                .key(part.kind, self.name, &part.name, part.oldest);
             objects.push(FilledObject {
                 kind: part.kind,
                 key: key.map_err(io::Error::other)?,
@@ -524,6 +514,7 @@ impl Filling {
             objects,
             schema,
             tally: self.tally,
+            is_bound_to_order: self.tally.overflows > 0 || has_new_columns,
         })
     }
 }

@@ -80,6 +80,8 @@ pub(crate) struct Gatherer<'a> {
     targets: Option<Positions>,
     /// Ends with that.
     is_last: bool,
+    /// Passed over without a record, and in no cut yet.
+    passed: Ranges,
 }
 
 impl<'a> Gatherer<'a> {
@@ -96,6 +98,7 @@ impl<'a> Gatherer<'a> {
             flush: flushed,
             targets: None,
             is_last: false,
+            passed: Ranges::default(),
         }
     }
 
@@ -122,8 +125,9 @@ impl<'a> Gatherer<'a> {
     /// Fills one cut, and waits until it is to be closed.
     async fn fill(&mut self, number: u64, schema: Schema) -> Result<Gathered, Trouble> {
         let active = self.active;
-        let (mut filling, spool) = active.begin(number, schema)?;
-        let mut ranges = Ranges::default();
+        let name = active.name(number, 0);
+        let (mut filling, spool) = active.begin(name, schema);
+        let mut ranges = std::mem::take(&mut self.passed);
         let mut began = None;
         loop {
             self.look_at_orders()?;
@@ -153,6 +157,7 @@ impl<'a> Gatherer<'a> {
                     ranges.expire(gone);
                     ranges.extend(gone.shard, gone.from, gone.to);
                     active.expired(&gone);
+                    self.let_go()?;
                     continue;
                 }
                 Found::Damaged(gone) => {
@@ -162,7 +167,7 @@ impl<'a> Gatherer<'a> {
                     continue;
                 }
             };
-            let (filled, piece, taken) = active.take(number, filling, piece).await?;
+            let (filled, piece, taken) = active.take(name, filling, piece).await?;
             filling = filled;
             active.reporter.filling(filling.tally().oldest);
             ranges.extend(piece.shard, piece.from, taken.next);
@@ -205,6 +210,15 @@ impl<'a> Gatherer<'a> {
         Ok(())
     }
 
+    /// What has expired as a whole is not waited for.
+    fn let_go(&mut self) -> Result<(), Trouble> {
+        if let Some(targets) = &mut self.targets {
+            let ends = self.active.ends()?;
+            targets.retain(|shard, _| ends.contains_key(shard));
+        }
+        Ok(())
+    }
+
     async fn close(
         &mut self,
         number: u64,
@@ -220,6 +234,7 @@ impl<'a> Gatherer<'a> {
             .partitions
             .store(0, Ordering::Relaxed);
         if filling.tally().records == 0 && ranges.expired == 0 && ranges.damaged.is_empty() {
+            self.passed = ranges;
             return Ok(Gathered { cut: None, flush });
         }
         let filled = on_blocking_thread(move || filling.finish()).await?;

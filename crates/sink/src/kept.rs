@@ -4,7 +4,7 @@ use flumen_record::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::{ObjectKind, PartName};
-use crate::cut::CutRange;
+use crate::cut::{Cut, CutRange};
 use crate::encode::Schema;
 use crate::filling::{Filled, FilledObject, Tally};
 use crate::gather::GatheredCut;
@@ -62,14 +62,15 @@ pub(crate) fn keep(cut: &GatheredCut) -> Result<(), SpoolError> {
     cut.spool.keep(&index)
 }
 
-/// Finds a cut that was kept. Blocks.
-pub(crate) fn load(spool: &Spool, name: &str, number: u64) -> Result<GatheredCut, SpoolError> {
-    let (cut, index) = spool.kept(name)?;
+/// Finds a cut that was kept, with the records that were planned. Blocks.
+pub(crate) fn load(spool: &Spool, planned: &Cut) -> Result<GatheredCut, SpoolError> {
+    let number = planned.number;
+    let (cut, index) = spool.kept(number)?;
     let index: Index = match serde_json::from_slice(&index) {
         Ok(index) => index,
         Err(_) => return Err(cut.damaged_index()),
     };
-    if index.number != number {
+    if index.number != number || index.ranges != planned.ranges {
         return Err(cut.damaged_index());
     }
     let objects = index.objects.into_iter().map(|object| FilledObject {
@@ -87,6 +88,7 @@ pub(crate) fn load(spool: &Spool, name: &str, number: u64) -> Result<GatheredCut
             objects: objects.collect(),
             schema: index.schema,
             tally: index.tally,
+            is_bound_to_order: true,
         },
         spool: cut.clone(),
         expired: index.expired,

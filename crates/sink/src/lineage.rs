@@ -1,6 +1,6 @@
 //! Which shards are read now: parents to their end before their children. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flumen_record::{SequenceNumber, ShardIndex};
 
@@ -20,15 +20,29 @@ pub(crate) struct Shard {
 /// Where reading is: by shard, the next record to read.
 pub(crate) type Positions = BTreeMap<ShardIndex, SequenceNumber>;
 
-/// Whether a shard is read to its end.
+/// Whether nothing of a shard is left to be read.
 fn is_finished(shard: &Shard, positions: &Positions) -> bool {
-    let at = positions.get(&shard.index);
-    match (shard.closed_at, at) {
-        (Some(end), Some(at)) => *at >= end,
-        // Empty, or expired as a whole: there is nothing to read, ever.
-        (Some(end), None) => shard.trim_horizon >= end,
-        (None, _) => false,
+    let at = positions.get(&shard.index).copied();
+    // One without a position is empty, or expired as a whole, or was not begun.
+    let at = at.unwrap_or(shard.trim_horizon);
+    shard.closed_at.is_some_and(|end| at >= end)
+}
+
+/// The shards whose children may be read: finished, and so is everything that they came from. An empty
+/// shard is finished before its parents are, and its children still wait for those.
+fn passed(shards: &[Shard], positions: &Positions) -> BTreeSet<ShardIndex> {
+    let known: BTreeMap<_, _> = shards.iter().map(|shard| (shard.index, shard)).collect();
+    let mut passed = BTreeSet::new();
+    // Parents have the smaller numbers.
+    for (index, shard) in &known {
+        let is_behind =
+            |parent: &ShardIndex| !known.contains_key(parent) || passed.contains(parent);
+        let was_begun = positions.contains_key(index);
+        if is_finished(shard, positions) && (was_begun || shard.parents.iter().all(is_behind)) {
+            passed.insert(*index);
+        }
     }
+    passed
 }
 
 /// The shards that may be read now and have not ended, each with where: those whose parents are read
@@ -37,17 +51,14 @@ pub(crate) fn readable(
     shards: &[Shard],
     positions: &Positions,
 ) -> Vec<(ShardIndex, SequenceNumber)> {
-    let finished = |index: &ShardIndex| {
-        shards
-            .iter()
-            .find(|shard| shard.index == *index)
-            .is_none_or(|shard| is_finished(shard, positions))
-    };
+    let known: BTreeSet<_> = shards.iter().map(|shard| shard.index).collect();
+    let passed = passed(shards, positions);
+    let is_behind = |parent: &ShardIndex| !known.contains(parent) || passed.contains(parent);
     shards
         .iter()
         .filter(|shard| !is_finished(shard, positions))
         // One that has been begun goes on: it was allowed to when it was.
-        .filter(|shard| positions.contains_key(&shard.index) || shard.parents.iter().all(finished))
+        .filter(|shard| positions.contains_key(&shard.index) || shard.parents.iter().all(is_behind))
         .map(|shard| {
             let at = positions.get(&shard.index).copied();
             (shard.index, at.unwrap_or(shard.trim_horizon))

@@ -164,10 +164,13 @@ impl Progress {
             self.cuts.remove(0);
         }
         self.expired = self.expired.saturating_add(expired);
-        self.schema_before = schema;
         if self.cuts.is_empty() {
             self.settings = None;
             self.schema_before = Schema::default();
+            // Made anew with other settings, it may have other columns than when it was planned.
+            self.schema = schema;
+        } else {
+            self.schema_before = schema;
         }
     }
 
@@ -180,23 +183,25 @@ impl Progress {
         }
         for cut in &mut self.cuts {
             cut.version = version;
-            cut.spooled = None;
+            cut.spooled = false;
         }
         self.settings = Some(settings.clone());
         true
     }
 
-    /// The first planned cut is kept in the spool, under this name.
-    pub(crate) fn spool(&mut self, name: &str) {
-        if let Some(cut) = self.cuts.first_mut() {
-            cut.spooled = Some(name.to_owned());
+    /// What the spool held of planned cuts is made anew, under other names: what was uploaded of the
+    /// first answer must not be taken for a part of the second.
+    pub(crate) fn forgive_spool(&mut self) {
+        for cut in self.cuts.iter_mut().filter(|cut| cut.spooled) {
+            cut.spooled = false;
+            cut.again += 1;
         }
     }
 
-    /// What the spool held of planned cuts is made anew.
-    pub(crate) fn forgive_spool(&mut self) {
-        for cut in &mut self.cuts {
-            cut.spooled = None;
+    /// The first planned cut is in the spool from here on, and is not made anew.
+    pub(crate) fn spooled(&mut self) {
+        if let Some(cut) = self.cuts.first_mut() {
+            cut.spooled = true;
         }
     }
 

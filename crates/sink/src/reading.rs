@@ -1,6 +1,8 @@
 //! Reading the source: whatever shard has something, parents to their end before their children; and
 //! once more the ranges of a cut that is planned.
 
+use std::collections::BTreeMap;
+
 use flumen_broker::{Broker, Error, ReadBudget, StartPosition, StreamDescription, Subscription};
 use flumen_record::{SequenceNumber, ShardIndex, StreamName};
 use tokio::sync::watch;
@@ -20,6 +22,14 @@ pub(crate) enum Found {
     Damaged(CutRange),
 }
 
+/// A shard as it was last seen.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    trim_horizon: SequenceNumber,
+    end: SequenceNumber,
+    is_closed: bool,
+}
+
 /// Reads a stream from where it stands, following splits and merges.
 #[derive(Debug)]
 pub(crate) struct Reading {
@@ -27,6 +37,8 @@ pub(crate) struct Reading {
     stream: StreamName,
     budget: ReadBudget,
     positions: Positions,
+    /// The shards of the stream when it was last looked at, and their ends then.
+    known: BTreeMap<ShardIndex, Known>,
     changes: watch::Receiver<u64>,
     subscription: Option<Subscription>,
     /// What `subscription` reads.
@@ -52,6 +64,7 @@ impl Reading {
                 records: u64::MAX,
             },
             positions,
+            known: BTreeMap::new(),
             subscription: None,
             subscribed: Vec::new(),
             left: None,
@@ -129,7 +142,11 @@ impl Reading {
     /// Subscribes to what may be read now. A shard whose next record is gone is told, once.
     async fn subscribe(&mut self) -> Result<Option<CutRange>, Error> {
         self.changes.mark_unchanged();
-        let shards = shards(&self.broker.describe_stream(&self.stream)?);
+        let stream = self.broker.describe_stream(&self.stream)?;
+        if let Some(gone) = self.gone(&stream) {
+            return Ok(Some(gone));
+        }
+        let shards = shards(&stream);
         let open = readable(&shards, &self.positions);
         for (shard, at) in &open {
             let horizon = shards.iter().find(|known| known.index == *shard);
@@ -166,13 +183,52 @@ impl Reading {
 
     /// The stream has changed: other shards may be read.
     fn look_again(&mut self) -> Result<(), Error> {
-        let shards = shards(&self.broker.describe_stream(&self.stream)?);
+        let stream = self.broker.describe_stream(&self.stream)?;
+        let has_lost = |index: &ShardIndex| stream.shards.iter().all(|shard| shard.index != *index);
+        if self.known.keys().any(has_lost) {
+            self.subscription = None;
+            return Ok(());
+        }
+        self.know(&stream);
+        let shards = shards(&stream);
         let open = readable(&shards, &self.positions);
         let is_new = |(shard, _): &(ShardIndex, _)| !self.subscribed.contains(shard);
         if open.iter().any(is_new) {
             self.subscription = None;
         }
         Ok(())
+    }
+
+    fn know(&mut self, stream: &StreamDescription) {
+        let known = stream.shards.iter().map(|shard| {
+            let known = Known {
+                trim_horizon: shard.trim_horizon,
+                end: shard.durable_end,
+                is_closed: !shard.open,
+            };
+            (shard.index, known)
+        });
+        self.known = known.collect();
+    }
+
+    /// A shard that expired as a whole before it was read to its end, as far as its end was seen; each
+    /// is told once.
+    fn gone(&mut self, stream: &StreamDescription) -> Option<CutRange> {
+        let has_gone = |index: &ShardIndex| stream.shards.iter().all(|shard| shard.index != *index);
+        while let Some(shard) = self.known.keys().copied().find(has_gone) {
+            let Some(known) = self.known.remove(&shard) else {
+                continue;
+            };
+            let from = self.positions.get(&shard).copied();
+            let from = from.unwrap_or(known.trim_horizon);
+            if from < known.end || !known.is_closed {
+                let to = known.end.max(from);
+                self.positions.insert(shard, to);
+                return Some(CutRange { shard, from, to });
+            }
+        }
+        self.know(stream);
+        None
     }
 
     async fn wait_for_change(&mut self) -> Result<(), Error> {

@@ -8,6 +8,7 @@ use flumen_broker::{
 use flumen_record::Timestamp;
 
 use crate::lineage::Positions;
+use crate::progress::Progress;
 use crate::trouble::Trouble;
 
 /// Tells the node how a delivery stream is doing.
@@ -141,18 +142,20 @@ impl Reporter {
         self.state().report.flushed
     }
 
-    /// How many cuts are committed, and planned beyond.
-    pub(crate) fn cuts(&self, committed: u64, open: usize) {
-        self.change(|report| {
-            report.cuts = committed;
-            report.cuts_open = u32::try_from(open).unwrap_or(u32::MAX);
-        });
+    /// How many cuts are committed.
+    pub(crate) fn committed(&self) -> u64 {
+        self.state().report.cuts
     }
 
-    /// What is not in a committed cut begins here; the oldest record of planned cuts.
-    pub(crate) fn undelivered(&self, from: Positions, oldest: Option<Timestamp>) {
+    /// Where it stands.
+    pub(crate) fn stands(&self, progress: &Progress) {
+        self.change(|report| {
+            report.cuts = progress.committed();
+            report.cuts_open = u32::try_from(progress.cuts().len()).unwrap_or(u32::MAX);
+        });
+        self.desk.expired(progress.expired());
         let mut state = self.state();
-        (state.undelivered, state.planned) = (from, oldest);
+        (state.undelivered, state.planned) = (progress.undelivered_from(), progress.oldest());
         self.tell(&state);
     }
 

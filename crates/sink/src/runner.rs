@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use flumen_broker::{
     DeliveryDesk, DeliveryEnd, DeliveryOrders, DeliveryPhase, DeliverySettings, DeliverySource,
@@ -25,6 +26,9 @@ use crate::shared::Shared;
 use crate::spool::Spool;
 use crate::trouble::Trouble;
 
+/// An attempt that went well for so long is not counted with the failures before it.
+const LONG_ENOUGH: Duration = Duration::from_secs(60);
+
 /// Runs one delivery stream.
 #[derive(Debug)]
 pub(crate) struct Runner {
@@ -35,6 +39,7 @@ pub(crate) struct Runner {
     incarnation: Incarnation,
     /// Held while something is saved, also for work that was given up meanwhile.
     saving: Arc<tokio::sync::Mutex<()>>,
+    spool: Spool,
     /// Failures in a row.
     failures: u32,
     /// The last attempt got to where records are delivered.
@@ -66,7 +71,9 @@ impl Runner {
             created: desk.created(),
             id: desk.id(),
         };
+        let dir = shared.spool_dir.join(desk.id().to_string());
         Self {
+            spool: Spool::new(dir, shared.config.spool_bytes_max),
             reporter: Arc::new(Reporter::new(desk.clone(), shared.clock.clone())),
             orders: desk.orders(),
             shared,
@@ -86,6 +93,10 @@ impl Runner {
 
     /// Runs until the delivery stream is gone or the node ends.
     pub(crate) async fn run(mut self) {
+        if let Ok(progress) = Progress::decode(&self.desk.progress()) {
+            // Known from the beginning, also of one that is paused.
+            self.reporter.stands(&progress);
+        }
         loop {
             let orders = Arc::clone(&self.orders.borrow_and_update());
             let usual = match (orders.ending, orders.paused) {
@@ -101,6 +112,7 @@ impl Runner {
                 (None, false) => DeliveryPhase::Running,
             };
             self.reporter.usually(usual);
+            let (committed, began) = (self.reporter.committed(), self.shared.clock.monotonic());
             let ended = tokio::select! {
                 biased;
                 () = ordered_otherwise(self.desk.orders(), Arc::clone(&orders)) => Ended::Ordered,
@@ -110,7 +122,12 @@ impl Runner {
                 },
             };
             if self.got_going.swap(false, Ordering::Relaxed) {
-                (self.failures, self.failed) = (0, None);
+                self.failed = None;
+            }
+            // What fails each time after a good start is no reason to try at full speed.
+            let took = self.shared.clock.monotonic().saturating_sub(began);
+            if self.reporter.committed() > committed || took > LONG_ENOUGH {
+                self.failures = 0;
             }
             match ended {
                 Ended::Ordered if self.reporter.phase() == DeliveryPhase::Retrying => {
@@ -146,6 +163,11 @@ impl Runner {
 
     /// It is gone for good.
     async fn remove(self) {
+        self.spool.idle().await;
+        let sweeping = self.spool.clone();
+        if let Err(trouble) = on_blocking_thread(move || Ok(sweeping.sweep()?)).await {
+            tracing::warn!(delivery = %self.desk.name(), error = %trouble, "its spool is left behind");
+        }
         let mut failures = 0;
         loop {
             match self.desk.remove().await {
@@ -162,21 +184,20 @@ impl Runner {
 
     /// Works with these orders until everything is delivered and it is to end, or something fails.
     async fn work(&self, orders: &Arc<DeliveryOrders>) -> Result<(), Trouble> {
-        let dir = self.shared.spool_dir.join(self.desk.id().to_string());
-        let bytes_max = self.shared.config.spool_bytes_max;
-        let spool = Spool::new(dir, bytes_max, self.shared.clock.now());
+        // Threads of the work before this may still write, and save.
+        self.spool.idle().await;
         drop(self.saving.lock().await);
         let mut progress = self.progress(&orders.settings).await?;
         self.adapt(&mut progress, orders);
         if let (Some(settings), Some(cut)) = (progress.settings().cloned(), progress.cuts().first())
         {
             let version = cut.version;
-            let active = self.active(version, Arc::new(settings), &spool)?;
+            let active = self.active(version, Arc::new(settings))?;
             save(&active, &progress).await?;
             finish_planned(&active, &mut progress).await?;
         }
-        let active = self.active(orders.version, Arc::clone(&orders.settings), &spool)?;
-        let sweeping = spool.clone();
+        let active = self.active(orders.version, Arc::clone(&orders.settings))?;
+        let sweeping = self.spool.clone();
         on_blocking_thread(move || Ok(sweeping.sweep()?)).await?;
         self.forget_gone(&active, &mut progress);
         save(&active, &progress).await?;
@@ -208,12 +229,7 @@ impl Runner {
         }
     }
 
-    fn active(
-        &self,
-        version: u64,
-        settings: Arc<DeliverySettings>,
-        spool: &Spool,
-    ) -> Result<Active<'_>, Trouble> {
+    fn active(&self, version: u64, settings: Arc<DeliverySettings>) -> Result<Active<'_>, Trouble> {
         let (name, clock) = (self.desk.name(), &self.shared.clock);
         let store = self.shared.destinations.open(
             &settings.destination,
@@ -227,7 +243,7 @@ impl Runner {
             incarnation: self.incarnation,
             bundle: Arc::new(Bundle::compile(name, version, settings, clock)?),
             store,
-            spool: spool.clone(),
+            spool: self.spool.clone(),
             saving: &self.saving,
         })
     }
@@ -246,7 +262,10 @@ impl Runner {
         let start = match start {
             // Children of shards that are read are read from their first record.
             DeliveryStart::TrimHorizon => return Ok(Progress::begin([])),
-            DeliveryStart::Latest => StartPosition::Latest,
+            // What came since it was created, also if it took a while to begin.
+            DeliveryStart::Latest => StartPosition::AtTimestamp(
+                self.desk.created().saturating_add(Duration::from_micros(1)),
+            ),
             DeliveryStart::AtTimestampUs(at) => {
                 StartPosition::AtTimestamp(Timestamp::from_micros(at))
             }
@@ -294,7 +313,10 @@ impl Runner {
     async fn probe(&self, active: &Active<'_>) {
         let store = active.store.describe();
         let mut failures = 0;
-        while self.shared.config.probe {
+        if !self.shared.config.probe {
+            return;
+        }
+        loop {
             if let Some(guarantee) = self.shared.guarantee(&store) {
                 return active.reporter.guaranteed(guarantee);
             }

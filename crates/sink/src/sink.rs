@@ -1,6 +1,6 @@
 //! All delivery streams of a node: a runner for each, as they come and go.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use flumen_broker::{
     Broker, Clock, DeliveryChecks, DeliveryPhase, DeliverySeat, DeliverySettings, SettingRefused,
 };
-use flumen_record::{DeliveryId, DeliveryName};
+use flumen_record::DeliveryName;
 use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -87,23 +87,21 @@ impl Sink {
 async fn run(seat: DeliverySeat, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
     let mut changes = seat.changes();
     let mut runners = JoinSet::new();
-    let mut running = HashMap::new();
+    let mut known = HashSet::new();
     loop {
         changes.mark_unchanged();
-        for desk in seat.desks() {
-            running.entry(desk.id()).or_insert_with(|| {
-                let id = desk.id();
-                let runner = Runner::new(Arc::clone(&shared), desk);
-                runners.spawn(async move {
-                    run_one(runner).await;
-                    id
-                })
-            });
+        let desks = seat.desks();
+        // One that has ended is not begun again: it is on its way out, or the node is.
+        known.retain(|id| desks.iter().any(|desk| desk.id() == *id));
+        for desk in desks {
+            if known.insert(desk.id()) {
+                runners.spawn(run_one(Runner::new(Arc::clone(&shared), desk)));
+            }
         }
         tokio::select! {
             _ = stopped.wait_for(|stopped| *stopped) => break,
             changed = changes.changed() => if changed.is_err() { break },
-            Some(ended) = runners.join_next() => forget(&mut running, ended),
+            Some(_) = runners.join_next() => {}
         }
     }
     // What they had in hand is read again.
@@ -117,15 +115,5 @@ async fn run_one(runner: Runner) {
         reporter.failed(&Trouble::Bug, DeliveryPhase::Stopped);
         // Until a restart.
         std::future::pending::<()>().await;
-    }
-}
-
-fn forget<H>(
-    running: &mut HashMap<DeliveryId, H>,
-    ended: Result<DeliveryId, tokio::task::JoinError>,
-) {
-    // Otherwise the node ends.
-    if let Ok(id) = ended {
-        running.remove(&id);
     }
 }

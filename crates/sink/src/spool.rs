@@ -2,11 +2,11 @@
 //! wait for their encoder.
 //!
 //! ```text
-//! <spool>/<delivery stream>/<cut>.<begin>.<k>/   object-<n>, rows, and index.json of a cut that is kept
+//! <spool>/<delivery stream>/<cut>/      object-<n>, rows, and index.json of a cut that is kept
+//! <spool>/<delivery stream>/<cut>.<k>/  the same while it is filled, for the k-th time
 //! ```
-//! A cut may be filled more than once, by an attempt that was given up and still runs: so each time
-//! has a folder of its own, and the plan names the one that is kept. All but kept cuts can be made
-//! again, so nothing is synced but those, and what is left behind is removed when work begins. Synchronous: used on threads that may block.
+//! All but kept cuts can be made again, so nothing is synced but those, and what a process left behind
+//! is removed when the next begins. Synchronous: used on threads that may block.
 
 mod object;
 mod rows;
@@ -15,10 +15,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use flumen_record::Timestamp;
 use thiserror::Error;
+use tokio::sync::watch;
 
 pub(crate) use object::{SpoolWriter, SpooledObject};
 pub(crate) use rows::{Extent, RowFile};
@@ -63,6 +63,15 @@ impl SpoolError {
         }
     }
 
+    /// Whether what was written is gone, rather than not to be had now.
+    pub(crate) fn is_loss(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::Full { .. } => false,
+        }
+    }
+
     /// Stable, for programs.
     pub(crate) fn reason(&self) -> &'static str {
         match self {
@@ -79,6 +88,8 @@ impl SpoolError {
 pub(crate) struct Room {
     used: AtomicU64,
     bytes_max: u64,
+    /// Cuts somebody has in hand.
+    in_hand: watch::Sender<usize>,
 }
 
 impl Room {
@@ -104,21 +115,19 @@ impl Room {
 pub(crate) struct Spool {
     dir: Arc<PathBuf>,
     room: Arc<Room>,
-    /// Tells folders apart from those of earlier attempts and processes.
-    begin: u64,
     fillings: Arc<AtomicU64>,
 }
 
 impl Spool {
-    /// In this directory, which is made when something is written. `begin` is the time.
-    pub(crate) fn new(dir: PathBuf, bytes_max: u64, begin: Timestamp) -> Self {
+    /// In this directory, which is made when something is written.
+    pub(crate) fn new(dir: PathBuf, bytes_max: u64) -> Self {
         Self {
             dir: Arc::new(dir),
             room: Arc::new(Room {
                 used: AtomicU64::new(0),
                 bytes_max,
+                in_hand: watch::Sender::default(),
             }),
-            begin: begin.as_micros(),
             fillings: Arc::new(AtomicU64::new(0)),
         }
     }
@@ -126,30 +135,38 @@ impl Spool {
     /// Room for one cut. What is written there goes when the last handle does, unless it is kept.
     pub(crate) fn cut(&self, number: u64) -> CutSpool {
         let filling = self.fillings.fetch_add(1, Ordering::Relaxed);
-        self.folder(format!("{number}.{}.{filling}", self.begin), false)
-    }
-
-    fn folder(&self, name: String, is_kept: bool) -> CutSpool {
+        self.room.in_hand.send_modify(|cuts| *cuts += 1);
         CutSpool {
             folder: Arc::new(Folder {
-                path: self.dir.join(&name),
-                name,
-                is_kept: AtomicBool::new(is_kept),
+                temporary: self.dir.join(format!("{number}.{filling}")),
+                kept: self.dir.join(number.to_string()),
                 room: Arc::clone(&self.room),
                 used: AtomicU64::new(0),
             }),
         }
     }
 
-    /// A cut that was kept under this name, and its index.
-    pub(crate) fn kept(&self, name: &str) -> Result<(CutSpool, Vec<u8>), SpoolError> {
-        let cut = self.folder(name.to_owned(), true);
-        let index = cut.folder.path.join(INDEX);
+    /// A cut that was kept, and its index.
+    pub(crate) fn kept(&self, number: u64) -> Result<(CutSpool, Vec<u8>), SpoolError> {
+        let cut = self.cut(number);
+        let index = cut.folder.kept.join(INDEX);
         let bytes = fs::read(&index).map_err(SpoolError::io("read", &index))?;
         Ok((cut, bytes))
     }
 
-    /// Removes what another process left behind. Nothing may be filled while it runs.
+    /// Waits until nobody has a cut in hand: a thread that was given up still writes to the end of
+    /// what it was asked, and is not to find the next cut of that number.
+    pub(crate) async fn idle(&self) {
+        // Its sender is here.
+        let _ = self
+            .room
+            .in_hand
+            .subscribe()
+            .wait_for(|cuts| *cuts == 0)
+            .await;
+    }
+
+    /// Removes what is left behind. Nothing may be filled while it runs.
     pub(crate) fn sweep(&self) -> Result<(), SpoolError> {
         match fs::remove_dir_all(&*self.dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -171,10 +188,8 @@ pub(crate) struct CutSpool {
 
 #[derive(Debug)]
 struct Folder {
-    path: PathBuf,
-    name: String,
-    /// It stays when this is dropped.
-    is_kept: AtomicBool,
+    temporary: PathBuf,
+    kept: PathBuf,
     room: Arc<Room>,
     used: AtomicU64,
 }
@@ -190,16 +205,15 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         self.room.give_back(self.used.load(Ordering::Relaxed));
-        if !self.is_kept.load(Ordering::Relaxed) {
-            // What is left is swept at the next start.
-            let _ = fs::remove_dir_all(&self.path);
-        }
+        // What is left is swept at the next start.
+        let _ = fs::remove_dir_all(&self.temporary);
+        self.room.in_hand.send_modify(|cuts| *cuts -= 1);
     }
 }
 
 impl CutSpool {
     fn place(&self, name: &str) -> Result<PathBuf, SpoolError> {
-        let dir = &self.folder.path;
+        let dir = &self.folder.temporary;
         fs::create_dir_all(dir).map_err(SpoolError::io("create", dir))?;
         Ok(dir.join(name))
     }
@@ -214,46 +228,46 @@ impl CutSpool {
         RowFile::create(self.place(ROWS)?, self.clone())
     }
 
-    /// Its name, for the plan of a cut that is kept.
-    pub(crate) fn name(&self) -> &str {
-        &self.folder.name
-    }
-
-    /// Keeps all objects over a crash: synced, with an index. They are there until
-    /// [`CutSpool::let_go`].
+    /// Keeps all objects over a crash: synced, with an index, under the name of the cut. They are
+    /// there until [`CutSpool::let_go`].
     pub(crate) fn keep(&self, index: &[u8]) -> Result<(), SpoolError> {
-        let folder = &self.folder.path;
+        let Folder {
+            temporary, kept, ..
+        } = &*self.folder;
         let at = self.place(INDEX)?;
         fs::write(&at, index).map_err(SpoolError::io("write", &at))?;
-        let rows = folder.join(ROWS);
+        let rows = temporary.join(ROWS);
         if let Err(error) = fs::remove_file(&rows)
             && error.kind() != io::ErrorKind::NotFound
         {
             return Err(SpoolError::io("remove", &rows)(error));
         }
-        let entries = fs::read_dir(folder).map_err(SpoolError::io("list", folder))?;
+        let entries = fs::read_dir(temporary).map_err(SpoolError::io("list", temporary))?;
         for entry in entries {
-            let path = entry.map_err(SpoolError::io("list", folder))?.path();
+            let path = entry.map_err(SpoolError::io("list", temporary))?.path();
             sync(&path)?;
         }
-        // The folders above were made for this cut, or by one before it.
-        for dir in folder.ancestors().take(3) {
+        sync(temporary)?;
+        self.let_go();
+        fs::rename(temporary, kept).map_err(SpoolError::io("rename", temporary))?;
+        // The folder itself was made for this cut, or by one before it.
+        for dir in kept.ancestors().skip(1).take(2) {
             sync(dir)?;
         }
-        self.folder.is_kept.store(true, Ordering::Relaxed);
         Ok(())
     }
 
     /// Its index says something else than it should.
     pub(crate) fn damaged_index(&self) -> SpoolError {
         SpoolError::Damaged {
-            path: self.folder.path.join(INDEX),
+            path: self.folder.kept.join(INDEX),
         }
     }
 
-    /// What was kept goes with the last handle.
+    /// Removes what was kept.
     pub(crate) fn let_go(&self) {
-        self.folder.is_kept.store(false, Ordering::Relaxed);
+        // What is left is swept at the next start.
+        let _ = fs::remove_dir_all(&self.folder.kept);
     }
 }
 

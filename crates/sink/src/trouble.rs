@@ -36,11 +36,12 @@ pub(crate) enum Trouble {
     /// What was saved cannot be read.
     #[error(transparent)]
     Progress(#[from] ProgressError),
-    /// What a transform or `now` made of a planned cut is gone from the spool.
+    /// What a planned cut became is gone from the spool, and made anew it could become something else:
+    /// by a transform, by `now`, by the order in which records came.
     #[error(
-        "the spool of cut {cut} is lost or damaged ({detail}), and what its transform made of it may \
-         have been delivered in part; `flumen delivery resume` transforms it anew, records may \
-         come twice then"
+        "the spool of cut {cut} is lost or damaged ({detail}); objects of it may have been written \
+         that no manifest names; `flumen delivery resume` makes it anew, with objects of other \
+         names"
     )]
     SpoolLost {
         /// The cut.

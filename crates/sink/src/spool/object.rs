@@ -134,12 +134,21 @@ impl SpooledObject {
 
     /// Reads it, whole: it is in memory from here until it is uploaded. Verified.
     pub(crate) fn read(&self) -> Result<PutPayload, SpoolError> {
-        let path = self.cut.folder.path.join(&self.name);
-        let mut file = match File::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(SpoolError::Damaged { path });
+        let folder = &self.cut.folder;
+        let (mut path, mut opened) = (folder.temporary.join(&self.name), None);
+        for dir in [&folder.temporary, &folder.kept] {
+            path = dir.join(&self.name);
+            match File::open(&path) {
+                Ok(file) => {
+                    opened = Some(file);
+                    break;
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(SpoolError::io("open", &path)(error)),
             }
-            opened => opened.map_err(SpoolError::io("open", &path))?,
+        }
+        let Some(mut file) = opened else {
+            return Err(SpoolError::Damaged { path });
         };
         let (mut pieces, mut left, mut crc32) = (Vec::new(), self.bytes, crc32fast::Hasher::new());
         while left > 0 {
