@@ -114,10 +114,17 @@ fn main() -> Result<(), Failure> {
 
 /// Readings as JSON, in the order of the files.
 fn rows(data: &Path, bytes: u64) -> Result<Vec<Bytes>, Failure> {
-    let mut files: Vec<_> = std::fs::read_dir(data)?
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<Result<_, _>>()?;
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "csv"));
+    let (mut files, mut folders) = (Vec::new(), vec![data.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            match path.extension() {
+                _ if path.is_dir() => folders.push(path),
+                Some(extension) if extension == "csv" => files.push(path),
+                _ => {}
+            }
+        }
+    }
     files.sort();
     let (mut once, mut total) = (Vec::new(), 0);
     for file in files {
@@ -245,13 +252,17 @@ async fn throughput(
         std::fs::remove_dir_all(&objects)?;
     }
     node.stop().await?;
+    let slower: Vec<_> = std::iter::zip(&encoder, &store)
+        .map(|(encoder, store)| per_second(bytes, encoder.max(*store)))
+        .collect();
+    let sinks: Vec<_> = sink.iter().map(|sink| per_second(bytes, *sink)).collect();
     let (encoder, store, sink) = (median(encoder), median(store), median(sink));
     Ok(serde_json::json!({
         "format": match format { Format::NdjsonGzip => "ndjson+gzip", Format::ParquetZstd => "parquet+zstd" },
         "rows": rows.len(), "bytes": bytes, "size_bytes": size, "rounds": rounds,
         "encoder_bytes_per_s": per_second(bytes, encoder),
         "store_bytes_per_s": per_second(bytes, store),
-        "sink_bytes_per_s": per_second(bytes, sink),
+        "sink_bytes_per_s": sinks, "slower_bytes_per_s": slower,
         "ratio_to_slower": encoder.max(store) / sink,
     }))
 }

@@ -65,6 +65,8 @@ pub(crate) struct Bench {
     pub(crate) echo: PathBuf,
     /// The load of consumer groups.
     pub(crate) groups: PathBuf,
+    /// Delivery streams and their parts.
+    pub(crate) delivery: PathBuf,
     /// Everything that is written, on the file system under test.
     pub(crate) dir: PathBuf,
     pub(crate) effort: Effort,
@@ -88,7 +90,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         .filter(|word| !word.starts_with("--"))
         .copied()
         .collect();
-    require(&["fio", "redis-server", "redis-benchmark", "iperf3"])?;
+    require(&["fio", "redis-server", "redis-benchmark", "iperf3", "zstd"])?;
     run_command(cargo().args([
         "build",
         "--release",
@@ -105,6 +107,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         flumen: target.join("release/flumen"),
         echo: target.join("release/rpc_echo"),
         groups: target.join("release/groups"),
+        delivery: target.join("release/delivery"),
         dir: target.join("perf"),
         effort: if quick {
             Effort {
@@ -172,7 +175,7 @@ fn require(programs: &[&str]) -> Result<()> {
         .collect();
     if !missing.is_empty() {
         bail!(
-            "missing {missing:?}; install them with: apt-get install -y fio redis-server redis-tools iperf3"
+            "missing {missing:?}; install them with: apt-get install -y fio redis-server redis-tools iperf3 zstd"
         );
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! The comparisons: what is run on each side, and what it is held against.
 
+mod delivery;
 mod footprint;
 mod steady;
 
@@ -38,6 +39,8 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("start", footprint::start),
     ("restart", footprint::restart),
     ("groups", footprint::groups),
+    ("delivery", delivery::throughput),
+    ("delivery-idle", delivery::idle),
 ];
 
 /// Runs both sides in turn.

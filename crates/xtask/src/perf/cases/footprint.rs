@@ -11,7 +11,7 @@ use crate::perf::server::{Server, now, number};
 use crate::perf::{Bench, Row, Side, Target};
 use crate::shell::output;
 
-fn alone(
+pub(super) fn alone(
     id: &'static str,
     what: &str,
     unit: &'static str,
