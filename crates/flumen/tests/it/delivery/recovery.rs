@@ -16,7 +16,8 @@ use crate::servers::{Kind, Server};
 const RECORDS: u64 = 12_000;
 /// One record in so many has no device, and so no partition.
 const POISON: u64 = 400;
-const DEVICES: u64 = 7;
+/// Objects of a cut, so that most of the time some are under way.
+const DEVICES: u64 = 40;
 /// Times that the node is killed while records come; at one of them the store is killed, too.
 const KILLS: u64 = 10;
 
