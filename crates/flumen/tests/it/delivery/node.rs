@@ -1,7 +1,7 @@
 //! A broker process and the commands that are run against it.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -9,8 +9,10 @@ use crate::cli::{Ran, Running, run, start};
 use crate::process::BrokerProcess;
 use crate::servers::{ACCESS_KEY, SECRET_KEY, Server};
 
-/// Nothing that is waited for takes longer, unless something is wrong.
-const LONGEST: Duration = Duration::from_secs(60);
+/// Between looks at what is waited for, beside what the command takes.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Looks, of some 50 ms each. Nothing takes longer, unless something is wrong.
+const LOOKS_MAX: u32 = 1_000;
 
 /// A node that can be killed and started again on its data and at its address.
 pub(super) struct Node {
@@ -85,15 +87,15 @@ impl Node {
 
     /// What `delivery describe` says, when it says so.
     pub(super) fn describe_until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
-        let begun = Instant::now();
-        loop {
-            let described = self.json("delivery describe lake");
+        let mut described = Value::Null;
+        for _ in 0..LOOKS_MAX {
+            described = self.json("delivery describe lake");
             if is_so(&described) {
                 return described;
             }
-            assert!(begun.elapsed() < LONGEST, "never {what}: {described:#}");
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(PAUSE);
         }
+        panic!("never {what}: {described:#}");
     }
 
     /// A number of the delivery stream on the metrics page.

@@ -5,6 +5,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::node::{Node, to};
 use super::reading::{Delivered, bucket};
 use crate::journal::Random;
@@ -14,9 +16,10 @@ use crate::servers::{Kind, Server};
 const RECORDS: u64 = 12_000;
 /// One record in so many has no device, and so no partition.
 const POISON: u64 = 400;
-const DEVICES: u64 = 7;
+/// Objects of a cut, so that most of the time some are under way.
+const DEVICES: u64 = 40;
 /// Times that the node is killed while records come; at one of them the store is killed, too.
-const KILLS: u64 = 6;
+const KILLS: u64 = 10;
 
 fn is_poison(n: u64) -> bool {
     n % POISON == POISON - 1
@@ -59,8 +62,8 @@ async fn each_record_is_delivered_once_whoever_is_killed() {
         "--output json produce readings --format ndjson --key n --rate 4000 --retry-for 60s";
     let producing = node.begin(words, &lines(0..RECORDS));
     for kill in 0..KILLS {
-        std::thread::sleep(Duration::from_millis(200));
-        pause(&mut random, 400);
+        std::thread::sleep(Duration::from_millis(100));
+        pause(&mut random, 350);
         if kill == KILLS / 2 {
             server.kill();
             pause(&mut random, 300);
@@ -72,7 +75,7 @@ async fn each_record_is_delivered_once_whoever_is_killed() {
             server.start_again().await;
         }
     }
-    let report: serde_json::Value = serde_json::from_str(producing.wait().good().trim()).unwrap();
+    let report: Value = serde_json::from_str(producing.wait().good().trim()).unwrap();
     assert_eq!(
         (&report["records"], &report["errors"]),
         (&RECORDS.into(), &0.into())
@@ -85,20 +88,22 @@ async fn each_record_is_delivered_once_whoever_is_killed() {
     flushing.wait();
     node.start_again();
     node.flumen("delivery flush lake --wait 60s", b"").good();
-    let described = node.json("delivery describe lake");
+    let described = node.describe_until("probed", |described| {
+        described["guarantee"] == "create_if_absent"
+    });
     assert_eq!(
         (&described["backlog_records"], &described["freshness_us"]),
         (&0.into(), &0.into()),
         "{described:#}"
     );
-    node.describe_until("probed", |described| {
-        described["guarantee"] == "create_if_absent"
-    });
-
     let delivered = Delivered::read(&bucket(&server)).await;
     // A mebibyte each: there was always one under way.
     assert!(delivered.manifests.len() > 10, "{described:#}");
     assert_eq!(described["cuts"], delivered.manifests.len());
+    expect_each_once(&delivered);
+}
+
+fn expect_each_once(delivered: &Delivered) {
     let mut numbers = Vec::new();
     for (row, object) in delivered.rows() {
         let device = row["device"].as_str().unwrap();
@@ -111,17 +116,14 @@ async fn each_record_is_delivered_once_whoever_is_killed() {
     numbers.sort_unstable();
     let good = (0..RECORDS).filter(|n| !is_poison(*n));
     assert!(numbers.iter().copied().eq(good), "{} rows", numbers.len());
-    let mut failed: Vec<_> = delivered
-        .failed()
+    let failed = delivered.failed();
+    let mut failed: Vec<_> = failed
         .iter()
         .map(|record| record["n"].as_u64().unwrap())
         .collect();
     failed.sort_unstable();
-    assert!(
-        failed
-            .into_iter()
-            .eq((0..RECORDS).filter(|n| is_poison(*n)))
-    );
+    let poison = (0..RECORDS).filter(|n| is_poison(*n));
+    assert!(failed.iter().copied().eq(poison), "{failed:?}");
     // A probe that was killed cannot clean up; nothing else is without a manifest.
     let strays: Vec<_> = delivered
         .strays
@@ -129,9 +131,4 @@ async fn each_record_is_delivered_once_whoever_is_killed() {
         .filter(|key| !key.contains("_probe/"))
         .collect();
     assert!(strays.is_empty(), "{strays:?}");
-    println!(
-        "delivery: {} cuts, {} objects",
-        delivered.manifests.len(),
-        delivered.objects.len()
-    );
 }
