@@ -6,8 +6,14 @@
     reason = "a test that is wrong may panic, and one that is skipped says so"
 )]
 
+mod changing;
 mod delivering;
 mod exactly_once;
+mod failing;
 mod fixture;
+mod idle;
 mod servers;
+mod shaping;
 mod store;
+mod transforming;
+mod watched;
