@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use flumen_broker::{
     Broker, Clock, DeliveryPhase, DeliverySettings, Destination, ObjectSettings, Reshard,
-    SettingRefused,
+    SettingRefused, StreamSettings,
 };
 use flumen_log::MemoryStorage;
 use flumen_record::{DeliveryName, Record, ShardIndex, StreamName, Timestamp};
@@ -26,6 +26,10 @@ use crate::watched::{Fate, Watched};
 const BEGIN: Timestamp = Timestamp::from_micros(1_800_000_000_000_000);
 const MIB: u64 = 1 << 20;
 const HOUR: Duration = Duration::from_secs(3600);
+
+fn retention() -> Duration {
+    StreamSettings::default().retention
+}
 
 fn outage(fault: Fault) -> FaultPlan {
     FaultPlan {
@@ -246,7 +250,7 @@ async fn records_that_expire_before_delivery_are_counted() {
     flush(&rig.broker, &name).await;
     rig.broker.pause_delivery(&name).await.unwrap();
     put(&rig.broker, &stream, 10..30).await;
-    rig.clock.advance(30 * HOUR);
+    rig.clock.advance(retention() + HOUR);
     rig.broker.apply_retention().await.unwrap();
     put(&rig.broker, &stream, 30..40).await;
     rig.broker.resume_delivery(&name).await.unwrap();
@@ -260,7 +264,7 @@ async fn records_that_expire_before_delivery_are_counted() {
     assert_eq!(expired.map(Option::unwrap).sum::<u64>(), 20);
     rig.shutdown().await;
     // It is remembered.
-    let clock = Clock::manual(BEGIN.saturating_add(31 * HOUR));
+    let clock = Clock::manual(BEGIN.saturating_add(retention() + 2 * HOUR));
     let rig = Rig::start_at(&storage, objects.clone(), spool.path(), clock).await;
     until(&rig.broker, &name, |described| described.backlog.expired == 20).await;
     rig.shutdown().await;
@@ -278,7 +282,7 @@ async fn what_is_planned_does_not_expire() {
     until(&rig.broker, &name, |described| described.report.cuts_open == 1).await;
     let storage = storage.kill();
     rig.kill().await;
-    let clock = Clock::manual(BEGIN.saturating_add(30 * HOUR));
+    let clock = Clock::manual(BEGIN.saturating_add(retention() + HOUR));
     let store = FaultyStore::new(objects.clone(), outage(Fault::ServerError));
     let mut rig = Rig::start_at(&storage, Arc::new(store.clone()), spool.path(), clock).await;
     rig.broker.apply_retention().await.unwrap();
@@ -302,13 +306,16 @@ async fn a_shard_that_expires_whole_holds_up_no_flush() {
     let clock = Clock::manual(BEGIN);
     let mut rig = Rig::start_at(&storage, Arc::new(store.clone()), spool.path(), clock).await;
     let stream = create_stream(&rig.broker, "s", 1).await;
-    let name = deliver(&rig.broker, settings(&stream)).await;
+    let mut lazy = settings(&stream);
+    lazy.buffering.interval_ms = 900_000;
+    let name = deliver(&rig.broker, lazy).await;
     put_large(&rig.broker, &stream, 0..80).await;
     until(&rig.broker, &name, |described| described.counts.incoming_bytes >= 3 * MIB).await;
     let split = Reshard::Split { shard: ShardIndex::new(0), at: None };
     rig.broker.reshard(&stream, split).await.unwrap();
     put(&rig.broker, &stream, 80..90).await;
-    rig.clock.advance(60 * HOUR);
+    // Also beyond what is held for it.
+    rig.clock.advance(retention() + 48 * HOUR);
     rig.broker.apply_retention().await.unwrap();
     let described = rig.broker.describe_stream(&stream).unwrap();
     assert!(described.shards.iter().all(|shard| shard.index != ShardIndex::new(0)));
