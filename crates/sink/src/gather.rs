@@ -116,7 +116,12 @@ impl<'a> Gatherer<'a> {
                 schema = cut.filled.schema.clone();
             }
             let is_last = self.is_last && gathered.flush.is_some();
-            if out.send(gathered).await.is_err() || is_last {
+            let sent = tokio::select! {
+                biased;
+                sent = out.send(gathered) => sent,
+                error = self.reading.watch() => return Err(error.into()),
+            };
+            if sent.is_err() || is_last {
                 return Ok(());
             }
         }

@@ -199,6 +199,23 @@ impl Reading {
         Ok(())
     }
 
+    /// Keeps track of shards while nothing is read, without end: how far one goes that is closed is
+    /// not to be known any more once it has expired. Dropping the future loses nothing.
+    pub(crate) async fn watch(&mut self) -> Error {
+        loop {
+            if self.changes.changed().await.is_err() {
+                return Error::Draining;
+            }
+            // Other shards may be read then.
+            self.subscription = None;
+            match self.broker.describe_stream(&self.stream) {
+                Ok(stream) => self.know(&stream),
+                Err(error) => return error,
+            }
+        }
+    }
+
+    /// Takes note of the shards there are; those that are gone are kept until they are told.
     fn know(&mut self, stream: &StreamDescription) {
         let known = stream.shards.iter().map(|shard| {
             let known = Known {
@@ -208,7 +225,7 @@ impl Reading {
             };
             (shard.index, known)
         });
-        self.known = known.collect();
+        self.known.extend(known);
     }
 
     /// A shard that expired as a whole before it was read to its end, as far as its end was seen; each

@@ -86,6 +86,20 @@ impl Runner {
         }
     }
 
+    /// Another one in its place, for the case that it fails itself.
+    pub(crate) fn successor(&self) -> Self {
+        Self::new(Arc::clone(&self.shared), self.desk.clone())
+    }
+
+    /// Waits until it is to be dropped.
+    pub(crate) async fn until_dropped(&mut self) {
+        let is_dropped = |orders: &Arc<DeliveryOrders>| orders.ending == Some(DeliveryEnd::Drop);
+        if self.orders.wait_for(is_dropped).await.is_err() {
+            // The node ends: whoever waits for it sees that elsewhere.
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// What tells how it is doing.
     pub(crate) fn reporter(&self) -> Arc<Reporter> {
         Arc::clone(&self.reporter)
@@ -162,7 +176,7 @@ impl Runner {
     }
 
     /// It is gone for good.
-    async fn remove(self) {
+    pub(crate) async fn remove(self) {
         self.spool.idle().await;
         let sweeping = self.spool.clone();
         if let Err(trouble) = on_blocking_thread(move || Ok(sweeping.sweep()?)).await {

@@ -110,10 +110,11 @@ async fn run(seat: DeliverySeat, shared: Arc<Shared>, mut stopped: watch::Receiv
 
 /// A panic is one delivery stream's: the others go on.
 async fn run_one(runner: Runner) {
-    let reporter = runner.reporter();
+    let (reporter, mut successor) = (runner.reporter(), runner.successor());
     if AssertUnwindSafe(runner.run()).catch_unwind().await.is_err() {
         reporter.failed(&Trouble::Bug, DeliveryPhase::Stopped);
-        // Until a restart.
-        std::future::pending::<()>().await;
+        // Until a restart: it can only be dropped.
+        successor.until_dropped().await;
+        successor.remove().await;
     }
 }

@@ -48,6 +48,14 @@ async fn run_short(broker: &Broker, settings: impl Fn(&StreamName) -> DeliverySe
     flush(broker, &name).await;
 }
 
+/// One whose process died while it was paused goes on.
+async fn resume(broker: &Broker) {
+    let name = delivery_name("d");
+    if broker.describe_delivery(&name).unwrap().paused {
+        broker.resume_delivery(&name).await.unwrap();
+    }
+}
+
 /// Starts once more, without faults, delivers what is left, and reads everything.
 async fn finish(
     storage: &MemoryStorage,
@@ -56,6 +64,7 @@ async fn finish(
     at: Timestamp,
 ) -> Delivered {
     let rig = Rig::start_fast(storage, shared(objects), spool, at).await;
+    resume(&rig.broker).await;
     flush(&rig.broker, &delivery_name("d")).await;
     rig.shutdown().await;
     Delivered::read(&**objects).await
@@ -189,6 +198,7 @@ async fn rough_stores_and_deaths_by_seed() {
                 deliver(&rig.broker, shaped(&mut random, &stream)).await;
                 stream
             } else {
+                resume(&rig.broker).await;
                 stream_name("s")
             };
             let steps = random.random_range(1..6);
@@ -266,11 +276,30 @@ fn shaped(random: &mut SmallRng, stream: &StreamName) -> DeliverySettings {
     if random.random_bool(0.3) {
         settings.buffering.interval_ms = 2_000;
     }
+    match random.random_range(0..4) {
+        // Comes out differently each time: it is kept in the spool.
+        0 => settings.processing.map = Some("{n: .n, at: now}".to_owned()),
+        1 => settings.processing.map = Some("{n: .n, twice: (.n * 2)}".to_owned()),
+        _ => {}
+    }
     settings.compression = ObjectCompression::None;
     settings
 }
 
-/// Puts, flushes, splits and merges. What was acknowledged counts.
+/// Other settings of the same kind.
+async fn update(broker: &Broker, random: &mut SmallRng) {
+    let name = delivery_name("d");
+    let described = broker.describe_delivery(&name).unwrap();
+    let mut settings = (*described.settings).clone();
+    let number: u8 = random.random();
+    settings.keys.file_extension = Some(format!(".x{number}"));
+    settings.processing.map = random
+        .random_bool(0.5)
+        .then(|| "{n: .n, at: now}".to_owned());
+    broker.update_delivery(&name, None, settings).await.unwrap();
+}
+
+/// Puts, flushes, splits and merges, pauses and changes settings. What was acknowledged counts.
 async fn live(
     broker: &Broker,
     stream: &StreamName,
@@ -285,8 +314,17 @@ async fn live(
         puts.next = numbers.end;
         put(broker, stream, numbers.clone()).await;
         puts.acknowledged.extend(numbers);
-        match random.random_range(0..4) {
-            0 => drop(flush(broker, &delivery_name("d")).await),
+        match random.random_range(0..8) {
+            0 | 2 => drop(flush(broker, &delivery_name("d")).await),
+            3 => {
+                let name = delivery_name("d");
+                broker.pause_delivery(&name).await.unwrap();
+                if random.random() {
+                    update(broker, random).await;
+                }
+                broker.resume_delivery(&name).await.unwrap();
+            }
+            4 => update(broker, random).await,
             1 => {
                 let described = broker.describe_stream(stream).unwrap();
                 let mut open = described.shards.iter().filter(|shard| shard.open);

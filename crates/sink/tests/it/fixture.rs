@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flumen_broker::{
-    Broker, BrokerConfig, BufferingHints, Clock, DeliveryDescription, DeliverySettings,
-    DeliverySource, DeliveryStart, Destination, NewDelivery, NewStream, ObjectFormat,
-    ObjectSettings, SettingRefused, StreamNameText, StreamSettings,
+    Broker, BrokerConfig, BufferingHints, Clock, DeliveryDescription, DeliveryPhase,
+    DeliverySettings, DeliverySource, DeliveryStart, Destination, NewDelivery, NewStream,
+    ObjectFormat, ObjectSettings, SettingRefused, StreamNameText, StreamSettings,
 };
 use flumen_log::MemoryStorage;
 use flumen_record::{DeliveryName, Record, StreamName, Timestamp};
@@ -40,10 +40,30 @@ impl Destinations for Only {
     }
 }
 
+/// Each destination is the store of its name.
+#[derive(Debug)]
+pub(crate) struct Named(pub(crate) BTreeMap<&'static str, Arc<dyn ObjectStore>>);
+
+impl Destinations for Named {
+    fn open(
+        &self,
+        destination: &Destination,
+        object: &ObjectSettings,
+        config: &StoreConfig,
+    ) -> Result<Store, SettingRefused> {
+        let Destination::Memory { name } = destination else {
+            panic!("the tests write to memory");
+        };
+        let store = Arc::clone(&self.0[name.as_str()]);
+        Ok(Store::over(store, name, object, config))
+    }
+}
+
 /// A node with a sink.
 pub(crate) struct Rig {
     pub(crate) broker: Broker,
     pub(crate) sink: Sink,
+    pub(crate) clock: Clock,
     /// Moves a clock of its own along.
     ticking: Option<tokio::task::JoinHandle<()>>,
 }
@@ -66,21 +86,50 @@ impl Rig {
         from: Timestamp,
     ) -> Self {
         let clock = Clock::manual(from);
-        let mut rig = Self::start_at(storage, objects, spool, clock.clone()).await;
-        rig.ticking = Some(tokio::spawn(async move {
+        let mut rig = Self::start_at(storage, objects, spool, clock).await;
+        rig.tick();
+        rig
+    }
+
+    /// Its clock runs fast from here on.
+    pub(crate) fn tick(&mut self) {
+        let clock = self.clock.clone();
+        self.ticking = Some(tokio::spawn(async move {
             loop {
                 tokio::time::sleep(Duration::from_millis(1)).await;
                 clock.advance(Duration::from_millis(100));
             }
         }));
-        rig
     }
 
-    async fn start_at(
+    /// On this clock.
+    pub(crate) async fn start_at(
         storage: &MemoryStorage,
         objects: Arc<dyn ObjectStore>,
         spool: &Path,
         clock: Clock,
+    ) -> Self {
+        // An answer that never comes is not waited for long.
+        let config = SinkConfig {
+            // It has tests of its own, and takes a second.
+            probe: false,
+            // An answer that never comes is not waited for long.
+            store: StoreConfig {
+                request_timeout_ms: 50,
+                ..StoreConfig::default()
+            },
+            ..SinkConfig::default()
+        };
+        Self::start_with(storage, Arc::new(Only(objects)), spool, clock, config).await
+    }
+
+    /// With everything that can be chosen.
+    pub(crate) async fn start_with(
+        storage: &MemoryStorage,
+        destinations: Arc<dyn Destinations>,
+        spool: &Path,
+        clock: Clock,
+        sink: SinkConfig,
     ) -> Self {
         let mut config = BrokerConfig::default();
         config.log.segment_bytes_min = 1 << 20;
@@ -89,26 +138,12 @@ impl Rig {
         let broker = Broker::open(Arc::new(storage.clone()), config, clock.clone())
             .await
             .expect("the node opens");
-        let sink = Sink::start(
-            &broker,
-            SinkConfig {
-                // It has tests of its own, and takes a second.
-                probe: false,
-                // An answer that never comes is not waited for long.
-                store: StoreConfig {
-                    request_timeout_ms: 50,
-                    ..StoreConfig::default()
-                },
-                ..SinkConfig::default()
-            },
-            Arc::new(Only(objects)),
-            clock,
-            spool.to_owned(),
-        );
+        let sink = Sink::start(&broker, sink, destinations, clock.clone(), spool.to_owned());
         let sink = sink.expect("the seat is free");
         Self {
             broker,
             sink,
+            clock,
             ticking: None,
         }
     }
@@ -213,6 +248,59 @@ pub(crate) async fn flush(broker: &Broker, name: &DeliveryName) -> DeliveryDescr
         );
     };
     flushed.expect("it is flushed")
+}
+
+/// Waits until a delivery stream is seen to be so.
+pub(crate) async fn until(
+    broker: &Broker,
+    name: &DeliveryName,
+    mut is_so: impl FnMut(&DeliveryDescription) -> bool,
+) -> DeliveryDescription {
+    let looking = async {
+        loop {
+            let described = broker.describe_delivery(name).unwrap();
+            if is_so(&described) {
+                return described;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    match tokio::time::timeout(WAIT, looking).await {
+        Ok(described) => described,
+        Err(_) => panic!(
+            "it never is: {:#?}",
+            broker.describe_delivery(name).unwrap()
+        ),
+    }
+}
+
+/// Waits until it is in this phase for this reason.
+pub(crate) async fn until_failed(
+    broker: &Broker,
+    name: &DeliveryName,
+    phase: DeliveryPhase,
+    reason: &str,
+) -> DeliveryDescription {
+    until(broker, name, |described| {
+        let error = described.report.last_error.as_ref();
+        described.report.phase == phase && error.is_some_and(|error| error.reason == reason)
+    })
+    .await
+}
+
+/// Bytes in a directory.
+pub(crate) fn bytes_in(dir: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return 0;
+    };
+    let sizes = entries
+        .map_while(Result::ok)
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => bytes_in(&entry.path()),
+            Ok(meta) => meta.len(),
+            Err(_) => 0,
+        });
+    sizes.sum()
 }
 
 /// What a reader of the manifests sees.
