@@ -52,5 +52,5 @@ pub use number::{
     ShardIndex, StreamId,
 };
 pub use record::{Header, Record, RecordLimits};
-pub use records::Records;
+pub use records::{RecordRef, Records};
 pub use timestamp::Timestamp;

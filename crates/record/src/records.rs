@@ -40,7 +40,7 @@ impl Records {
         }
     }
 
-    fn read(&mut self, index: u32) -> Result<Record, BatchError> {
+    fn read(&mut self, index: u32) -> Result<RecordRef<'_>, BatchError> {
         let rest = self.body.get(self.position..).unwrap_or_default();
         let mut reader = WireReader::new(rest);
         let raw = match RawRecord::read(&mut reader) {
@@ -62,7 +62,54 @@ impl Records {
             let fault = RecordFault::TrailingBytes { bytes: left as u64 };
             return Err(BatchError::Malformed { index, fault });
         }
-        Ok(raw.to_record(&self.body))
+        let body = &self.body;
+        Ok(RecordRef { raw, body })
+    }
+}
+
+/// A record within its batch: nothing of it is copied or held.
+#[derive(Debug, Clone, Copy)]
+pub struct RecordRef<'a> {
+    raw: RawRecord<'a>,
+    body: &'a Bytes,
+}
+
+impl<'a> RecordRef<'a> {
+    /// The payload.
+    #[inline]
+    pub fn data(&self) -> &'a [u8] {
+        self.raw.data
+    }
+
+    /// The record by itself, sharing the bytes of its batch.
+    pub fn to_record(&self) -> Record {
+        self.raw.to_record(self.body)
+    }
+}
+
+impl Records {
+    /// As [`Iterator::next`], but the record stays where it is: for who needs no more than a look at
+    /// most records.
+    pub fn next_ref(&mut self) -> Option<Result<RecordRef<'_>, BatchError>> {
+        if self.index == self.count {
+            return None;
+        }
+        let index = self.index;
+        self.index += 1;
+        if let Some(lost) = self.fault_of(index) {
+            return Some(Err(lost));
+        }
+        Some(self.read(index))
+    }
+
+    /// Why no further record can be found, told of this one.
+    fn fault_of(&self, index: u32) -> Option<BatchError> {
+        match self.lost {
+            Some(BatchError::Malformed { fault, .. }) => {
+                Some(BatchError::Malformed { index, fault })
+            }
+            error => error,
+        }
     }
 }
 
@@ -70,18 +117,8 @@ impl Iterator for Records {
     type Item = Result<Record, BatchError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.index == self.count {
-            return None;
-        }
-        let index = self.index;
-        self.index += 1;
-        match self.lost {
-            Some(BatchError::Malformed { fault, .. }) => {
-                Some(Err(BatchError::Malformed { index, fault }))
-            }
-            Some(error) => Some(Err(error)),
-            None => Some(self.read(index)),
-        }
+        let record = self.next_ref()?;
+        Some(record.map(|record| record.to_record()))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

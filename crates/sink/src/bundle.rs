@@ -100,6 +100,7 @@ impl Bundle {
                 .map(|(name, value)| (name.clone(), value.clone()))
                 .collect(),
             by_transform: by_transform.to_vec(),
+            piece: 0,
         }
     }
 
@@ -114,11 +115,9 @@ impl Bundle {
         used
     }
 
-    /// Whether all rows of a cut go into one object whose encoder can be had before the first row.
+    /// Whether all rows of a cut go into one partition.
     pub(crate) fn has_one_object(&self) -> bool {
-        self.settings.partitioning.is_none()
-            && self.transform.is_none()
-            && !self.encoding.infers_schema()
+        self.settings.partitioning.is_none() && self.transform.is_none()
     }
 
     /// Whether the same records become the same rows a second time.
@@ -151,6 +150,10 @@ impl Bundle {
         for (name, value) in part.by_query.iter().chain(&part.by_transform) {
             what.extend([name.as_str(), value.as_str()]);
         }
+        let piece = part.piece.to_string();
+        if part.piece > 0 {
+            what.push(&piece);
+        }
         let at = KeyParts {
             oldest,
             version: self.version,
@@ -173,6 +176,8 @@ pub(crate) struct PartName {
     pub(crate) by_query: Vec<(String, String)>,
     /// By the transform.
     pub(crate) by_transform: Vec<(String, String)>,
+    /// Counts the objects of this partition in the cut: a column that changes begins another.
+    pub(crate) piece: u32,
 }
 
 /// What a transform is told about where records come from. There is no account, and a region is the

@@ -190,14 +190,16 @@ impl Encoding {
     /// `out` fails.
     pub fn encoder<W: Write + Send>(&self, schema: &Schema, out: W) -> io::Result<Encoder<W>> {
         let sink = match &self.plan.rows {
-            Rows::Plain { delimiter, .. } => Sink::Plain(Box::new(PlainWriter {
+            Rows::Plain { delimiter, json } => Sink::Plain(Box::new(PlainWriter {
                 out: Compressor::new(self.plan.compression, out)?,
                 delimiter: delimiter.clone(),
+                json: *json,
                 gathered: Vec::with_capacity(GATHER_BYTES),
             })),
             Rows::Columns { settings, given } => {
+                let infers = given.is_none();
                 let schema = given.as_ref().unwrap_or(schema);
-                Sink::Columns(Box::new(ColumnWriter::new(settings, schema, out)?))
+                Sink::Columns(Box::new(ColumnWriter::new(settings, schema, infers, out)?))
             }
         };
         Ok(Encoder {
@@ -305,6 +307,8 @@ enum Sink<W: Write + Send> {
 struct PlainWriter<W: Write> {
     out: Compressor<W>,
     delimiter: Vec<u8>,
+    /// Rows are JSON, one line each.
+    json: bool,
     gathered: Vec<u8>,
 }
 
@@ -332,6 +336,24 @@ impl<W: Write + Send> Encoder<W> {
         Ok(())
     }
 
+    /// Adds a row that was not admitted, if it can be added as it is: the format takes it, its columns
+    /// are known and stay as they are. It is read once then, and not twice. `false`: nothing was
+    /// added, and [`Admission::admit`] says what becomes of it.
+    ///
+    /// # Errors
+    /// The output fails.
+    pub fn offer(&mut self, row: &[u8]) -> io::Result<bool> {
+        let is_added = match &mut self.sink {
+            Sink::Plain(plain) => plain.offer(row)?,
+            Sink::Columns(columns) => columns.offer(row)?,
+        };
+        if is_added {
+            self.encoded.rows += 1;
+            self.encoded.raw_bytes += row.len() as u64;
+        }
+        Ok(is_added)
+    }
+
     /// Bytes of memory that it holds, about.
     pub fn buffered_bytes(&self) -> usize {
         match &self.sink {
@@ -354,6 +376,14 @@ impl<W: Write + Send> Encoder<W> {
 }
 
 impl<W: Write> PlainWriter<W> {
+    fn offer(&mut self, row: &[u8]) -> io::Result<bool> {
+        let is_taken = !self.json || admit::is_json_line(row);
+        if is_taken {
+            self.row(row)?;
+        }
+        Ok(is_taken)
+    }
+
     fn row(&mut self, row: &[u8]) -> io::Result<()> {
         if self.gathered.len() + row.len() + self.delimiter.len() > GATHER_BYTES {
             self.out.write_all(&self.gathered)?;

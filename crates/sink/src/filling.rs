@@ -51,6 +51,11 @@ pub(crate) struct Filling {
     index: HashMap<PartValues, usize>,
     /// The part that was looked up last: often the next one too.
     last: Option<(PartValues, usize)>,
+    /// The part that rows of stored records may be offered to as they are, and the columns it has.
+    direct: Option<usize>,
+    direct_schema: Schema,
+    /// Objects of that partition so far, but for the first.
+    pieces: u32,
     /// Partitions among `parts`.
     partitions: u32,
     tally: Tally,
@@ -118,6 +123,9 @@ impl Filling {
             parts: Vec::new(),
             index: HashMap::new(),
             last: None,
+            direct: None,
+            direct_schema: Schema::default(),
+            pieces: 0,
             partitions: 0,
             tally: Tally::default(),
             size_max: bundle.settings.buffering.size_bytes,
@@ -197,7 +205,8 @@ impl Filling {
             // The broker has verified it; what does not decode now was damaged on the way.
             let frame = frame.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             let mut sequence = frame.header.base;
-            for record in frame.batch.records() {
+            let mut records = frame.batch.records();
+            while let Some(record) = records.next_ref() {
                 let at = sequence;
                 sequence = at.plus(1);
                 if at < piece.from {
@@ -218,8 +227,14 @@ impl Filling {
                 next = at.plus(1);
                 self.count(
                     frame.header.arrival,
-                    record.as_ref().map_or(0, |record| record.data.len()),
+                    record.as_ref().map_or(0, |record| record.data().len()),
                 );
+                if let Ok(record) = &record
+                    && self.offer(frame.header.arrival, record.data())?
+                {
+                    continue;
+                }
+                let record = record.map(|record| record.to_record());
                 let (unit, broken) = unit(piece.shard, at, frame.header.arrival, record);
                 self.keep_backup(&bundle, &unit)?;
                 if let Some(failure) = broken {
@@ -244,6 +259,25 @@ impl Filling {
             next: if is_full { next } else { piece.to },
             is_full,
         })
+    }
+
+    /// The short way: a record whose data is a row as it stands goes straight into its object. `false`:
+    /// it does not, or it takes more to know.
+    fn offer(&mut self, arrival: Timestamp, data: &[u8]) -> Result<bool, FillError> {
+        let Some(part) = self.direct.and_then(|direct| self.parts.get_mut(direct)) else {
+            return Ok(false);
+        };
+        let Rows::Encoded(encoder) = &mut part.rows else {
+            return Ok(false);
+        };
+        if !self.bundle.processor.passes(data) || !encoder.offer(data)? {
+            return Ok(false);
+        }
+        part.records += 1;
+        part.oldest = part.oldest.min(arrival);
+        self.tally.rows += 1;
+        self.tally.row_bytes += data.len() as u64;
+        Ok(true)
     }
 
     fn count(&mut self, arrival: Timestamp, bytes: usize) {
@@ -283,6 +317,15 @@ impl Filling {
             Ok(row) => row,
             Err(refused) => return self.fail(unit, &refused.into()),
         };
+        if self.direct.is_some()
+            && self.bundle.encoding.infers_schema()
+            && self.direct_schema != *self.admission.schema()
+        {
+            // The row changes the columns, and an object has the same from beginning to end.
+            self.index.remove(&PartValues::whole(ObjectKind::Data));
+            (self.direct, self.last) = (None, None);
+            self.pieces += 1;
+        }
         let values = PartValues {
             kind: ObjectKind::Data,
             by_query: partition,
@@ -356,7 +399,11 @@ impl Filling {
                 }));
             }
         }
-        let name = bundle.part_name(&values.by_query, &values.by_transform);
+        let mut name = bundle.part_name(&values.by_query, &values.by_transform);
+        let is_data = kind == ObjectKind::Data;
+        if is_data {
+            name.piece = self.pieces;
+        }
         if let Err(refused) = bundle.key(kind, self.name, &name, arrival) {
             return Ok(Err(Failure {
                 kind: ErrorType::ProcessingFailed,
@@ -366,7 +413,7 @@ impl Filling {
             }));
         }
         let at_once = match kind {
-            ObjectKind::Data => bundle.has_one_object(),
+            ObjectKind::Data => bundle.has_one_object() && self.knows_columns(),
             ObjectKind::Backup => true,
             ObjectKind::Error(_) => false,
         };
@@ -378,6 +425,10 @@ impl Filling {
             Rows::Kept(KeptRows::default())
         };
         let part = self.parts.len();
+        if at_once && is_data && bundle.backup.is_none() {
+            self.direct = Some(part);
+            self.direct_schema = self.admission.schema().clone();
+        }
         self.parts.push(Part {
             kind,
             name,
@@ -386,8 +437,17 @@ impl Filling {
             rows,
         });
         self.index.insert(values, part);
-        self.partitions += u32::from(kind == ObjectKind::Data);
+        self.partitions += u32::from(is_data && self.pieces == 0);
         Ok(Ok(part))
+    }
+
+    /// Whether an object can be begun before all of its rows are there. Where columns are inferred:
+    /// once some are known from cuts before; the first one waits, and begins no object for every row
+    /// that teaches it something.
+    fn knows_columns(&self) -> bool {
+        let known = self.known.as_ref();
+        !self.bundle.encoding.infers_schema()
+            || known.is_some_and(|known| !known.columns().is_empty())
     }
 
     fn put(&mut self, part: usize, arrival: Timestamp, row: &[u8]) -> Result<(), FillError> {

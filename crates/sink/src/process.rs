@@ -85,6 +85,14 @@ impl Processor {
         self.keys.iter().map(|(name, _key)| name.as_str())
     }
 
+    /// Whether a stored record's data is its one row, as it stands: there is nothing to be done, and it
+    /// is no KPL aggregate.
+    pub(crate) fn passes(&self, data: &[u8]) -> bool {
+        let shapes = self.filter.is_some() || self.map.is_some() || !self.keys.is_empty();
+        let unpacks = self.decompress || self.cloudwatch_logs || self.inner.is_some();
+        !shapes && !unpacks && !kpl::may_be(data)
+    }
+
     /// Takes a stored record apart: KPL aggregates always, then as the settings say. Units that come
     /// out are numbered from 0; one that cannot be taken apart comes out as it went in. What is within
     /// bounds is for the stored record as a whole.

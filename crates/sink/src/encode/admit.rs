@@ -7,13 +7,13 @@ use bytes::Bytes;
 use flumen_broker::ColumnType;
 
 use super::fields::Fields;
-use super::json::{self, JsonInvalid};
+use super::json::{self, JsonInvalid, Value};
 use super::schema::{self, COLUMNS_MAX, NAME_BYTES_MAX, Schema};
 use super::values;
 use crate::unit::{ErrorType, Failure};
 
 /// Bytes of a row at most where rows are read: offsets within a batch of columns have 32 bits.
-const ROW_BYTES_MAX: usize = 64 << 20;
+pub(super) const ROW_BYTES_MAX: usize = 64 << 20;
 /// Characters of a value that a message shows.
 const SHOWN_CHARACTERS: usize = 40;
 
@@ -180,6 +180,23 @@ fn json_line(row: &Bytes) -> Result<Bytes, RowRefused> {
         return Ok(json::compact(&value).into());
     }
     Ok(value)
+}
+
+/// Whether a row is one JSON value on one line, and nothing else.
+pub(super) fn is_json_line(row: &[u8]) -> bool {
+    row.len() <= ROW_BYTES_MAX
+        && json::text(row).is_ok()
+        && json::value(row).is_ok_and(|placed| !placed.lines && placed.range == (0..row.len()))
+}
+
+/// Whether a column of a row group may take a value as it is: of a given column, or of an inferred
+/// one that would not change its type by it.
+pub(super) fn is_taken(kind: ColumnType, infers: bool, value: Value, text: &str) -> bool {
+    let fits = || values::fits(kind, value, text);
+    match infers {
+        true => grown(kind, values::inferred(value, text), fits) == kind,
+        false => fits(),
+    }
 }
 
 fn read<'r>(fields: &mut Fields, row: &'r [u8]) -> Result<&'r str, RowRefused> {

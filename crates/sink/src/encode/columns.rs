@@ -19,6 +19,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
+use super::admit::{self, ROW_BYTES_MAX};
 use super::fields::Fields;
 use super::json::{self, Kind, Value};
 use super::schema::Schema;
@@ -47,6 +48,9 @@ pub(super) struct ColumnWriter<W: Write + Send> {
     arrow: SchemaRef,
     fields: Fields,
     columns: Vec<Column>,
+    /// Type of each column, and whether it must have a value.
+    kinds: Vec<(ColumnType, bool)>,
+    infers: bool,
     batch_rows_max: usize,
     batch_rows: usize,
     batch_bytes: usize,
@@ -58,7 +62,13 @@ pub(super) struct ColumnWriter<W: Write + Send> {
 }
 
 impl<W: Write + Send> ColumnWriter<W> {
-    pub(super) fn new(settings: &ParquetSettings, schema: &Schema, out: W) -> io::Result<Self> {
+    /// `infers`: rows that are offered may bring other columns, and are not taken then.
+    pub(super) fn new(
+        settings: &ParquetSettings,
+        schema: &Schema,
+        infers: bool,
+        out: W,
+    ) -> io::Result<Self> {
         let mut schema = schema.clone();
         if schema.columns().is_empty() {
             // All rows of the first cut are empty: readers want a column to count them.
@@ -77,7 +87,11 @@ impl<W: Write + Send> ColumnWriter<W> {
         let columns = schema.columns().iter();
         Ok(Self {
             writer: ArrowWriter::try_new_with_options(out, Arc::clone(&arrow), options)?,
-            fields: Fields::new(&schema, false),
+            fields: Fields::new(&schema, infers),
+            kinds: (schema.columns().iter())
+                .map(|c| (c.kind, c.required))
+                .collect(),
+            infers,
             columns: columns.map(|c| Column::new(c.kind)).collect(),
             arrow,
             batch_rows_max,
@@ -94,6 +108,35 @@ impl<W: Write + Send> ColumnWriter<W> {
         if !object {
             return Err(not_admitted("not an object"));
         }
+        self.push(row.len(), text)
+    }
+
+    /// Adds a row if all of its columns are known and take it as they are.
+    pub(super) fn offer(&mut self, row: &[u8]) -> io::Result<bool> {
+        if row.len() > ROW_BYTES_MAX {
+            return Ok(false);
+        }
+        let Ok((text, true)) = self.fields.read(row) else {
+            return Ok(false);
+        };
+        if !self.fields.fresh().is_empty() {
+            return Ok(false);
+        }
+        for ((kind, required), value) in self.kinds.iter().zip(self.fields.values()) {
+            let is_taken = match value {
+                Some(value) => admit::is_taken(*kind, self.infers, *value, text),
+                None => !required,
+            };
+            if !is_taken {
+                return Ok(false);
+            }
+        }
+        self.push(row.len(), text)?;
+        Ok(true)
+    }
+
+    /// Adds the row whose fields were read last.
+    fn push(&mut self, row_bytes: usize, text: &str) -> io::Result<()> {
         for (column, value) in self.columns.iter_mut().zip(self.fields.values()) {
             match value {
                 None => column.push_null(),
@@ -104,7 +147,7 @@ impl<W: Write + Send> ColumnWriter<W> {
             }
         }
         self.batch_rows += 1;
-        self.batch_bytes += row.len();
+        self.batch_bytes += row_bytes;
         if self.batch_rows >= self.batch_rows_max || self.batch_bytes >= BATCH_BYTES {
             self.end_batch()?;
         }

@@ -38,6 +38,11 @@ pub(crate) struct Part {
     pub(crate) data: Bytes,
 }
 
+/// Whether this begins as an aggregate does.
+pub(crate) fn may_be(data: &[u8]) -> bool {
+    data.starts_with(&MAGIC)
+}
+
 /// The records of an aggregate in their order; nothing if this is none.
 pub(crate) fn parts(data: &Bytes) -> Option<Vec<Part>> {
     let rest = data.strip_prefix(&MAGIC)?;
