@@ -63,7 +63,7 @@ pub(super) struct Delivered {
     pub(super) bytes: u64,
     /// Records that went to the error prefix.
     pub(super) failed: u64,
-    /// How long the flush took once everything was acknowledged.
+    /// How long the flush took, asked when everything was acknowledged and the incidents were over.
     pub(super) flush_us: u64,
     /// Age of the oldest reading that was not in a committed cut after it.
     pub(super) freshness_us: u64,

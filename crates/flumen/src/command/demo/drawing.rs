@@ -162,7 +162,7 @@ pub(super) fn summary(output: &mut Output, summary: &Summary) -> Result<(), Outp
     fact(output, "sent again", &resent)?;
     let delivered = &summary.delivered;
     let objects = format!(
-        "{} cuts, {} Parquet objects, {} rows, {}; the last {} after the last ack",
+        "{} cuts, {} Parquet objects, {} rows, {}; what was left at the end in {}",
         count(delivered.cuts),
         output.paint(Paint::Figure, &count(delivered.objects)),
         count(delivered.rows),
