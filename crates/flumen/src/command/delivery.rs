@@ -129,6 +129,12 @@ impl SourceArgs {
         let Some(stream) = &self.stream else {
             return Ok(None);
         };
+        // Clap does not require beside a stream what conflicts with it.
+        if self.shards.is_some() {
+            return Err(usage(
+                "--shards needs --direct: a stream that is there has its shards",
+            ));
+        }
         let start = match self.from {
             None | Some(From::TrimHorizon) => DeliveryStart::TrimHorizon,
             Some(From::Latest) => DeliveryStart::Latest,
