@@ -88,7 +88,7 @@ struct SourceArgs {
     #[arg(long)]
     direct: bool,
     /// Shards of that stream [default: 1]
-    #[arg(long, requires = "direct", value_name = "N")]
+    #[arg(long, requires = "direct", conflicts_with = "stream", value_name = "N")]
     shards: Option<u32>,
 }
 
@@ -129,12 +129,6 @@ impl SourceArgs {
         let Some(stream) = &self.stream else {
             return Ok(None);
         };
-        // Clap does not require beside a stream what conflicts with it.
-        if self.shards.is_some() {
-            return Err(usage(
-                "--shards needs --direct: a stream that is there has its shards",
-            ));
-        }
         let start = match self.from {
             None | Some(From::TrimHorizon) => DeliveryStart::TrimHorizon,
             Some(From::Latest) => DeliveryStart::Latest,

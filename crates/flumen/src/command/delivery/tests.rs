@@ -104,8 +104,9 @@ fn sources_are_streams_or_direct_puts() {
     );
     refused(
         "create sink --stream a --shards 2 --to /out",
-        "needs --direct",
+        "cannot be used with",
     );
+    refused("create sink --shards 2 --to /out", "--direct");
     refused(
         "create sink --stream a --from at:7 --to /out",
         "places in one shard",
