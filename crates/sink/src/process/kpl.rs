@@ -53,16 +53,19 @@ pub(crate) fn parts(data: &Bytes) -> Option<Vec<Part>> {
         return None;
     }
     let aggregate = AggregatedRecord::decode(data.slice(MAGIC.len()..end)).ok()?;
+    // Many records may share one long key: each is kept once.
+    let keys = aggregate.partition_keys.into_iter().map(Bytes::from);
+    let keys: Vec<Bytes> = keys.collect();
     let parts = aggregate.records.into_iter().map(|part| {
         let index = usize::try_from(part.partition_key).ok()?;
-        let partition_key = aggregate.partition_keys.get(index)?;
+        let partition_key = keys.get(index)?;
         if let Some(index) = part.explicit_hash_key {
             // Where it was routed; of no use here, but an aggregate that points nowhere is none.
             let index = usize::try_from(index).ok()?;
             aggregate.explicit_hash_keys.get(index)?;
         }
         Some(Part {
-            partition_key: Bytes::copy_from_slice(partition_key.as_bytes()),
+            partition_key: partition_key.clone(),
             data: part.data,
         })
     });
@@ -133,5 +136,43 @@ pub(crate) mod tests {
         assert_eq!(parts(&sealed(points_nowhere)), None);
         let no_hash_key = b"\x0a\x01k\x1a\x0a\x08\x00\x10\x00\x1a\x04data";
         assert_eq!(parts(&sealed(no_hash_key)), None);
+    }
+
+    /// Each record had a copy of its key: an aggregate of a mebibyte became gigabytes.
+    #[test]
+    fn records_that_share_a_key_share_its_bytes() {
+        let mut message = AggregatedRecord {
+            partition_keys: vec!["k".repeat(500_000)],
+            ..AggregatedRecord::default()
+        };
+        let part = AggregatedPart {
+            partition_key: 0,
+            explicit_hash_key: None,
+            data: Bytes::from_static(b"d"),
+        };
+        message.records = vec![part; 1_000];
+        let parts = parts(&sealed(&message.encode_to_vec())).unwrap();
+        let places = parts.iter().map(|part| part.partition_key.as_ptr());
+        let places: std::collections::BTreeSet<_> = places.collect();
+        assert_eq!((parts.len(), places.len()), (1_000, 1));
+    }
+
+    proptest::proptest! {
+        /// Under a right seal may be anything.
+        #[test]
+        fn no_message_panics(
+            edits in proptest::collection::vec((0_usize..64, proptest::num::u8::ANY), 0..6),
+        ) {
+            let good = aggregate(&[("a", b"one"), ("key", b""), ("c", b"three")]);
+            let mut message = good[MAGIC.len()..good.len() - DIGEST_BYTES].to_vec();
+            for (at, byte) in edits {
+                let at = at % message.len();
+                message[at] = byte;
+            }
+            if let Some(parts) = parts(&sealed(&message)) {
+                let bytes: usize = parts.iter().map(|part| part.data.len()).sum();
+                assert!(bytes <= message.len());
+            }
+        }
     }
 }

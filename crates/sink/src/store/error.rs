@@ -245,11 +245,18 @@ pub(crate) fn classify(error: &object_store::Error, destination: &str) -> Outcom
         _ => {}
     }
     let kind = source::<HttpError>(error).map(HttpError::kind);
+    let mut detail = innermost(error);
+    if detail.contains(NO_TLS) {
+        "the server answers without TLS, as one at http:// does".clone_into(&mut detail);
+    }
     Outcome::Failed(StoreError::Unreachable {
-        detail: innermost(error),
+        detail,
         sent: kind != Some(HttpErrorKind::Connect),
     })
 }
+
+/// What rustls says to bytes that are no TLS at all.
+const NO_TLS: &str = "corrupt message of type InvalidContentType";
 
 /// The error that all began with: what is wrapped around it names requests, and repeats it.
 pub(crate) fn innermost(error: &object_store::Error) -> String {

@@ -317,3 +317,27 @@ async fn nobody_there_and_nobody_answering_are_errors_in_time() {
         .unwrap_err();
     assert_eq!(error.reason(), "no_credentials", "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_tls_is_told_from_one_that_is_not_there() {
+    let Some(server) = Server::start(Kind::Versitygw).await else {
+        return;
+    };
+    let Destination::S3(bucket) = destination(&server, BUCKET) else {
+        panic!("no bucket")
+    };
+    let with_tls = Destination::S3(S3Destination {
+        endpoint: Some(server.endpoint().replace("http://", "https://")),
+        ..bucket
+    });
+    let store = destinations(SECRET_KEY)
+        .open(
+            &with_tls,
+            &ObjectSettings::default(),
+            &StoreConfig::default(),
+        )
+        .unwrap();
+    let error = store.look("k").await.unwrap_err();
+    assert_eq!(error.reason(), "unreachable");
+    assert!(error.to_string().contains("answers without TLS"), "{error}");
+}

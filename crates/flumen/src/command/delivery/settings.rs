@@ -344,6 +344,8 @@ impl FormatArgs {
             }
             (Some(FormatKind::Parquet), _) => {
                 *format = ObjectFormat::Parquet(ParquetSettings::default());
+                // It is of objects that are no Parquet.
+                settings.compression = ObjectCompression::None;
             }
         }
         match (&self.delimiter, &mut *format) {
@@ -352,7 +354,17 @@ impl FormatArgs {
             (None, _) => {}
         }
         match format {
-            ObjectFormat::Parquet(parquet) => self.apply_parquet(parquet),
+            ObjectFormat::Parquet(parquet) => {
+                if self
+                    .compression
+                    .is_some_and(|how| how != ObjectCompression::None)
+                {
+                    return Err(usage(
+                        "parquet compresses its own pages: --parquet-compression says how",
+                    ));
+                }
+                self.apply_parquet(parquet);
+            }
             _ => self.check_no_parquet()?,
         }
         settings.compression = self.compression.unwrap_or(settings.compression);

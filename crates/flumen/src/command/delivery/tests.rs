@@ -418,3 +418,13 @@ fn deleting_drops_or_forces_and_not_both() {
     assert_eq!(delete.wait, Duration::from_secs(1));
     refused("delete sink --force --drop", "cannot be used with");
 }
+
+#[test]
+fn parquet_takes_no_other_compression_and_says_which() {
+    let compressed = format!("create sink {LEAST} --format parquet --compression gzip");
+    refused(&compressed, "--parquet-compression says how");
+    // What was said of objects that are no Parquet does not keep it from being Parquet.
+    let lines = create(&format!("{LEAST} --format ndjson --compression gzip"));
+    let parquet = update(&lines, "--format parquet");
+    assert_eq!(parquet, create(&format!("{LEAST} --format parquet")));
+}
