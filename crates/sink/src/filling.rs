@@ -89,8 +89,7 @@ pub(crate) struct Filled {
     /// Columns known now.
     pub(crate) schema: Schema,
     pub(crate) tally: Tally,
-    /// Records in another order would have become other objects: which partitions there was still
-    /// room for, or which type a new column got, was decided by who came first.
+    /// Who came first got the last partitions or columns: another order makes other objects.
     pub(crate) is_bound_to_order: bool,
 }
 
@@ -112,7 +111,6 @@ pub(crate) struct Filling {
     name: CutName,
     spool: CutSpool,
     admission: Admission,
-    /// Columns known before, if they are found out.
     known: Option<Schema>,
     rows: RowStore,
     parts: Vec<Part>,
@@ -120,7 +118,6 @@ pub(crate) struct Filling {
     /// Partitions among `parts`.
     partitions: u32,
     tally: Tally,
-    /// Closed at so many bytes.
     size_max: u64,
     dead_letters: Vec<Record>,
     /// When this began: what error records say.
@@ -500,3 +497,6 @@ fn unit(
     };
     (unit, failure)
 }
+
+#[cfg(test)]
+mod tests;

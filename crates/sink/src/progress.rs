@@ -244,3 +244,6 @@ impl Progress {
         self.cuts.iter().flat_map(|cut| &cut.ranges)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -332,3 +332,6 @@ pub(crate) async fn read_range(
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,3 +104,6 @@ fn walk(mut bytes: &[u8], each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::
     }
     if bytes.is_empty() { Ok(()) } else { Err(torn()) }
 }
+
+#[cfg(test)]
+mod tests;
