@@ -9,12 +9,12 @@ use futures_util::{StreamExt, stream};
 
 use crate::bundle::Bundle;
 use crate::cut::{CutName, CutRange, Incarnation};
-use crate::spool::{CutSpool, Spool};
 use crate::encode::Schema;
 use crate::filling::{FillError, Filling, Piece, Taken, Tally};
 use crate::lineage::Positions;
 use crate::reporter::Reporter;
 use crate::shared::Shared;
+use crate::spool::{CutSpool, Spool};
 use crate::store::Store;
 use crate::transform::{Transform, TransformOutcome};
 use crate::trouble::Trouble;
@@ -121,7 +121,9 @@ impl Active<'_> {
             });
             match answer.error.filter(|_| gave_up) {
                 None => {
-                    counters.processing_successes.fetch_add(1, Ordering::Relaxed);
+                    counters
+                        .processing_successes
+                        .fetch_add(1, Ordering::Relaxed);
                 }
                 Some(error) => {
                     tracing::debug!(
@@ -148,7 +150,11 @@ impl Active<'_> {
         add(&counters.processed_bytes, after.row_bytes, before.row_bytes);
         add(&counters.dropped_records, after.dropped, before.dropped);
         add(&counters.failed_records, after.failed, before.failed);
-        add(&counters.partition_overflows, after.overflows, before.overflows);
+        add(
+            &counters.partition_overflows,
+            after.overflows,
+            before.overflows,
+        );
         let partitions = u64::from(filling.partitions());
         counters.partitions.store(partitions, Ordering::Relaxed);
     }

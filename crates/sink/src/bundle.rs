@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use flumen_broker::{
-    Clock, DeliverySettings, DeliverySource, ObjectCompression, SettingRefused,
-};
+use flumen_broker::{Clock, DeliverySettings, DeliverySource, ObjectCompression, SettingRefused};
 use flumen_record::{DeliveryName, StreamName};
 use serde::{Deserialize, Serialize};
 
@@ -77,7 +75,11 @@ impl Bundle {
             keys: ObjectKeys::compile(name, &settings)?,
             processor,
             transform: match &settings.processing.transform {
-                Some(transform) => Some(Transform::compile(transform, arns(name, &settings.source), clock.clone())?),
+                Some(transform) => Some(Transform::compile(
+                    transform,
+                    arns(name, &settings.source),
+                    clock.clone(),
+                )?),
                 None => None,
             },
             encoding: Encoding::compile(&settings)?,
@@ -168,9 +170,10 @@ pub(crate) struct PartName {
 /// destination's: a place to write them is all the Lambda contract asks for.
 fn arns(name: &DeliveryName, source: &DeliverySource) -> TransformSource {
     let stream_arn = match source {
-        DeliverySource::Stream { stream, .. } => {
-            Some(format!("arn:aws:kinesis:local:000000000000:stream/{}", stream.0))
-        }
+        DeliverySource::Stream { stream, .. } => Some(format!(
+            "arn:aws:kinesis:local:000000000000:stream/{}",
+            stream.0
+        )),
         DeliverySource::Direct { .. } => None,
     };
     TransformSource {

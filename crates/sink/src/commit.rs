@@ -76,7 +76,10 @@ pub(crate) async fn finish_planned(
 
 /// Whether the manifest of a cut was written before the spool was lost.
 async fn has_manifest(active: &Active<'_>, cut: &Cut) -> Result<bool, Trouble> {
-    let key = active.bundle.keys.manifest(&active.incarnation.to_string(), cut.number);
+    let key = active
+        .bundle
+        .keys
+        .manifest(&active.incarnation.to_string(), cut.number);
     let look = || async { Ok(active.store.look(&key).await?) };
     // The key is this cut's alone, so that whatever is there is of one of its times.
     Ok(active.insist(look).await?.is_some())
@@ -201,14 +204,22 @@ async fn write(
     let id = active.name(cut.number, cut.again).id(cut.version);
     let at_once = active.shared.config.uploads_max.max(1) as usize;
     let objects = gathered.filled.objects.iter();
-    let uploads: Vec<_> = objects.map(|object| upload(active, cut, &id, object)).collect();
-    let written: Vec<_> = stream::iter(uploads).buffered(at_once).try_collect().await?;
+    let uploads: Vec<_> = objects
+        .map(|object| upload(active, cut, &id, object))
+        .collect();
+    let written: Vec<_> = stream::iter(uploads)
+        .buffered(at_once)
+        .try_collect()
+        .await?;
     if cut.stage == CutStage::Planned {
         progress.seal();
         save(active, progress).await?;
     }
     let manifest = manifest(active, cut, &gathered, written);
-    let key = active.bundle.keys.manifest(&active.incarnation.to_string(), cut.number);
+    let key = active
+        .bundle
+        .keys
+        .manifest(&active.incarnation.to_string(), cut.number);
     let bytes = manifest.encode();
     let tag = Tag {
         cut: id,
@@ -275,7 +286,9 @@ fn count(active: &Active<'_>, object: &FilledObject, stored: &Stored) {
     bytes.fetch_add(stored.bytes, Ordering::Relaxed);
     records.fetch_add(object.records, Ordering::Relaxed);
     if object.kind != ObjectKind::Backup {
-        active.reporter.wrote(&object.key, stored.bytes, object.records);
+        active
+            .reporter
+            .wrote(&object.key, stored.bytes, object.records);
     }
 }
 

@@ -114,6 +114,10 @@ impl CutName {
 
 /// 128 bits that stand for one object of a cut: everything in its key that looks random derives from
 /// them. `what` tells objects of one cut apart.
+#[expect(
+    clippy::big_endian_bytes,
+    reason = "the digits of a hash, in the order they are written"
+)]
 pub(crate) fn unique(cut_id: &str, what: &[&str]) -> u128 {
     let mut hash = Md5::new();
     for part in std::iter::once(&cut_id).chain(what) {

@@ -5,12 +5,14 @@
 //! in memory up to a bound and in the spool beyond, and encoded one partition after the other when the
 //! cut is closed: so the number of partitions costs no encoders.
 
+mod piece;
+
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flumen_record::{BatchError, Frames, Record, SequenceNumber, ShardIndex, Timestamp};
+use flumen_record::{Frames, Record, Timestamp};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -22,6 +24,8 @@ use crate::rows::{KeptRows, RowStore};
 use crate::spool::{CutSpool, SpoolError, SpoolWriter, SpooledObject};
 use crate::transform::TransformOutcome;
 use crate::unit::{ErrorType, Failure, Shaped, Unit};
+use piece::unit;
+pub(crate) use piece::{Piece, Taken};
 
 /// Why a cut cannot be filled now.
 #[derive(Debug, Error)]
@@ -56,30 +60,6 @@ pub(crate) struct Tally {
     pub(crate) overflows: u64,
     /// Bytes of rows, before they are encoded.
     pub(crate) row_bytes: u64,
-}
-
-/// How far a piece was taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Taken {
-    /// The record after the last that was taken.
-    pub(crate) next: SequenceNumber,
-    /// The cut is full: the rest of the piece belongs to the next.
-    pub(crate) is_full: bool,
-}
-
-/// Frames of one shard, and which of their records are meant.
-#[derive(Debug, Clone)]
-pub(crate) struct Piece {
-    /// The shard.
-    pub(crate) shard: ShardIndex,
-    /// First record.
-    pub(crate) from: SequenceNumber,
-    /// First record after it.
-    pub(crate) to: SequenceNumber,
-    /// Whole frames.
-    pub(crate) frames: Vec<Bytes>,
-    /// The shard is closed and ends with it.
-    pub(crate) ends_shard: bool,
 }
 
 /// A cut's objects, in the spool.
@@ -154,7 +134,10 @@ impl Filling {
             admission: bundle.encoding.admission(schema),
             bundle: Arc::clone(bundle),
             name,
-            rows: RowStore::new(spool.clone(), usize::try_from(rows_bytes_max).unwrap_or(usize::MAX)),
+            rows: RowStore::new(
+                spool.clone(),
+                usize::try_from(rows_bytes_max).unwrap_or(usize::MAX),
+            ),
             spool: spool.clone(),
             parts: Vec::new(),
             index: HashMap::new(),
@@ -244,13 +227,22 @@ impl Filling {
                     continue;
                 }
                 if at >= piece.to {
-                    return Ok(Taken { next: piece.to, is_full: false });
+                    return Ok(Taken {
+                        next: piece.to,
+                        is_full: false,
+                    });
                 }
                 if self.tally.bytes >= self.size_max {
-                    return Ok(Taken { next, is_full: true });
+                    return Ok(Taken {
+                        next,
+                        is_full: true,
+                    });
                 }
                 next = at.plus(1);
-                self.count(frame.header.arrival, record.as_ref().map_or(0, |record| record.data.len()));
+                self.count(
+                    frame.header.arrival,
+                    record.as_ref().map_or(0, |record| record.data.len()),
+                );
                 let (unit, broken) = unit(piece.shard, at, frame.header.arrival, record);
                 self.keep_backup(&bundle, &unit)?;
                 if let Some(failure) = broken {
@@ -258,16 +250,23 @@ impl Filling {
                     continue;
                 }
                 let mut failed = Ok(());
-                bundle.processor.unpack(unit, &mut |unpacked| match unpacked {
-                    Ok(unit) => each(self, unit),
-                    Err((unit, failure)) if failed.is_ok() => failed = self.fail(&unit, &failure),
-                    Err(_) => {}
-                });
+                bundle
+                    .processor
+                    .unpack(unit, &mut |unpacked| match unpacked {
+                        Ok(unit) => each(self, unit),
+                        Err((unit, failure)) if failed.is_ok() => {
+                            failed = self.fail(&unit, &failure)
+                        }
+                        Err(_) => {}
+                    });
                 failed?;
             }
         }
         let is_full = self.tally.bytes >= self.size_max;
-        Ok(Taken { next: if is_full { next } else { piece.to }, is_full })
+        Ok(Taken {
+            next: if is_full { next } else { piece.to },
+            is_full,
+        })
     }
 
     fn count(&mut self, arrival: Timestamp, bytes: usize) {
@@ -315,7 +314,8 @@ impl Filling {
         let part = match self.part(ObjectKind::Data, name, unit.arrival)? {
             Ok(part) => part,
             Err(failure) => {
-                self.tally.overflows += u64::from(failure.kind == ErrorType::ActivePartitionExceeded);
+                self.tally.overflows +=
+                    u64::from(failure.kind == ErrorType::ActivePartitionExceeded);
                 return self.fail(unit, &failure);
             }
         };
@@ -417,10 +417,13 @@ impl Filling {
             Rows::Encoded(encoder) => encoder.row(row)?,
             Rows::Kept(kept) => {
                 if self.rows.keep(kept, row) {
-                    let kept = self.parts.iter_mut().filter_map(|part| match &mut part.rows {
-                        Rows::Kept(kept) => Some(kept),
-                        Rows::Encoded(_) => None,
-                    });
+                    let kept = self
+                        .parts
+                        .iter_mut()
+                        .filter_map(|part| match &mut part.rows {
+                            Rows::Kept(kept) => Some(kept),
+                            Rows::Encoded(_) => None,
+                        });
                     self.rows.spill(kept)?;
                 }
             }
@@ -444,7 +447,9 @@ impl Filling {
                 }
             };
             let (out, _) = encoder.finish()?;
-            let key = self.bundle.key(part.kind, self.name, &part.name, part.oldest);
+            let key = self
+                .bundle
+                .key(part.kind, self.name, &part.name, part.oldest);
             objects.push(FilledObject {
                 kind: part.kind,
                 key: key.map_err(io::Error::other)?,
@@ -461,41 +466,6 @@ impl Filling {
             is_bound_to_order: self.tally.overflows > 0 || has_new_columns,
         })
     }
-}
-
-/// A stored record as it is processed; one that does not decode fails as it is.
-fn unit(
-    shard: ShardIndex,
-    sequence: SequenceNumber,
-    arrival: Timestamp,
-    record: Result<Record, BatchError>,
-) -> (Unit, Option<Failure>) {
-    let (record, failure) = match record {
-        Ok(record) => (Some(record), None),
-        Err(error) => (
-            None,
-            Some(Failure {
-                kind: ErrorType::ProcessingFailed,
-                code: "Record.Malformed",
-                message: error.to_string(),
-                attempts: 1,
-            }),
-        ),
-    };
-    let (partition_key, headers, data) = record
-        .map(|record| (record.partition_key, record.headers, record.data))
-        .unwrap_or_default();
-    let unit = Unit {
-        shard,
-        sequence,
-        sub: 0,
-        arrival,
-        partition_key,
-        headers,
-        data,
-        keys: Vec::new(),
-    };
-    (unit, failure)
 }
 
 #[cfg(test)]

@@ -182,7 +182,9 @@ impl<'a> Gatherer<'a> {
             if filling.tally().records == 0 {
                 // A shard that ended, or numbers that were never given out: that alone is no cut.
                 began = None;
-            } else if taken.is_full || since >= active.bundle.settings.buffering.interval() && since > GRACE {
+            } else if taken.is_full
+                || since >= active.bundle.settings.buffering.interval() && since > GRACE
+            {
                 return self.close(number, filling, spool, ranges, false).await;
             }
         }
@@ -231,7 +233,11 @@ impl<'a> Gatherer<'a> {
         is_flush: bool,
     ) -> Result<Gathered, Trouble> {
         let flush = is_flush.then_some(self.flush);
-        self.active.desk.counters().partitions.store(0, Ordering::Relaxed);
+        self.active
+            .desk
+            .counters()
+            .partitions
+            .store(0, Ordering::Relaxed);
         if filling.tally().records == 0 && ranges.expired == 0 && ranges.damaged.is_empty() {
             self.passed = ranges;
             return Ok(Gathered { cut: None, flush });

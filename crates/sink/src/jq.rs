@@ -43,8 +43,8 @@ use jaq_core::native::{Fun, bome};
 use jaq_core::{Compiler, Ctx, Error, Native, Vars};
 use jaq_json::Val;
 
-use flumen_broker::SettingRefused;
 use crate::unit::Unit;
+use flumen_broker::SettingRefused;
 use meter::{Broken, Meter, Metered};
 pub(crate) use meter::{MAX_STACK_BYTES, MAX_STEPS};
 pub(crate) use value::{MAX_NESTING, MAX_TEXT_BYTES};

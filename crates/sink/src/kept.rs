@@ -57,7 +57,8 @@ pub(crate) fn keep(cut: &GatheredCut) -> Result<(), SpoolError> {
         tally: cut.filled.tally,
         objects: objects.collect(),
     };
-    let index = serde_json::to_vec(&index).expect("BUG: the index has no map that JSON cannot write");
+    let index =
+        serde_json::to_vec(&index).expect("BUG: the index has no map that JSON cannot write");
     cut.spool.keep(&index)
 }
 

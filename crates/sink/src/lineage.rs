@@ -35,7 +35,8 @@ fn passed(shards: &[Shard], positions: &Positions) -> BTreeSet<ShardIndex> {
     let mut passed = BTreeSet::new();
     // Parents have the smaller numbers.
     for (index, shard) in &known {
-        let is_behind = |parent: &ShardIndex| !known.contains_key(parent) || passed.contains(parent);
+        let is_behind =
+            |parent: &ShardIndex| !known.contains_key(parent) || passed.contains(parent);
         let was_begun = positions.contains_key(index);
         if is_finished(shard, positions) && (was_begun || shard.parents.iter().all(is_behind)) {
             passed.insert(*index);
@@ -57,9 +58,7 @@ pub(crate) fn readable(
         .iter()
         .filter(|shard| !is_finished(shard, positions))
         // One that has been begun goes on: it was allowed to when it was.
-        .filter(|shard| {
-            positions.contains_key(&shard.index) || shard.parents.iter().all(is_behind)
-        })
+        .filter(|shard| positions.contains_key(&shard.index) || shard.parents.iter().all(is_behind))
         .map(|shard| {
             let at = positions.get(&shard.index).copied();
             (shard.index, at.unwrap_or(shard.trim_horizon))

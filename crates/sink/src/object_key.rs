@@ -13,10 +13,10 @@ use flumen_broker::{DeliverySettings, ObjectCompression, ObjectFormat};
 use flumen_record::{DeliveryName, Timestamp};
 use jiff::tz::TimeZone;
 
-use flumen_broker::SettingRefused;
 use crate::unit::ErrorType;
 use date_pattern::{DatePattern, zoned};
 use expression::{Class, Expression, Part, derived};
+use flumen_broker::SettingRefused;
 
 /// The longest key, in bytes, as S3 has it.
 const MAX_KEY_BYTES: usize = 1024;
@@ -134,7 +134,8 @@ impl ObjectKeys {
         self.error(ErrorType::FormatConversionFailed, &at)
             .map_err(refused("keys.error_prefix"))?;
         self.backup(&at).map_err(refused("backup.prefix"))?;
-        let manifest = checked(self.manifest(LONGEST_INCARNATION, u64::MAX)).map_err(refused("keys.manifest_prefix"))?;
+        let manifest = checked(self.manifest(LONGEST_INCARNATION, u64::MAX))
+            .map_err(refused("keys.manifest_prefix"))?;
         if manifest.contains("!{") || manifest.contains(char::is_control) {
             let what = "expressions and control characters cannot be in it";
             return Err(SettingRefused::new("keys.manifest_prefix", what));

@@ -12,8 +12,8 @@ use flumen_broker::DeliverySettings;
 use jaq_json::Val;
 
 use crate::jq::{Filter, Globals, JqFailed, number_text, parse, write};
-use flumen_broker::SettingRefused;
 use crate::unit::{Failure, Shaped, Unit};
+use flumen_broker::SettingRefused;
 use unpack::{
     Inner, MAX_SUB_RECORDS, MAX_UNZIPPED_BYTES, failure, log_lines, sub_records, too_many, unzip,
 };

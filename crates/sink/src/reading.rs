@@ -3,9 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use flumen_broker::{
-    Broker, Error, ReadBudget, StartPosition, StreamDescription, Subscription,
-};
+use flumen_broker::{Broker, Error, ReadBudget, StartPosition, StreamDescription, Subscription};
 use flumen_record::{SequenceNumber, ShardIndex, StreamName};
 use tokio::sync::watch;
 
@@ -170,7 +168,11 @@ impl Reading {
             .into_iter()
             .map(|(shard, at)| (shard, StartPosition::At(at)))
             .collect();
-        match self.broker.subscribe(&self.stream, starts, self.budget).await {
+        match self
+            .broker
+            .subscribe(&self.stream, starts, self.budget)
+            .await
+        {
             Ok(subscription) => self.subscription = Some(subscription),
             // The horizon moved, or a shard went, since the look above.
             Err(Error::Trimmed { .. } | Error::ShardNotFound { .. }) => {}
@@ -312,7 +314,13 @@ pub(crate) async fn read_range(
         to: to.min(range.to),
     };
     match broker
-        .read(stream, range.shard, start, budget, std::time::Duration::ZERO)
+        .read(
+            stream,
+            range.shard,
+            start,
+            budget,
+            std::time::Duration::ZERO,
+        )
         .await
     {
         Ok(reply) if reply.next <= at => {

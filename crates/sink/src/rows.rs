@@ -86,7 +86,7 @@ impl RowStore {
             let Some(file) = &mut self.file else {
                 return Err(io::Error::other("BUG: an extent without a file"));
             };
-            walk(&file.read(extent).map_err(io::Error::other)?, each)?;
+            walk(file.read(extent).map_err(io::Error::other)?, each)?;
         }
         walk(&rows.memory, each)?;
         self.in_memory = self.in_memory.saturating_sub(rows.memory.len());
@@ -102,7 +102,11 @@ fn walk(mut bytes: &[u8], each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::
         each(row)?;
         bytes = rest;
     }
-    if bytes.is_empty() { Ok(()) } else { Err(torn()) }
+    if bytes.is_empty() {
+        Ok(())
+    } else {
+        Err(torn())
+    }
 }
 
 #[cfg(test)]

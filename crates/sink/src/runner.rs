@@ -199,7 +199,8 @@ impl Runner {
         self.spool.idle().await;
         let mut progress = self.progress(&orders.settings).await?;
         self.adapt(&mut progress, orders);
-        if let (Some(settings), Some(cut)) = (progress.settings().cloned(), progress.cuts().first()) {
+        if let (Some(settings), Some(cut)) = (progress.settings().cloned(), progress.cuts().first())
+        {
             let version = cut.version;
             let active = self.active(version, Arc::new(settings))?;
             save(&active, &progress).await?;
@@ -238,11 +239,7 @@ impl Runner {
         }
     }
 
-    fn active(
-        &self,
-        version: u64,
-        settings: Arc<DeliverySettings>,
-    ) -> Result<Active<'_>, Trouble> {
+    fn active(&self, version: u64, settings: Arc<DeliverySettings>) -> Result<Active<'_>, Trouble> {
         let (name, clock) = (self.desk.name(), &self.shared.clock);
         let store = self.shared.destinations.open(
             &settings.destination,
@@ -349,14 +346,8 @@ async fn ordered_otherwise(
     mut orders: watch::Receiver<Arc<DeliveryOrders>>,
     now: Arc<DeliveryOrders>,
 ) {
-    let key = |orders: &DeliveryOrders| {
-        (
-            orders.version,
-            orders.tries,
-            orders.paused,
-            orders.ending,
-        )
-    };
+    let key =
+        |orders: &DeliveryOrders| (orders.version, orders.tries, orders.paused, orders.ending);
     let is_over = orders
         .wait_for(|orders| key(orders) != key(&now))
         .await

@@ -57,7 +57,8 @@ impl Shared {
     /// Waits until an object of this size may be in memory.
     pub(crate) async fn upload_room(&self, bytes: u64) -> SemaphorePermit<'_> {
         let units = bytes.div_ceil(UPLOAD_UNIT).max(1);
-        let units = u32::try_from(units).map_or(self.upload_units, |units| units.min(self.upload_units));
+        let units =
+            u32::try_from(units).map_or(self.upload_units, |units| units.min(self.upload_units));
         self.uploads
             .acquire_many(units)
             .await
@@ -76,13 +77,19 @@ impl Shared {
 
     /// What a store is known to guarantee.
     pub(crate) fn guarantee(&self, store: &str) -> Option<StoreGuarantee> {
-        let known = self.guarantees.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self
+            .guarantees
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         known.get(store).copied()
     }
 
     /// Remembers it.
     pub(crate) fn learn(&self, store: String, guarantee: StoreGuarantee) {
-        let mut known = self.guarantees.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self
+            .guarantees
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         known.insert(store, guarantee);
     }
 }

@@ -158,7 +158,12 @@ impl Spool {
     /// what it was asked, and is not to find the next cut of that number.
     pub(crate) async fn idle(&self) {
         // Its sender is here.
-        let _ = self.room.in_hand.subscribe().wait_for(|cuts| *cuts == 0).await;
+        let _ = self
+            .room
+            .in_hand
+            .subscribe()
+            .wait_for(|cuts| *cuts == 0)
+            .await;
     }
 
     /// Removes what is left behind. Nothing may be filled while it runs.

@@ -18,8 +18,8 @@ use md5::{Digest, Md5};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, StatusCode, Url};
 
-use flumen_broker::SettingRefused;
 use crate::unit::{ErrorType, Failure, Unit};
+use flumen_broker::SettingRefused;
 
 /// Bytes of a request or a reply at most.
 pub(crate) const MAX_BODY_BYTES: usize = 6 << 20;

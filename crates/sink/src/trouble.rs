@@ -78,7 +78,9 @@ impl Trouble {
     /// of the store is not among these: a policy may be changed any time.
     pub(crate) fn is_permanent(&self) -> bool {
         match self {
-            Self::Store(error) => error.is_permanent() && !matches!(error, StoreError::Refused { .. }),
+            Self::Store(error) => {
+                error.is_permanent() && !matches!(error, StoreError::Refused { .. })
+            }
             Self::Bug | Self::Settings(_) | Self::Progress(_) | Self::SpoolLost { .. } => true,
             Self::Fill(_) | Self::Node(_) | Self::DeadLetters(_) | Self::Transform(_) => false,
         }

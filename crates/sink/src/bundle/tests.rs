@@ -20,12 +20,32 @@ fn buffering_is_within_its_bounds() {
     let partitioned = json!({ "keys": { "p": ".p" } });
     let prefix = json!({ "prefix": "!{partitionKeyFromQuery:p}/", "error_prefix": "e/" });
     let cases = [
-        (json!({ "size_bytes": (1 << 20) - 1 }), false, Some("buffering.size_bytes")),
-        (json!({ "size_bytes": 1 << 20, "interval_ms": 0 }), false, None),
-        (json!({ "size_bytes": (128 << 20) + 1 }), false, Some("buffering.size_bytes")),
+        (
+            json!({ "size_bytes": (1 << 20) - 1 }),
+            false,
+            Some("buffering.size_bytes"),
+        ),
+        (
+            json!({ "size_bytes": 1 << 20, "interval_ms": 0 }),
+            false,
+            None,
+        ),
+        (
+            json!({ "size_bytes": (128 << 20) + 1 }),
+            false,
+            Some("buffering.size_bytes"),
+        ),
         (json!({ "interval_ms": 900_000 }), false, None),
-        (json!({ "interval_ms": 900_001 }), false, Some("buffering.interval_ms")),
-        (json!({ "interval_ms": 0 }), true, Some("buffering.interval_ms")),
+        (
+            json!({ "interval_ms": 900_001 }),
+            false,
+            Some("buffering.interval_ms"),
+        ),
+        (
+            json!({ "interval_ms": 0 }),
+            true,
+            Some("buffering.interval_ms"),
+        ),
         (json!({ "interval_ms": 1000 }), true, None),
     ];
     for (buffering, with_partitions, refused) in cases {
@@ -70,9 +90,18 @@ fn keys_derive_from_the_cut_and_its_part_alone() {
         by_transform: Vec::new(),
     };
     let at = Timestamp::from_micros(1_800_000_000_000_000);
-    let key = |bundle: &Bundle, kind, cut, part: &PartName| bundle.key(kind, cut, part, at).unwrap();
+    let key =
+        |bundle: &Bundle, kind, cut, part: &PartName| bundle.key(kind, cut, part, at).unwrap();
     let one = key(&bundle, ObjectKind::Data, cut(0, 0), &part("a"));
-    assert_eq!(key(&compile(&json!({})).unwrap(), ObjectKind::Data, cut(0, 0), &part("a")), one);
+    assert_eq!(
+        key(
+            &compile(&json!({})).unwrap(),
+            ObjectKind::Data,
+            cut(0, 0),
+            &part("a")
+        ),
+        one
+    );
     let error = ObjectKind::Error(ErrorType::ProcessingFailed);
     let others = [
         key(&bundle, ObjectKind::Data, cut(1, 0), &part("a")),

@@ -1,7 +1,7 @@
 use flumen_broker::Clock;
 use flumen_record::{
     BatchBuilder, Compression, DeliveryId, FrameHeader, ProducerId, ProducerSequence, RecordLimits,
-    ShardEpoch, ShardId,
+    SequenceNumber, ShardEpoch, ShardId, ShardIndex,
 };
 use serde_json::{Value, json};
 
@@ -24,7 +24,11 @@ fn frame(base: u64, data: &[Vec<u8>]) -> Bytes {
         };
         batch.push(&record, record.hash_key()).unwrap();
     }
-    let batch = batch.finish(ProducerId::NONE, ProducerSequence::new(0), Compression::None);
+    let batch = batch.finish(
+        ProducerId::NONE,
+        ProducerSequence::new(0),
+        Compression::None,
+    );
     let header = FrameHeader {
         frame_bytes: 0,
         checksum: 0,
@@ -61,7 +65,10 @@ fn cut(more: &Value) -> Cut {
         "buffering": { "size_bytes": MIB, "interval_ms": 1000 },
         "format": { "kind": "delimited", "delimiter": "\n" },
     });
-    settings.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    settings
+        .as_object_mut()
+        .unwrap()
+        .extend(more.as_object().unwrap().clone());
     let settings = Arc::new(serde_json::from_value(settings).unwrap());
     let clock = Clock::manual(Timestamp::ZERO);
     let bundle = Bundle::compile(&"d".parse().unwrap(), 1, settings, &clock).unwrap();
@@ -71,14 +78,32 @@ fn cut(more: &Value) -> Cut {
         created: Timestamp::from_micros(1),
         id: DeliveryId::new(1),
     };
-    let name = CutName { incarnation, number: 0, again: 0 };
+    let name = CutName {
+        incarnation,
+        number: 0,
+        again: 0,
+    };
     let schema = Schema::default();
-    let filling = Filling::new(&Arc::new(bundle), name, &spool, schema, 1 << 20, Timestamp::ZERO);
+    let filling = Filling::new(
+        &Arc::new(bundle),
+        name,
+        &spool,
+        schema,
+        1 << 20,
+        Timestamp::ZERO,
+    );
     Cut { filling, _dir: dir }
 }
 
 fn content(object: &FilledObject) -> Vec<u8> {
-    object.object.read().unwrap().iter().flatten().copied().collect()
+    object
+        .object
+        .read()
+        .unwrap()
+        .iter()
+        .flatten()
+        .copied()
+        .collect()
 }
 
 fn objects(filled: &Filled) -> Vec<(ObjectKind, String)> {
@@ -91,14 +116,32 @@ fn objects(filled: &Filled) -> Vec<(ObjectKind, String)> {
 #[test]
 fn it_closes_at_the_record_that_reaches_the_size_and_the_rest_comes_again() {
     let record = |byte| vec![byte; MIB * 2 / 5];
-    let frames = vec![frame(0, &[record(b'a'), record(b'b')]), frame(2, &[record(b'c'), record(b'd')])];
+    let frames = vec![
+        frame(0, &[record(b'a'), record(b'b')]),
+        frame(2, &[record(b'c'), record(b'd')]),
+    ];
     let mut first = cut(&json!({})).filling;
     let taken = first.take(&piece(0, 4, frames.clone())).unwrap();
-    assert_eq!(taken, Taken { next: SequenceNumber::new(3), is_full: true });
-    assert_eq!((first.tally().records, first.tally().bytes), (3, 3 * (MIB as u64 * 2 / 5)));
+    assert_eq!(
+        taken,
+        Taken {
+            next: SequenceNumber::new(3),
+            is_full: true
+        }
+    );
+    assert_eq!(
+        (first.tally().records, first.tally().bytes),
+        (3, 3 * (MIB as u64 * 2 / 5))
+    );
     let mut second = cut(&json!({})).filling;
     let taken = second.take(&piece(3, 4, frames.clone())).unwrap();
-    assert_eq!(taken, Taken { next: SequenceNumber::new(4), is_full: false });
+    assert_eq!(
+        taken,
+        Taken {
+            next: SequenceNumber::new(4),
+            is_full: false
+        }
+    );
     assert_eq!(second.tally().records, 1);
     // Planned already, it takes what it is given.
     let mut again = cut(&json!({})).filling.without_limit();
@@ -112,10 +155,19 @@ fn one_record_may_be_larger_than_a_cut() {
     let frames = vec![frame(5, &[b"a".to_vec(), large, b"b".to_vec()])];
     let mut filling = cut(&json!({})).filling;
     let taken = filling.take(&piece(5, 8, frames)).unwrap();
-    assert_eq!(taken, Taken { next: SequenceNumber::new(7), is_full: true });
+    assert_eq!(
+        taken,
+        Taken {
+            next: SequenceNumber::new(7),
+            is_full: true
+        }
+    );
     let filled = filling.finish().unwrap();
     assert_eq!(filled.objects.len(), 1);
-    assert_eq!((filled.objects[0].records, content(&filled.objects[0]).len()), (2, 10 * MIB - 97));
+    assert_eq!(
+        (filled.objects[0].records, content(&filled.objects[0]).len()),
+        (2, 10 * MIB - 97)
+    );
 }
 
 #[test]
@@ -125,24 +177,44 @@ fn only_the_records_of_the_piece_are_meant_and_gaps_are_passed() {
     filling.take(&piece(1, 2, frames)).unwrap();
     // Numbers that were never given out.
     let taken = filling.take(&piece(3, 1 << 32, Vec::new())).unwrap();
-    assert_eq!(taken, Taken { next: SequenceNumber::new(1 << 32), is_full: false });
+    assert_eq!(
+        taken,
+        Taken {
+            next: SequenceNumber::new(1 << 32),
+            is_full: false
+        }
+    );
     let filled = filling.finish().unwrap();
     assert_eq!(objects(&filled), [(ObjectKind::Data, "b\n".to_owned())]);
-    assert_eq!(filled.objects[0].oldest, Timestamp::from_micros(1_800_000_000_000_000));
+    assert_eq!(
+        filled.objects[0].oldest,
+        Timestamp::from_micros(1_800_000_000_000_000)
+    );
     assert!(!filled.is_bound_to_order);
 }
 
 #[test]
 fn parts_of_records_are_rows_and_what_has_none_fails() {
-    let mut filling = cut(&json!({ "processing": { "sub_records": "json", "filter": ".a != 2" } })).filling;
-    let data = [br#"{"a":1}{"a":2}"#.to_vec(), b"{".to_vec(), br#"[{"a":3}]"#.to_vec()];
+    let mut filling =
+        cut(&json!({ "processing": { "sub_records": "json", "filter": ".a != 2" } })).filling;
+    let data = [
+        br#"{"a":1}{"a":2}"#.to_vec(),
+        b"{".to_vec(),
+        br#"[{"a":3}]"#.to_vec(),
+    ];
     filling.take(&piece(0, 3, vec![frame(0, &data)])).unwrap();
     let tally = filling.tally();
-    assert_eq!((tally.records, tally.rows, tally.dropped, tally.failed), (3, 2, 1, 1));
+    assert_eq!(
+        (tally.records, tally.rows, tally.dropped, tally.failed),
+        (3, 2, 1, 1)
+    );
     let filled = filling.finish().unwrap();
     let objects = objects(&filled);
     assert_eq!(objects.len(), 2);
-    let data = objects.iter().find(|(kind, _)| *kind == ObjectKind::Data).unwrap();
+    let data = objects
+        .iter()
+        .find(|(kind, _)| *kind == ObjectKind::Data)
+        .unwrap();
     assert_eq!(data.1.lines().count(), 2);
 }
 
@@ -154,11 +226,16 @@ fn who_comes_first_decides_when_partitions_run_out() {
             "keys": { "prefix": "!{partitionKeyFromQuery:p}/", "error_prefix": "e/" },
         })
     };
-    let data: Vec<_> = (0..6).map(|n| format!(r#"{{"p":{}}}"#, n % 3).into_bytes()).collect();
+    let data: Vec<_> = (0..6)
+        .map(|n| format!(r#"{{"p":{}}}"#, n % 3).into_bytes())
+        .collect();
     for (most, overflows) in [(3, 0), (2, 2)] {
         let mut filling = cut(&partitioned(most)).filling;
         filling.take(&piece(0, 6, vec![frame(0, &data)])).unwrap();
-        assert_eq!((filling.tally().overflows, filling.partitions()), (overflows, most));
+        assert_eq!(
+            (filling.tally().overflows, filling.partitions()),
+            (overflows, most)
+        );
         assert_eq!(filling.finish().unwrap().is_bound_to_order, overflows > 0);
     }
 }
@@ -168,7 +245,9 @@ fn new_columns_bind_a_cut_to_its_order() {
     let parquet = json!({ "format": { "kind": "parquet" } });
     for (data, expected) in [(&b"{}"[..], false), (br#"{"a":1}"#, true)] {
         let mut filling = cut(&parquet).filling;
-        filling.take(&piece(0, 1, vec![frame(0, &[data.to_vec()])])).unwrap();
+        filling
+            .take(&piece(0, 1, vec![frame(0, &[data.to_vec()])]))
+            .unwrap();
         assert_eq!(filling.finish().unwrap().is_bound_to_order, expected);
     }
 }

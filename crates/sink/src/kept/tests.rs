@@ -68,16 +68,55 @@ fn a_cut_comes_back_as_it_was_and_only_as_it_was_planned() {
     drop(gathered);
     let loaded = load(&spool, &planned(4, 9)).unwrap();
     assert_eq!((loaded.number, loaded.expired), (4, 6));
-    assert_eq!((&loaded.ranges, &loaded.damaged), (&vec![range(9)], &vec![range(3)]));
-    assert_eq!((loaded.filled.tally.records, loaded.filled.tally.oldest), (5, tally.oldest));
+    assert_eq!(
+        (&loaded.ranges, &loaded.damaged),
+        (&vec![range(9)], &vec![range(3)])
+    );
+    assert_eq!(
+        (loaded.filled.tally.records, loaded.filled.tally.oldest),
+        (5, tally.oldest)
+    );
     let [object] = &loaded.filled.objects[..] else {
         panic!("{} objects", loaded.filled.objects.len());
     };
-    assert_eq!((object.kind, &object.part), (ObjectKind::Error(ErrorType::ProcessingFailed), &part));
-    assert_eq!((object.key.as_str(), object.oldest.as_micros()), ("key", 77));
-    let content: Vec<u8> = object.object.read().unwrap().iter().flatten().copied().collect();
+    assert_eq!(
+        (object.kind, &object.part),
+        (ObjectKind::Error(ErrorType::ProcessingFailed), &part)
+    );
+    assert_eq!(
+        (object.key.as_str(), object.oldest.as_micros()),
+        ("key", 77)
+    );
+    let content: Vec<u8> = object
+        .object
+        .read()
+        .unwrap()
+        .iter()
+        .flatten()
+        .copied()
+        .collect();
     assert_eq!(content, b"content");
-    // Of other records it is another cut, whatever its number.
+}
+
+#[test]
+fn of_other_records_it_is_another_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::new(dir.path().join("1"), 1 << 20);
+    let gathered = GatheredCut {
+        number: 4,
+        ranges: vec![range(9)],
+        filled: Filled {
+            objects: Vec::new(),
+            schema: Schema::default(),
+            tally: Tally::default(),
+            is_bound_to_order: false,
+        },
+        spool: spool.cut(4),
+        expired: 0,
+        damaged: Vec::new(),
+    };
+    keep(&gathered).unwrap();
+    load(&spool, &planned(4, 9)).unwrap();
     assert!(load(&spool, &planned(4, 10)).unwrap_err().is_loss());
     assert!(load(&spool, &planned(5, 9)).unwrap_err().is_loss());
     std::fs::write(dir.path().join("1/4/index.json"), b"{").unwrap();

@@ -9,8 +9,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::jq::check_bounds;
-use flumen_broker::SettingRefused;
 use crate::unit::{ErrorType, Failure};
+use flumen_broker::SettingRefused;
 
 /// What a record may unzip to, in bytes.
 pub(crate) const MAX_UNZIPPED_BYTES: u64 = 64 << 20;

@@ -32,13 +32,17 @@ fn settings(name: &str) -> DeliverySettings {
 }
 
 fn schema(columns: &[&str]) -> Schema {
-    let columns = columns.iter().map(|name| json!({ "name": name, "type": "string" }));
+    let columns = columns
+        .iter()
+        .map(|name| json!({ "name": name, "type": "string" }));
     serde_json::from_value(columns.collect()).unwrap()
 }
 
 fn places(positions: BTreeMap<ShardIndex, SequenceNumber>) -> Vec<(u32, u64)> {
     let places = positions.into_iter();
-    places.map(|(shard, at)| (shard.value(), at.value())).collect()
+    places
+        .map(|(shard, at)| (shard.value(), at.value()))
+        .collect()
 }
 
 /// Begun at 10 in shard 1, with one planned cut.
@@ -54,12 +58,22 @@ fn planned() -> Progress {
 fn a_plan_moves_on_and_what_it_holds_is_held_and_not_delivered() {
     let progress = planned();
     assert_eq!(places(progress.positions()), [(1, 20), (2, 0), (3, 9)]);
-    assert_eq!(places(progress.undelivered_from()), [(1, 10), (2, 0), (3, 5)]);
+    assert_eq!(
+        places(progress.undelivered_from()),
+        [(1, 10), (2, 0), (3, 5)]
+    );
     let held: BTreeMap<_, _> = progress.held().into_iter().collect();
-    assert_eq!(places(held), [(1, 10), (3, 5)], "an empty range holds nothing");
+    assert_eq!(
+        places(held),
+        [(1, 10), (3, 5)],
+        "an empty range holds nothing"
+    );
     assert_eq!((progress.next_cut(), progress.committed()), (1, 0));
     assert_eq!(progress.oldest(), Some(Timestamp::from_micros(5)));
-    assert_eq!((progress.schema(), progress.schema_before()), (&schema(&["x"]), &schema(&[])));
+    assert_eq!(
+        (progress.schema(), progress.schema_before()),
+        (&schema(&["x"]), &schema(&[]))
+    );
     assert_eq!(progress.settings(), Some(&settings("a")));
 }
 
@@ -68,23 +82,43 @@ fn a_commit_lets_go_of_everything_but_what_is_counted() {
     let mut progress = planned();
     progress.seal();
     progress.commit(schema(&["x", "y"]), 7);
-    assert_eq!((progress.next_cut(), progress.committed(), progress.expired()), (1, 1, 7));
+    assert_eq!(
+        (
+            progress.next_cut(),
+            progress.committed(),
+            progress.expired()
+        ),
+        (1, 1, 7)
+    );
     assert_eq!(progress.undelivered_from(), progress.positions());
     assert!(progress.held().is_empty() && progress.cuts().is_empty());
     assert_eq!((progress.settings(), progress.oldest()), (None, None));
-    assert_eq!(progress.schema(), &schema(&["x", "y"]), "what was written last");
+    assert_eq!(
+        progress.schema(),
+        &schema(&["x", "y"]),
+        "what was written last"
+    );
 }
 
 #[test]
 fn only_what_has_no_manifest_for_sure_is_planned_again() {
     let mut progress = planned();
     assert!(progress.replan(2, &settings("b")));
-    assert_eq!((progress.cuts()[0].version, progress.settings()), (2, Some(&settings("b"))));
+    assert_eq!(
+        (progress.cuts()[0].version, progress.settings()),
+        (2, Some(&settings("b")))
+    );
     progress.seal();
     assert!(!progress.replan(3, &settings("c")));
-    assert_eq!((progress.cuts()[0].version, progress.settings()), (2, Some(&settings("b"))));
+    assert_eq!(
+        (progress.cuts()[0].version, progress.settings()),
+        (2, Some(&settings("b")))
+    );
     progress.commit(schema(&[]), 0);
-    assert!(!progress.replan(4, &settings("d")), "there is nothing to plan");
+    assert!(
+        !progress.replan(4, &settings("d")),
+        "there is nothing to plan"
+    );
 }
 
 #[test]
@@ -114,7 +148,10 @@ fn what_is_stored_is_read_and_nothing_else() {
     other["form"] = json!(2);
     other["news"] = json!("of a later version");
     let refused = Progress::decode(other.to_string().as_bytes()).unwrap_err();
-    assert!(matches!(refused, ProgressError::Form { found: 2 }), "{refused}");
+    assert!(
+        matches!(refused, ProgressError::Form { found: 2 }),
+        "{refused}"
+    );
     other["form"] = json!(1);
     let refused = Progress::decode(other.to_string().as_bytes()).unwrap_err();
     assert!(matches!(refused, ProgressError::Json(_)), "{refused}");

@@ -11,7 +11,9 @@ use super::*;
 async fn node() -> (Broker, StreamName) {
     let clock = Clock::manual(Timestamp::from_micros(1_800_000_000_000_000));
     let config = BrokerConfig::default();
-    let broker = Broker::open(Arc::new(MemoryStorage::new()), config, clock).await.unwrap();
+    let broker = Broker::open(Arc::new(MemoryStorage::new()), config, clock)
+        .await
+        .unwrap();
     let name: StreamName = "s".parse().unwrap();
     let new = NewStream {
         name: name.clone(),
@@ -30,7 +32,11 @@ async fn put(broker: &Broker, stream: &StreamName, count: usize) {
         client_timestamp: None,
         headers: Vec::new(),
     };
-    for outcome in broker.put(stream, (0..count).map(record).collect()).await.unwrap() {
+    for outcome in broker
+        .put(stream, (0..count).map(record).collect())
+        .await
+        .unwrap()
+    {
         outcome.unwrap();
     }
 }
@@ -44,7 +50,10 @@ async fn next(reading: &mut Reading) -> Found {
 async fn a_closed_shard_is_read_to_its_end_before_its_children() {
     let (broker, stream) = node().await;
     put(&broker, &stream, 20).await;
-    let split = Reshard::Split { shard: ShardIndex::new(0), at: None };
+    let split = Reshard::Split {
+        shard: ShardIndex::new(0),
+        at: None,
+    };
     broker.reshard(&stream, split).await.unwrap();
     put(&broker, &stream, 20).await;
     let mut reading = Reading::new(&broker, &stream, Positions::new(), 1);
@@ -57,11 +66,18 @@ async fn a_closed_shard_is_read_to_its_end_before_its_children() {
         order.push((piece.shard.value(), to.value() - piece.from.value()));
         reading.taken(piece, to);
     }
-    let of_parent: u64 = order.iter().filter(|(shard, _)| *shard == 0).map(|(_, n)| n).sum();
+    let of_parent: u64 = order
+        .iter()
+        .filter(|(shard, _)| *shard == 0)
+        .map(|(_, n)| n)
+        .sum();
     assert_eq!(of_parent, 20);
     let first_child = order.iter().position(|(shard, _)| *shard != 0).unwrap();
     let children = &order[first_child..];
-    assert!(children.iter().all(|(shard, n)| *shard != 0 || *n == 0), "{order:?}");
+    assert!(
+        children.iter().all(|(shard, n)| *shard != 0 || *n == 0),
+        "{order:?}"
+    );
     broker.shutdown().await.unwrap();
 }
 
@@ -79,6 +95,9 @@ async fn what_was_not_taken_comes_again() {
         panic!("nothing is lost");
     };
     assert_eq!((piece.from.value(), piece.to.value()), (4, 10));
-    assert_eq!(reading.positions().get(&ShardIndex::new(0)), Some(&SequenceNumber::new(4)));
+    assert_eq!(
+        reading.positions().get(&ShardIndex::new(0)),
+        Some(&SequenceNumber::new(4))
+    );
     broker.shutdown().await.unwrap();
 }

@@ -3,7 +3,12 @@ use crate::spool::Spool;
 
 /// Rows of three partitions, of all sizes, by turns.
 fn rows() -> impl Iterator<Item = (usize, Vec<u8>)> {
-    (0..600_usize).map(|n| (n * n % 3, vec![b'a' + u8::try_from(n % 26).unwrap(); n % 200]))
+    (0..600_usize).map(|n| {
+        (
+            n * n % 3,
+            vec![b'a' + u8::try_from(n % 26).unwrap(); n % 200],
+        )
+    })
 }
 
 #[test]
@@ -12,12 +17,20 @@ fn rows_come_back_in_order_wherever_they_were() {
         let dir = tempfile::tempdir().unwrap();
         let spool = Spool::new(dir.path().join("1"), 1 << 20);
         let mut store = RowStore::new(spool.cut(0), memory_max);
-        let mut parts = [KeptRows::default(), KeptRows::default(), KeptRows::default()];
+        let mut parts = [
+            KeptRows::default(),
+            KeptRows::default(),
+            KeptRows::default(),
+        ];
         let mut expected = [Vec::new(), Vec::new(), Vec::new()];
         for (part, row) in rows() {
             if store.keep(&mut parts[part], &row) {
                 store.spill(parts.iter_mut()).unwrap();
-                assert!(store.in_memory <= memory_max, "{} of {memory_max}", store.in_memory);
+                assert!(
+                    store.in_memory <= memory_max,
+                    "{} of {memory_max}",
+                    store.in_memory
+                );
             }
             expected[part].push(row);
         }

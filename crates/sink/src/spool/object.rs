@@ -71,8 +71,13 @@ impl SpoolWriter {
             crc32,
             bytes,
             ..
-        } = self.out.into_inner().map_err(io::IntoInnerError::into_error)?;
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        } = self
+            .out
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)?;
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
         Ok(SpooledObject {
             name: name.unwrap_or_default(),
             cut,

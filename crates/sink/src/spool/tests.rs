@@ -19,7 +19,10 @@ fn what_is_written_is_read_and_gone_with_its_cut() {
     let cut = spool.cut(7);
     let large = vec![b'x'; 600 << 10];
     let written = object(&cut, 0, &large).unwrap();
-    assert_eq!((written.bytes(), written.crc32()), (600 << 10, crc32fast::hash(&large)));
+    assert_eq!(
+        (written.bytes(), written.crc32()),
+        (600 << 10, crc32fast::hash(&large))
+    );
     assert_eq!(content(&written).unwrap(), large);
     drop((cut, written));
     assert_eq!(fs::read_dir(dir.path().join("1")).unwrap().count(), 0);
@@ -49,7 +52,11 @@ fn a_kept_cut_outlives_its_process_and_damage_is_seen() {
     let written = object(&cut, 0, b"content").unwrap();
     cut.rows().unwrap().append(b"rows").unwrap();
     cut.keep(b"index").unwrap();
-    assert_eq!(content(&written).unwrap(), b"content", "also under its new name");
+    assert_eq!(
+        content(&written).unwrap(),
+        b"content",
+        "also under its new name"
+    );
     drop(cut);
     let spool = Spool::new(path.clone(), 1 << 20);
     let (cut, index) = spool.kept(3).unwrap();

@@ -35,7 +35,11 @@ async fn an_update_applies_to_later_cuts_and_planned_ones_keep_their_settings() 
     store.asked("one/").await;
     let mut second = first.clone();
     second.keys.prefix = Some("two/".to_owned());
-    let updated = rig.broker.update_delivery(&name, Some(1), second).await.unwrap();
+    let updated = rig
+        .broker
+        .update_delivery(&name, Some(1), second)
+        .await
+        .unwrap();
     assert_eq!(updated.version, 2);
     let late = rig.broker.update_delivery(&name, Some(1), first).await;
     assert_eq!(late.unwrap_err().reason(), "DELIVERY_VERSION");
@@ -51,7 +55,10 @@ async fn an_update_applies_to_later_cuts_and_planned_ones_keep_their_settings() 
         for object in manifest["objects"].as_array().unwrap() {
             let key = object["key"].as_str().unwrap();
             assert!(key.starts_with(["one/", "two/"][usize::try_from(version - 1).unwrap()]));
-            assert!(key.contains(&format!("/d-{version}-")), "{key} of version {version}");
+            assert!(
+                key.contains(&format!("/d-{version}-")),
+                "{key} of version {version}"
+            );
         }
     }
     assert_eq!((versions[0], versions.last()), (1, Some(&2)));
@@ -148,7 +155,10 @@ async fn direct_puts_have_a_stream_that_goes_with_the_delivery_stream() {
         .await
         .unwrap();
     Delivered::read(&*objects).await.expect_numbers(0..100);
-    assert_eq!(rig.broker.describe_stream(&stream).unwrap_err().reason(), "STREAM_NOT_FOUND");
+    assert_eq!(
+        rig.broker.describe_stream(&stream).unwrap_err().reason(),
+        "STREAM_NOT_FOUND"
+    );
     rig.shutdown().await;
 }
 

@@ -4,9 +4,7 @@ use flumen_broker::{DeliveryEnd, DeliveryPhase, Reshard};
 use flumen_log::MemoryStorage;
 use flumen_record::ShardIndex;
 
-use crate::fixture::{
-    Delivered, Rig, WAIT, create_stream, deliver, flush, memory, put, settings,
-};
+use crate::fixture::{Delivered, Rig, WAIT, create_stream, deliver, flush, memory, put, settings};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_record_is_delivered_once() {

@@ -114,7 +114,11 @@ async fn complete(storage: &MemoryStorage, objects: &Arc<InMemory>, spool: &Path
     let rig = Rig::start_fast(storage, objects.clone(), spool, at).await;
     let stream = stream_name("s");
     let described = rig.broker.describe_stream(&stream).unwrap();
-    let there: u64 = described.shards.iter().map(|shard| shard.durable_end.value()).sum();
+    let there: u64 = described
+        .shards
+        .iter()
+        .map(|shard| shard.durable_end.value())
+        .sum();
     if there < RECORDS {
         assert_eq!(there, RECORDS / 2, "a put is whole");
         put(&rig.broker, &stream, there..RECORDS).await;
@@ -215,7 +219,11 @@ async fn rough_stores_and_deaths_by_seed() {
         let (numbers, errors) = (delivered.numbers(), delivered.lines("error").len());
         delivered.expect_contiguous();
         let unique: BTreeSet<_> = numbers.iter().copied().collect();
-        assert_eq!(unique.len(), numbers.len(), "seed {seed}: something is there twice");
+        assert_eq!(
+            unique.len(),
+            numbers.len(),
+            "seed {seed}: something is there twice"
+        );
         assert_eq!(errors, 0, "seed {seed}");
         let missing: Vec<_> = puts.acknowledged.difference(&unique).collect();
         assert!(missing.is_empty(), "seed {seed}: {missing:?} are missing");
@@ -285,7 +293,9 @@ async fn update(broker: &Broker, random: &mut SmallRng) {
     let mut settings = (*described.settings).clone();
     let number: u8 = random.random();
     settings.keys.file_extension = Some(format!(".x{number}"));
-    settings.processing.map = random.random_bool(0.5).then(|| "{n: .n, at: now}".to_owned());
+    settings.processing.map = random
+        .random_bool(0.5)
+        .then(|| "{n: .n, at: now}".to_owned());
     broker.update_delivery(&name, None, settings).await.unwrap();
 }
 

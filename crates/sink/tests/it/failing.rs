@@ -85,8 +85,7 @@ async fn a_destination_that_is_away_bounds_what_is_held_and_comes_back() {
         let (storage, objects) = (MemoryStorage::new(), memory());
         let spool = tempfile::tempdir().unwrap();
         let store = FaultyStore::new(objects.clone(), outage(fault));
-        let rig =
-            Rig::start_fast(&storage, Arc::new(store.clone()), spool.path(), BEGIN).await;
+        let rig = Rig::start_fast(&storage, Arc::new(store.clone()), spool.path(), BEGIN).await;
         let stream = create_stream(&rig.broker, "s", 1).await;
         let name = deliver(&rig.broker, settings(&stream)).await;
         put_large(&rig.broker, &stream, 0..80).await;
@@ -124,7 +123,10 @@ async fn foreign(objects: &InMemory, key: &str) {
 }
 
 async fn remove(objects: &InMemory, key: &str) {
-    objects.delete(&ObjectPath::parse(key).unwrap()).await.unwrap();
+    objects
+        .delete(&ObjectPath::parse(key).unwrap())
+        .await
+        .unwrap();
 }
 
 /// Where another object stands in the way of a cut.
@@ -165,12 +167,27 @@ impl Conflict {
         foreign(&here, &key).await;
         store.open();
         until_failed(&rig.broker, &name, DeliveryPhase::Stopped, "conflict").await;
-        Self { rig, here, there, store, settings, name, stream, key, _spool: spool }
+        Self {
+            rig,
+            here,
+            there,
+            store,
+            settings,
+            name,
+            stream,
+            key,
+            _spool: spool,
+        }
     }
 
     async fn go_elsewhere(&mut self) {
-        self.settings.destination = Destination::Memory { name: "other".to_owned() };
-        let updating = self.rig.broker.update_delivery(&self.name, None, self.settings.clone());
+        self.settings.destination = Destination::Memory {
+            name: "other".to_owned(),
+        };
+        let updating = self
+            .rig
+            .broker
+            .update_delivery(&self.name, None, self.settings.clone());
         updating.await.unwrap();
     }
 }
@@ -181,7 +198,12 @@ async fn a_conflict_stops_until_somebody_removes_what_is_in_the_way() {
     let (broker, name) = (&conflict.rig.broker, &conflict.name);
     put(broker, &conflict.stream, 50..100).await;
     let creates = conflict.store.keys().len();
-    let first = broker.describe_delivery(name).unwrap().report.last_error.unwrap();
+    let first = broker
+        .describe_delivery(name)
+        .unwrap()
+        .report
+        .last_error
+        .unwrap();
     broker.resume_delivery(name).await.unwrap();
     until(broker, name, |described| {
         let stopped = described.report.phase == DeliveryPhase::Stopped;
@@ -189,14 +211,27 @@ async fn a_conflict_stops_until_somebody_removes_what_is_in_the_way() {
         stopped && last.at > first.at
     })
     .await;
-    assert_eq!(conflict.store.keys().len(), creates + 1, "it tries once, and nothing else");
+    assert_eq!(
+        conflict.store.keys().len(),
+        creates + 1,
+        "it tries once, and nothing else"
+    );
     let key = ObjectPath::parse(&conflict.key).unwrap();
-    let there = conflict.here.get(&key).await.unwrap().bytes().await.unwrap();
+    let there = conflict
+        .here
+        .get(&key)
+        .await
+        .unwrap()
+        .bytes()
+        .await
+        .unwrap();
     assert_eq!(there, "of somebody else");
     remove(&conflict.here, &conflict.key).await;
     broker.resume_delivery(name).await.unwrap();
     flush(broker, name).await;
-    Delivered::read(&*conflict.here).await.expect_numbers(0..100);
+    Delivered::read(&*conflict.here)
+        .await
+        .expect_numbers(0..100);
     conflict.rig.shutdown().await;
 }
 
@@ -208,7 +243,12 @@ async fn what_was_planned_goes_to_another_destination_after_a_conflict() {
     flush(&conflict.rig.broker, &conflict.name).await;
     let there = Delivered::read(&*conflict.there).await;
     there.expect_numbers(0..100);
-    assert!(there.manifests.values().all(|manifest| manifest["settings_version"] == 2));
+    assert!(
+        there
+            .manifests
+            .values()
+            .all(|manifest| manifest["settings_version"] == 2)
+    );
     assert!(there.strays.is_empty());
     let here = Delivered::read(&*conflict.here).await;
     assert!(here.manifests.is_empty());
@@ -227,7 +267,9 @@ async fn a_cut_that_may_have_its_manifest_stays_where_it_is() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    tokio::time::timeout(crate::fixture::WAIT, again).await.unwrap();
+    tokio::time::timeout(crate::fixture::WAIT, again)
+        .await
+        .unwrap();
     until_failed(broker, &conflict.name, DeliveryPhase::Stopped, "conflict").await;
     assert!(Delivered::read(&*conflict.there).await.objects.is_empty());
     remove(&conflict.here, &conflict.key).await;
@@ -259,14 +301,23 @@ async fn records_that_expire_before_delivery_are_counted() {
     assert_eq!(described.backlog.records, 0);
     let delivered = Delivered::read(&*objects).await;
     delivered.expect_contiguous();
-    assert_eq!(delivered.numbers(), (0..10).chain(30..40).collect::<Vec<_>>());
-    let expired = delivered.manifests.values().map(|manifest| manifest["expired"].as_u64());
+    assert_eq!(
+        delivered.numbers(),
+        (0..10).chain(30..40).collect::<Vec<_>>()
+    );
+    let expired = delivered
+        .manifests
+        .values()
+        .map(|manifest| manifest["expired"].as_u64());
     assert_eq!(expired.map(Option::unwrap).sum::<u64>(), 20);
     rig.shutdown().await;
     // It is remembered.
     let clock = Clock::manual(BEGIN.saturating_add(retention() + 2 * HOUR));
     let rig = Rig::start_at(&storage, objects.clone(), spool.path(), clock).await;
-    until(&rig.broker, &name, |described| described.backlog.expired == 20).await;
+    until(&rig.broker, &name, |described| {
+        described.backlog.expired == 20
+    })
+    .await;
     rig.shutdown().await;
 }
 
@@ -279,7 +330,10 @@ async fn what_is_planned_does_not_expire() {
     let stream = create_stream(&rig.broker, "s", 1).await;
     let name = deliver(&rig.broker, settings(&stream)).await;
     put(&rig.broker, &stream, 0..10).await;
-    until(&rig.broker, &name, |described| described.report.cuts_open == 1).await;
+    until(&rig.broker, &name, |described| {
+        described.report.cuts_open == 1
+    })
+    .await;
     let storage = storage.kill();
     rig.kill().await;
     let clock = Clock::manual(BEGIN.saturating_add(retention() + HOUR));
@@ -310,23 +364,40 @@ async fn a_shard_that_expires_whole_holds_up_no_flush() {
     lazy.buffering.interval_ms = 900_000;
     let name = deliver(&rig.broker, lazy).await;
     put_large(&rig.broker, &stream, 0..80).await;
-    until(&rig.broker, &name, |described| described.counts.incoming_bytes >= 3 * MIB).await;
-    let split = Reshard::Split { shard: ShardIndex::new(0), at: None };
+    until(&rig.broker, &name, |described| {
+        described.counts.incoming_bytes >= 3 * MIB
+    })
+    .await;
+    let split = Reshard::Split {
+        shard: ShardIndex::new(0),
+        at: None,
+    };
     rig.broker.reshard(&stream, split).await.unwrap();
     put(&rig.broker, &stream, 80..90).await;
     // Also beyond what is held for it.
     rig.clock.advance(retention() + 48 * HOUR);
     rig.broker.apply_retention().await.unwrap();
     let described = rig.broker.describe_stream(&stream).unwrap();
-    assert!(described.shards.iter().all(|shard| shard.index != ShardIndex::new(0)));
+    assert!(
+        described
+            .shards
+            .iter()
+            .all(|shard| shard.index != ShardIndex::new(0))
+    );
     put(&rig.broker, &stream, 90..100).await;
     store.set_plan(FaultPlan::default());
     rig.tick();
     let described = flush(&rig.broker, &name).await;
     let delivered = Delivered::read(&*objects).await;
     let numbers = delivered.numbers();
-    assert!(numbers.ends_with(&(90..100).collect::<Vec<_>>()), "{numbers:?}");
-    assert_eq!(numbers.len() as u64 + described.backlog.expired, 100 - lost(&numbers));
+    assert!(
+        numbers.ends_with(&(90..100).collect::<Vec<_>>()),
+        "{numbers:?}"
+    );
+    assert_eq!(
+        numbers.len() as u64 + described.backlog.expired,
+        100 - lost(&numbers)
+    );
     rig.shutdown().await;
 }
 
@@ -349,28 +420,48 @@ impl Destinations for Panicking {
         object: &ObjectSettings,
         config: &StoreConfig,
     ) -> Result<Store, SettingRefused> {
-        let bad = Destination::Memory { name: "bad".to_owned() };
+        let bad = Destination::Memory {
+            name: "bad".to_owned(),
+        };
         let now = self.now.load(std::sync::atomic::Ordering::Relaxed);
         assert!(!now || *destination != bad, "a bug, made for the test");
-        Only(self.objects.clone()).open(&Destination::Memory { name: "x".to_owned() }, object, config)
+        Only(self.objects.clone()).open(
+            &Destination::Memory {
+                name: "x".to_owned(),
+            },
+            object,
+            config,
+        )
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bug_stops_one_delivery_stream_and_not_the_others() {
     let (storage, objects, spool) = (MemoryStorage::new(), memory(), tempfile::tempdir().unwrap());
-    let destinations = Arc::new(Panicking { objects: objects.clone(), now: false.into() });
+    let destinations = Arc::new(Panicking {
+        objects: objects.clone(),
+        now: false.into(),
+    });
     let (clock, config) = (Clock::system(), SinkConfig::default());
-    let rig =
-        Rig::start_with(&storage, destinations.clone(), spool.path(), clock, config).await;
+    let rig = Rig::start_with(&storage, destinations.clone(), spool.path(), clock, config).await;
     let stream = create_stream(&rig.broker, "s", 1).await;
     let mut bad = settings(&stream);
-    bad.destination = Destination::Memory { name: "bad".to_owned() };
-    let bad = flumen_broker::NewDelivery { name: delivery_name("bad"), settings: bad };
+    bad.destination = Destination::Memory {
+        name: "bad".to_owned(),
+    };
+    let bad = flumen_broker::NewDelivery {
+        name: delivery_name("bad"),
+        settings: bad,
+    };
     let bad = rig.broker.create_delivery(bad).await.unwrap().name;
     let name = deliver(&rig.broker, settings(&stream)).await;
-    until(&rig.broker, &bad, |described| described.report.phase == DeliveryPhase::Running).await;
-    destinations.now.store(true, std::sync::atomic::Ordering::Relaxed);
+    until(&rig.broker, &bad, |described| {
+        described.report.phase == DeliveryPhase::Running
+    })
+    .await;
+    destinations
+        .now
+        .store(true, std::sync::atomic::Ordering::Relaxed);
     rig.broker.pause_delivery(&bad).await.unwrap();
     rig.broker.resume_delivery(&bad).await.unwrap();
     until_failed(&rig.broker, &bad, DeliveryPhase::Stopped, "bug").await;
@@ -379,6 +470,9 @@ async fn a_bug_stops_one_delivery_stream_and_not_the_others() {
     Delivered::read(&*objects).await.expect_numbers(0..100);
     // It can be deleted.
     let end = flumen_broker::DeliveryEnd::Drop;
-    rig.broker.delete_delivery(&bad, end, crate::fixture::WAIT).await.unwrap();
+    rig.broker
+        .delete_delivery(&bad, end, crate::fixture::WAIT)
+        .await
+        .unwrap();
     rig.shutdown().await;
 }

@@ -8,9 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use flumen_broker::{
     Broker, BrokerConfig, BufferingHints, Clock, DeliveryDescription, DeliveryPhase,
-    DeliverySettings,
-    DeliverySource, DeliveryStart, Destination, NewDelivery, NewStream, ObjectFormat,
-    ObjectSettings, SettingRefused, StreamNameText, StreamSettings,
+    DeliverySettings, DeliverySource, DeliveryStart, Destination, NewDelivery, NewStream,
+    ObjectFormat, ObjectSettings, SettingRefused, StreamNameText, StreamSettings,
 };
 use flumen_log::MemoryStorage;
 use flumen_record::{DeliveryName, Record, StreamName, Timestamp};
@@ -226,7 +225,10 @@ pub(crate) fn numbered(numbers: std::ops::Range<u64>) -> Vec<Record> {
 }
 
 pub(crate) async fn put(broker: &Broker, stream: &StreamName, numbers: std::ops::Range<u64>) {
-    let outcomes = broker.put(stream, numbered(numbers)).await.expect("it is attempted");
+    let outcomes = broker
+        .put(stream, numbered(numbers))
+        .await
+        .expect("it is attempted");
     for outcome in outcomes {
         outcome.expect("it is stored");
     }
@@ -237,7 +239,10 @@ pub(crate) async fn flush(broker: &Broker, name: &DeliveryName) -> DeliveryDescr
     let flushing = broker.flush_delivery(name, 1000 * WAIT);
     let flushed = tokio::time::timeout(WAIT, flushing).await;
     let Ok(flushed) = flushed else {
-        panic!("it takes too long: {:#?}", broker.describe_delivery(name).unwrap());
+        panic!(
+            "it takes too long: {:#?}",
+            broker.describe_delivery(name).unwrap()
+        );
     };
     flushed.expect("it is flushed")
 }
@@ -259,7 +264,10 @@ pub(crate) async fn until(
     };
     match tokio::time::timeout(WAIT, looking).await {
         Ok(described) => described,
-        Err(_) => panic!("it never is: {:#?}", broker.describe_delivery(name).unwrap()),
+        Err(_) => panic!(
+            "it never is: {:#?}",
+            broker.describe_delivery(name).unwrap()
+        ),
     }
 }
 
@@ -282,11 +290,13 @@ pub(crate) fn bytes_in(dir: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(dir) else {
         return 0;
     };
-    let sizes = entries.map_while(Result::ok).map(|entry| match entry.metadata() {
-        Ok(meta) if meta.is_dir() => bytes_in(&entry.path()),
-        Ok(meta) => meta.len(),
-        Err(_) => 0,
-    });
+    let sizes = entries
+        .map_while(Result::ok)
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => bytes_in(&entry.path()),
+            Ok(meta) => meta.len(),
+            Err(_) => 0,
+        });
     sizes.sum()
 }
 
@@ -370,7 +380,10 @@ impl Delivered {
         for (at, manifest) in self.manifests.values().enumerate() {
             assert_eq!(manifest["cut"], at as u64);
             for range in manifest["ranges"].as_array().unwrap() {
-                let (from, to) = (range["from"].as_u64().unwrap(), range["to"].as_u64().unwrap());
+                let (from, to) = (
+                    range["from"].as_u64().unwrap(),
+                    range["to"].as_u64().unwrap(),
+                );
                 let end = ends.entry(range["shard"].as_u64().unwrap()).or_insert(from);
                 assert_eq!(*end, from, "cut {at}");
                 *end = to;

@@ -18,7 +18,10 @@ async fn a_hundred_that_have_nothing_to_do_do_nothing() {
     let names: Vec<_> = (0..100).map(|n| delivery_name(&format!("d{n}"))).collect();
     for name in &names {
         let settings = settings(&stream);
-        let new = NewDelivery { name: name.clone(), settings };
+        let new = NewDelivery {
+            name: name.clone(),
+            settings,
+        };
         rig.broker.create_delivery(new).await.unwrap();
     }
     for name in &names {

@@ -3,7 +3,8 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::print_stderr,
-    reason = "a test that is wrong may panic, and one that is skipped says so"
+    clippy::clone_on_ref_ptr,
+    reason = "a test that is wrong may panic, one that is skipped says so, and stores become trait objects"
 )]
 
 mod changing;

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use flumen_broker::{
-    Broker, Clock, DeliverySettings, ObjectFormat, ParquetSettings, Partitioning,
-};
+use flumen_broker::{Broker, Clock, DeliverySettings, ObjectFormat, ParquetSettings, Partitioning};
 use flumen_log::MemoryStorage;
 use flumen_record::{Record, StreamName};
 use flumen_sink::SinkConfig;
@@ -77,9 +75,21 @@ async fn partitions_beyond_the_bound_go_to_the_error_prefix() {
     let delivered = Delivered::read(&*objects).await;
     assert_eq!(all_numbers(&delivered), (0..50).collect::<Vec<_>>());
     assert_eq!(delivered.lines("error").len(), 20);
-    let data = delivered.objects.keys().filter(|(kind, _)| kind == "data").count();
-    assert_eq!((data, delivered.manifests.len()), (3, 1), "one cut closes all partitions");
-    let (_, key) = delivered.objects.keys().find(|(kind, _)| kind == "error").unwrap();
+    let data = delivered
+        .objects
+        .keys()
+        .filter(|(kind, _)| kind == "data")
+        .count();
+    assert_eq!(
+        (data, delivered.manifests.len()),
+        (3, 1),
+        "one cut closes all partitions"
+    );
+    let (_, key) = delivered
+        .objects
+        .keys()
+        .find(|(kind, _)| kind == "error")
+        .unwrap();
     assert!(key.starts_with("errors/activePartitionExceeded/"), "{key}");
     assert_eq!(described.counts.partition_overflows, 20);
     assert_eq!(described.counts.partitions, 0, "nothing is being filled");
@@ -109,14 +119,21 @@ async fn a_death_does_not_change_which_partitions_fit() {
         flush(&rig.broker, &name).await;
         rig.shutdown().await;
         let delivered = Delivered::read(&*objects).await;
-        assert_eq!(all_numbers(&delivered), (0..40).collect::<Vec<_>>(), "died at {at}");
+        assert_eq!(
+            all_numbers(&delivered),
+            (0..40).collect::<Vec<_>>(),
+            "died at {at}"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_do_not_fit_into_memory_come_back_from_the_spool_in_order() {
     let (storage, objects, spool) = (MemoryStorage::new(), memory(), tempfile::tempdir().unwrap());
-    let config = SinkConfig { rows_bytes_max: 100, ..SinkConfig::default() };
+    let config = SinkConfig {
+        rows_bytes_max: 100,
+        ..SinkConfig::default()
+    };
     let only = Arc::new(Only(objects.clone()));
     let rig = Rig::start_with(&storage, only, spool.path(), Clock::system(), config).await;
     let stream = create_stream(&rig.broker, "s", 1).await;
@@ -130,7 +147,11 @@ async fn rows_that_do_not_fit_into_memory_come_back_from_the_spool_in_order() {
     for ((_, key), bytes) in &delivered.objects {
         let lines = std::str::from_utf8(bytes).unwrap().lines();
         let numbers: Vec<u64> = lines
-            .map(|line| serde_json::from_str::<Value>(line).unwrap()["n"].as_u64().unwrap())
+            .map(|line| {
+                serde_json::from_str::<Value>(line).unwrap()["n"]
+                    .as_u64()
+                    .unwrap()
+            })
             .collect();
         assert!(numbers.is_sorted(), "{key}");
     }
@@ -140,7 +161,11 @@ async fn rows_that_do_not_fit_into_memory_come_back_from_the_spool_in_order() {
 fn columns(bytes: &Bytes) -> Vec<String> {
     let reader = SerializedFileReader::new(bytes.clone()).unwrap();
     let schema = reader.metadata().file_metadata().schema_descr_ptr();
-    schema.columns().iter().map(|column| column.name().to_owned()).collect()
+    schema
+        .columns()
+        .iter()
+        .map(|column| column.name().to_owned())
+        .collect()
 }
 
 /// All rows of Parquet objects, as JSON, by their number.
@@ -166,7 +191,10 @@ fn parquet_rows(delivered: &Delivered) -> BTreeMap<u64, Value> {
             });
             let fields: serde_json::Map<_, _> = fields.collect();
             let n = fields["n"].as_u64().unwrap();
-            assert!(rows.insert(n, Value::Object(fields)).is_none(), "{n} is there twice");
+            assert!(
+                rows.insert(n, Value::Object(fields)).is_none(),
+                "{n} is there twice"
+            );
         }
     }
     rows
@@ -242,11 +270,20 @@ async fn a_death_does_not_change_the_columns() {
             numbers.extend(errors.iter().map(|line| {
                 let line: Value = serde_json::from_str(line).unwrap();
                 let data = STANDARD.decode(line["rawData"].as_str().unwrap()).unwrap();
-                serde_json::from_slice::<Value>(&data).unwrap()["n"].as_u64().unwrap()
+                serde_json::from_slice::<Value>(&data).unwrap()["n"]
+                    .as_u64()
+                    .unwrap()
             }));
             numbers.sort_unstable();
-            assert_eq!(numbers, (0..40).collect::<Vec<_>>(), "died at {at}, {after_effect}");
+            assert_eq!(
+                numbers,
+                (0..40).collect::<Vec<_>>(),
+                "died at {at}, {after_effect}"
+            );
         }
     }
-    assert!(seen > 0, "nothing was refused, so that the order decided nothing");
+    assert!(
+        seen > 0,
+        "nothing was refused, so that the order decided nothing"
+    );
 }

@@ -69,15 +69,21 @@ impl Server {
 async fn request(stream: &mut TcpStream) -> Option<Value> {
     let mut bytes = Vec::new();
     loop {
-        let mut more = [0; 16 << 10];
-        let count = stream.read(&mut more).await.ok().filter(|count| *count > 0)?;
+        let mut more = vec![0; 16 << 10];
+        let count = stream
+            .read(&mut more)
+            .await
+            .ok()
+            .filter(|count| *count > 0)?;
         bytes.extend_from_slice(&more[..count]);
         let text = std::str::from_utf8(&bytes).unwrap();
         let Some((head, body)) = text.split_once("\r\n\r\n") else {
             continue;
         };
         let head = head.to_ascii_lowercase();
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: "));
         if body.len() == length.unwrap().parse::<usize>().unwrap() {
             return Some(serde_json::from_str(body).unwrap());
         }
@@ -87,7 +93,9 @@ async fn request(stream: &mut TcpStream) -> Option<Value> {
 fn answer(record: &Value, call: u64) -> Value {
     let id = &record["recordId"];
     let data = STANDARD.decode(record["data"].as_str().unwrap()).unwrap();
-    let n = serde_json::from_slice::<Value>(&data).unwrap()["n"].as_u64().unwrap();
+    let n = serde_json::from_slice::<Value>(&data).unwrap()["n"]
+        .as_u64()
+        .unwrap();
     match n % 10 {
         7 => json!({ "recordId": id, "result": "Dropped" }),
         8 => json!({ "recordId": id, "result": "ProcessingFailed" }),
@@ -126,7 +134,9 @@ fn failed(delivered: &Delivered) -> Vec<u64> {
     let number = |line: &String| {
         let line: Value = serde_json::from_str(line).unwrap();
         let data = STANDARD.decode(line["rawData"].as_str().unwrap()).unwrap();
-        serde_json::from_slice::<Value>(&data).unwrap()["n"].as_u64().unwrap()
+        serde_json::from_slice::<Value>(&data).unwrap()["n"]
+            .as_u64()
+            .unwrap()
     };
     let mut numbers: Vec<_> = lines.iter().map(number).collect();
     numbers.sort_unstable();
@@ -142,13 +152,22 @@ fn check(delivered: &Delivered) {
     for manifest in delivered.manifests.values() {
         let mut calls = BTreeSet::new();
         for object in manifest["objects"].as_array().unwrap() {
-            let key = ("data".to_owned(), object["key"].as_str().unwrap().to_owned());
-            let Some(bytes) = delivered.objects.get(&key) else { continue };
+            let key = (
+                "data".to_owned(),
+                object["key"].as_str().unwrap().to_owned(),
+            );
+            let Some(bytes) = delivered.objects.get(&key) else {
+                continue;
+            };
             for line in std::str::from_utf8(bytes).unwrap().lines() {
                 let row: Value = serde_json::from_str(line).unwrap();
                 let (n, call) = (row["n"].as_u64().unwrap(), row["call"].as_u64().unwrap());
                 let partition = format!("p={}/", (n + call) % 2);
-                assert!(key.1.starts_with(&partition), "{n} of call {call} in {}", key.1);
+                assert!(
+                    key.1.starts_with(&partition),
+                    "{n} of call {call} in {}",
+                    key.1
+                );
                 calls.insert(call);
             }
         }
@@ -200,7 +219,11 @@ async fn a_death_at_any_create_changes_no_answer() {
             flush(&rig.broker, &delivery_name("d")).await;
             rig.shutdown().await;
             check(&Delivered::read(&*objects).await);
-            assert_eq!(server.calls.load(Ordering::Relaxed), asked, "it is not asked again");
+            assert_eq!(
+                server.calls.load(Ordering::Relaxed),
+                asked,
+                "it is not asked again"
+            );
         }
         if lived {
             break;
@@ -217,7 +240,9 @@ async fn a_lost_spool_stops_it_and_what_is_made_anew_is_whole() {
         for after_effect in [false, true] {
             let (objects, spool) = (memory(), tempfile::tempdir().unwrap());
             let died = (at, after_effect);
-            let storage = live_and_die(&server, &objects, spool.path(), died).await.unwrap();
+            let storage = live_and_die(&server, &objects, spool.path(), died)
+                .await
+                .unwrap();
             std::fs::remove_dir_all(spool.path()).unwrap();
             let name = delivery_name("d");
             let rig = Rig::start(&storage, objects.clone(), spool.path()).await;
@@ -239,7 +264,9 @@ async fn a_lost_spool_stops_it_and_what_is_made_anew_is_whole() {
 async fn what_was_made_anew_is_not_made_anew_again() {
     let server = Server::start().await;
     let (objects, spool) = (memory(), tempfile::tempdir().unwrap());
-    let storage = live_and_die(&server, &objects, spool.path(), (1, false)).await.unwrap();
+    let storage = live_and_die(&server, &objects, spool.path(), (1, false))
+        .await
+        .unwrap();
     std::fs::remove_dir_all(spool.path()).unwrap();
     let name = delivery_name("d");
     // Dies again, after one object of the second answer.
@@ -259,9 +286,15 @@ async fn what_was_made_anew_is_not_made_anew_again() {
 }
 
 async fn dead_letters(broker: &Broker, stream: &StreamName) -> Vec<(u64, Vec<String>)> {
-    let budget = ReadBudget { bytes: 1 << 20, records: u64::MAX };
+    let budget = ReadBudget {
+        bytes: 1 << 20,
+        records: u64::MAX,
+    };
     let (shard, start) = (ShardIndex::new(0), StartPosition::TrimHorizon);
-    let reply = broker.read(stream, shard, start, budget, Duration::ZERO).await.unwrap();
+    let reply = broker
+        .read(stream, shard, start, budget, Duration::ZERO)
+        .await
+        .unwrap();
     let mut letters = Vec::new();
     for frame in reply.pieces.into_iter().flat_map(Frames::new) {
         for record in frame.unwrap().batch.records() {
@@ -302,12 +335,19 @@ async fn what_fails_is_told_in_the_error_object_and_the_dead_letter_stream() {
             assert!(line[field].is_string(), "{field}");
         }
     }
-    let (_, key) = delivered.objects.keys().find(|(kind, _)| kind == "error").unwrap();
+    let (_, key) = delivered
+        .objects
+        .keys()
+        .find(|(kind, _)| kind == "error")
+        .unwrap();
     assert!(key.starts_with("errors/processing-failed/"), "{key}");
     let dead = dead_letters(&rig.broker, &letters).await;
     let numbers: BTreeSet<_> = dead.iter().map(|(n, _)| *n).collect();
     assert_eq!(numbers, [8, 18, 28, 38].into());
-    assert!(dead.iter().all(|(_, names)| names.contains(&"flumen-error-code".to_owned())));
+    assert!(
+        dead.iter()
+            .all(|(_, names)| names.contains(&"flumen-error-code".to_owned()))
+    );
     let counts = described.counts;
     assert_eq!((counts.dropped_records, counts.failed_records), (4, 4));
     assert_eq!(counts.processing_successes, 1);
@@ -321,14 +361,23 @@ async fn a_transform_that_is_away_sends_its_records_to_the_error_prefix() {
     let stream = create_stream(&rig.broker, "s", 1).await;
     put(&rig.broker, &stream, 0..RECORDS).await;
     // Nobody listens there any more.
-    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let gone = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let mut settings = transformed(&stream, &format!("http://{gone}/"));
     settings.processing.transform.as_mut().unwrap().retries = 0;
     let name = deliver(&rig.broker, settings).await;
     flush(&rig.broker, &name).await;
     let delivered = Delivered::read(&*objects).await;
     assert_eq!(failed(&delivered), (0..RECORDS).collect::<Vec<_>>());
-    let described = until(&rig.broker, &name, |described| described.report.last_error.is_some());
-    assert_eq!(described.await.report.last_error.unwrap().reason, "transform");
+    let described = until(&rig.broker, &name, |described| {
+        described.report.last_error.is_some()
+    });
+    assert_eq!(
+        described.await.report.last_error.unwrap().reason,
+        "transform"
+    );
     rig.shutdown().await;
 }

@@ -19,7 +19,9 @@ pub(crate) enum Fate {
     /// Waits until the store is opened.
     Wait,
     /// The process dies here: nothing is answered any more.
-    Die { after_effect: bool },
+    Die {
+        after_effect: bool,
+    },
 }
 
 type Decide = Box<dyn FnMut(&str) -> Fate + Send>;
@@ -54,7 +56,11 @@ impl Watched {
         let mut creates = 0;
         Self::new(inner, move |_| {
             creates += 1;
-            if creates > at { Fate::Die { after_effect } } else { Fate::Go }
+            if creates > at {
+                Fate::Die { after_effect }
+            } else {
+                Fate::Go
+            }
         })
     }
 
@@ -76,7 +82,9 @@ impl Watched {
                 tokio::time::sleep(std::time::Duration::from_millis(1)).await;
             }
         };
-        tokio::time::timeout(crate::fixture::WAIT, asking).await.unwrap()
+        tokio::time::timeout(crate::fixture::WAIT, asking)
+            .await
+            .unwrap()
     }
 
     pub(crate) async fn died(&self) {
