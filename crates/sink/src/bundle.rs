@@ -230,3 +230,6 @@ fn check_buffering(settings: &DeliverySettings) -> Result<(), SettingRefused> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@
 //! in memory up to a bound and in the spool beyond, and encoded one partition after the other when the
 //! cut is closed: so the number of partitions costs no encoders.
 
+mod piece;
 mod values;
 
 use std::collections::HashMap;
@@ -12,7 +13,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flumen_record::{BatchError, Frames, Record, SequenceNumber, ShardIndex, Timestamp};
+use flumen_record::{Frames, Record, Timestamp};
 use thiserror::Error;
 
 use crate::bundle::{Bundle, ObjectKind, PartName};
@@ -23,8 +24,11 @@ use crate::rows::{KeptRows, RowStore};
 use crate::spool::{CutSpool, SpoolError, SpoolWriter};
 use crate::transform::TransformOutcome;
 use crate::unit::{ErrorType, Failure, Shaped, Unit};
+use piece::unit;
+pub(crate) use piece::{Piece, Taken};
 
-pub(crate) use values::{Filled, FilledObject, Piece, Taken, Tally};
+use values::PartValues;
+pub(crate) use values::{Filled, FilledObject, Tally};
 
 /// Why a cut cannot be filled now.
 #[derive(Debug, Error)]
@@ -44,7 +48,6 @@ pub(crate) struct Filling {
     name: CutName,
     spool: CutSpool,
     admission: Admission,
-    /// Columns known before, if they are found out.
     known: Option<Schema>,
     rows: RowStore,
     parts: Vec<Part>,
@@ -59,30 +62,10 @@ pub(crate) struct Filling {
     /// Partitions among `parts`.
     partitions: u32,
     tally: Tally,
-    /// Closed at so many bytes.
     size_max: u64,
     dead_letters: Vec<Record>,
     /// When this began: what error records say.
     now: Timestamp,
-}
-
-/// What tells partitions apart. Looked up for every row, so without the keys' names.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct PartValues {
-    kind: ObjectKind,
-    by_query: Vec<String>,
-    by_transform: Vec<(String, String)>,
-}
-
-impl PartValues {
-    /// All of a kind.
-    fn whole(kind: ObjectKind) -> Self {
-        Self {
-            kind,
-            by_query: Vec::new(),
-            by_transform: Vec::new(),
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -511,37 +494,5 @@ impl Filling {
     }
 }
 
-/// A stored record as it is processed; one that does not decode fails as it is.
-fn unit(
-    shard: ShardIndex,
-    sequence: SequenceNumber,
-    arrival: Timestamp,
-    record: Result<Record, BatchError>,
-) -> (Unit, Option<Failure>) {
-    let (record, failure) = match record {
-        Ok(record) => (Some(record), None),
-        Err(error) => (
-            None,
-            Some(Failure {
-                kind: ErrorType::ProcessingFailed,
-                code: "Record.Malformed",
-                message: error.to_string(),
-                attempts: 1,
-            }),
-        ),
-    };
-    let (partition_key, headers, data) = record
-        .map(|record| (record.partition_key, record.headers, record.data))
-        .unwrap_or_default();
-    let unit = Unit {
-        shard,
-        sequence,
-        sub: 0,
-        arrival,
-        partition_key,
-        headers,
-        data,
-        keys: Vec::new(),
-    };
-    (unit, failure)
-}
+#[cfg(test)]
+mod tests;

@@ -95,3 +95,6 @@ pub(crate) fn load(spool: &Spool, planned: &Cut) -> Result<GatheredCut, SpoolErr
         damaged: index.damaged,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@
 //! | `active`, `gather`, `commit` | one at work: from the source into cuts, from cuts into the store |
 //! | `cut`, `progress`, `lineage`, `retry` | what is decided, without waiting: cuts, where it stands, which shards, when again |
 //! | `reading` | reading the source, and planned ranges once more |
-//! | `filling`, `rows`, `kept` | one cut: rows by partition, objects; what is kept over a crash |
+//! | `filling/*`, `rows`, `kept` | one cut: rows by partition, objects; what is kept over a crash |
 //! | `bundle` | one version of the settings, compiled |
 //! | `process/*`, `jq/*`, `transform/*` | taking records apart, filter and map, the HTTP transform |
 //! | `object_key/*` | the names of objects |

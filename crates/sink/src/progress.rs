@@ -246,39 +246,4 @@ impl Progress {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn stored() -> Vec<u8> {
-        let starts = [(0, 7), (3, 0)];
-        let starts = starts.map(|(shard, at)| (ShardIndex::new(shard), SequenceNumber::new(at)));
-        Progress::begin(starts).encode()
-    }
-
-    #[test]
-    fn what_is_stored_is_read_and_another_form_is_named() {
-        let read = Progress::decode(&stored()).unwrap();
-        assert_eq!(read.encode(), stored());
-        assert_eq!(read.positions().len(), 2);
-        let text = String::from_utf8(stored()).unwrap();
-        let later = text.replacen("\"form\":1", "\"form\":2,\"news\":0", 1);
-        let refused = Progress::decode(later.as_bytes()).unwrap_err();
-        assert!(matches!(refused, ProgressError::Form { found: 2 }));
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn what_decodes_encodes_to_the_same(
-            edits in proptest::collection::vec((0_usize..400, proptest::num::u8::ANY), 0..4),
-        ) {
-            let mut bytes = stored();
-            for (at, byte) in edits {
-                let at = at % bytes.len();
-                bytes[at] = byte;
-            }
-            if let Ok(read) = Progress::decode(&bytes) {
-                assert_eq!(Progress::decode(&read.encode()).unwrap(), read);
-            }
-        }
-    }
-}
+mod tests;

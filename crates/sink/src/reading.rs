@@ -340,3 +340,6 @@ pub(crate) async fn read_range(
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests;

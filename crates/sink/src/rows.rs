@@ -108,3 +108,6 @@ fn walk(mut bytes: &[u8], each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::
         Err(torn())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -275,3 +275,6 @@ fn sync(path: &Path) -> Result<(), SpoolError> {
     let file = fs::File::open(path).map_err(SpoolError::io("open", path))?;
     file.sync_all().map_err(SpoolError::io("sync", path))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,6 @@
-//! What goes into a cut, and what comes out: plain values that filling, keeping and committing share.
+//! What came into a cut, and what comes out: plain values that filling, keeping and committing share.
 
-use bytes::Bytes;
-use flumen_record::{SequenceNumber, ShardIndex, Timestamp};
+use flumen_record::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::{ObjectKind, PartName};
@@ -32,30 +31,6 @@ pub(crate) struct Tally {
     pub(crate) row_bytes: u64,
 }
 
-/// How far a piece was taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Taken {
-    /// The record after the last that was taken.
-    pub(crate) next: SequenceNumber,
-    /// The cut is full: the rest of the piece belongs to the next.
-    pub(crate) is_full: bool,
-}
-
-/// Frames of one shard, and which of their records are meant.
-#[derive(Debug, Clone)]
-pub(crate) struct Piece {
-    /// The shard.
-    pub(crate) shard: ShardIndex,
-    /// First record.
-    pub(crate) from: SequenceNumber,
-    /// First record after it.
-    pub(crate) to: SequenceNumber,
-    /// Whole frames.
-    pub(crate) frames: Vec<Bytes>,
-    /// The shard is closed and ends with it.
-    pub(crate) ends_shard: bool,
-}
-
 /// A cut's objects, in the spool.
 #[derive(Debug)]
 pub(crate) struct Filled {
@@ -77,4 +52,23 @@ pub(crate) struct FilledObject {
     pub(crate) oldest: Timestamp,
     pub(crate) records: u64,
     pub(crate) object: SpooledObject,
+}
+
+/// What tells partitions apart. Looked up for every row, so without the keys' names.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct PartValues {
+    pub(super) kind: ObjectKind,
+    pub(super) by_query: Vec<String>,
+    pub(super) by_transform: Vec<(String, String)>,
+}
+
+impl PartValues {
+    /// All of a kind.
+    pub(super) fn whole(kind: ObjectKind) -> Self {
+        Self {
+            kind,
+            by_query: Vec::new(),
+            by_transform: Vec::new(),
+        }
+    }
 }

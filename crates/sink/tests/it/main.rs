@@ -4,8 +4,7 @@
     clippy::indexing_slicing,
     clippy::print_stderr,
     clippy::clone_on_ref_ptr,
-    clippy::large_futures,
-    reason = "a test that is wrong may panic, and one that is skipped says so"
+    reason = "a test that is wrong may panic, one that is skipped says so, and stores become trait objects"
 )]
 
 mod changing;

@@ -69,7 +69,7 @@ impl Server {
 async fn request(stream: &mut TcpStream) -> Option<Value> {
     let mut bytes = Vec::new();
     loop {
-        let mut more = [0; 16 << 10];
+        let mut more = vec![0; 16 << 10];
         let count = stream
             .read(&mut more)
             .await
