@@ -12,7 +12,10 @@ use crate::perf::server::number;
 use crate::perf::{Bench, Row, Side, Target};
 use crate::shell::{output, root, run};
 
-const ROWS_BYTES: u64 = 256 << 20;
+const ROWS_BYTES: u64 = 512 << 20;
+/// Buffering sizes: of Parquet the least that Firehose takes for it.
+const LINES_BYTES: u64 = 16 << 20;
+const COLUMNS_BYTES: u64 = 64 << 20;
 
 pub(super) fn throughput(bench: &Bench) -> Result<Vec<Row>> {
     let data = unpacked(bench)?;
@@ -27,7 +30,9 @@ pub(super) fn throughput(bench: &Bench) -> Result<Vec<Row>> {
     ] {
         let dir = fresh(&bench.dir.join("delivery"))?;
         let rounds = bench.effort.runs;
-        let words = format!("throughput --format {format} --bytes {ROWS_BYTES} --rounds {rounds}");
+        let words = format!(
+            "throughput --format {format} --size {size} --bytes {ROWS_BYTES} --rounds {rounds}"
+        );
         let report = output(
             Command::new(&bench.delivery)
                 .args(words.split_whitespace())
