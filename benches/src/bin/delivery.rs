@@ -395,6 +395,6 @@ fn median(mut seconds: Vec<f64>) -> f64 {
     seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn per_second(bytes: u64, seconds: f64) -> u64 {
-    (bytes as f64 / seconds) as u64
+fn per_second(bytes: u64, seconds: f64) -> f64 {
+    (bytes as f64 / seconds).round()
 }

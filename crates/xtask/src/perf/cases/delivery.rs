@@ -20,11 +20,17 @@ const COLUMNS_BYTES: u64 = 64 << 20;
 pub(super) fn throughput(bench: &Bench) -> Result<Vec<Row>> {
     let data = unpacked(bench)?;
     let mut rows = Vec::new();
-    for (id, format, what) in [
-        ("delivery-ndjson", "ndjson-gzip", "JSON lines, gzip"),
+    for (id, format, size, what) in [
+        (
+            "delivery-ndjson",
+            "ndjson-gzip",
+            LINES_BYTES,
+            "JSON lines, gzip",
+        ),
         (
             "delivery-parquet",
             "parquet-zstd",
+            COLUMNS_BYTES,
             "Parquet, inferred columns, zstd",
         ),
     ] {
