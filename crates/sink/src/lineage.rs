@@ -42,8 +42,8 @@ fn passed(shards: &[Shard], positions: &Positions) -> BTreeMap<ShardIndex, bool>
     for shard in oldest_first {
         let parent_passed = |parent| passed.get(parent).is_none_or(|passed| *passed);
         let was_begun = positions.contains_key(&shard.index);
-        let is_passed = is_finished(shard, positions)
-            && (was_begun || shard.parents.iter().all(parent_passed));
+        let is_passed =
+            is_finished(shard, positions) && (was_begun || shard.parents.iter().all(parent_passed));
         passed.insert(shard.index, is_passed);
     }
     passed
@@ -61,9 +61,7 @@ pub(crate) fn readable(
         .iter()
         .filter(|shard| !is_finished(shard, positions))
         // One that has been begun goes on: it was allowed to when it was.
-        .filter(|shard| {
-            positions.contains_key(&shard.index) || shard.parents.iter().all(finished)
-        })
+        .filter(|shard| positions.contains_key(&shard.index) || shard.parents.iter().all(finished))
         .map(|shard| {
             let at = positions.get(&shard.index).copied();
             (shard.index, at.unwrap_or(shard.trim_horizon))
