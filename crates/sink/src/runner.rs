@@ -88,7 +88,15 @@ impl Runner {
 
     /// Another one in its place, for the case that it fails itself.
     pub(crate) fn successor(&self) -> Self {
-        Self::new(Arc::clone(&self.shared), self.desk.clone())
+        Self {
+            spool: self.spool(),
+            ..Self::new(Arc::clone(&self.shared), self.desk.clone())
+        }
+    }
+
+    /// Where it keeps what is on its way.
+    pub(crate) fn spool(&self) -> Spool {
+        self.spool.clone()
     }
 
     /// Waits until it is to be dropped.

@@ -1,6 +1,7 @@
 //! All delivery streams of a node: a runner for each, as they come and go.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -87,15 +88,17 @@ impl Sink {
 async fn run(seat: DeliverySeat, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
     let mut changes = seat.changes();
     let mut runners = JoinSet::new();
-    let mut known = HashSet::new();
+    let mut known = HashMap::new();
     loop {
         changes.mark_unchanged();
         let desks = seat.desks();
         // One that has ended is not begun again: it is on its way out, or the node is.
-        known.retain(|id| desks.iter().any(|desk| desk.id() == *id));
+        known.retain(|id, _| desks.iter().any(|desk| desk.id() == *id));
         for desk in desks {
-            if known.insert(desk.id()) {
-                runners.spawn(run_one(Runner::new(Arc::clone(&shared), desk)));
+            if let Entry::Vacant(vacant) = known.entry(desk.id()) {
+                let runner = Runner::new(Arc::clone(&shared), desk);
+                vacant.insert(runner.spool());
+                runners.spawn(run_one(runner));
             }
         }
         tokio::select! {
@@ -106,6 +109,10 @@ async fn run(seat: DeliverySeat, shared: Arc<Shared>, mut stopped: watch::Receiv
     }
     // What they had in hand is read again.
     runners.shutdown().await;
+    // Threads are not stopped: they come to their end, and do not meet who uses the spools next.
+    for spool in known.values() {
+        spool.idle().await;
+    }
 }
 
 /// A panic is one delivery stream's: the others go on.

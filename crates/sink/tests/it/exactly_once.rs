@@ -101,6 +101,7 @@ async fn a_process_that_dies_at_any_request_to_the_store() {
             let at = BEGIN.saturating_add(2 * HOUR);
             let delivered = finish(&storage, &objects, spool.path(), at).await;
             delivered.expect_numbers(0..RECORDS);
+            delivered.expect_no_strays();
         }
         if survived {
             break;
@@ -162,6 +163,7 @@ async fn a_process_that_dies_at_any_write_to_its_disk() {
         let at = BEGIN.saturating_add(HOUR);
         let delivered = finish(image, &objects, spool.path(), at).await;
         delivered.expect_numbers(0..RECORDS);
+        delivered.expect_no_strays();
         if survived {
             break;
         }

@@ -377,6 +377,12 @@ impl Delivered {
         self.expect_contiguous();
     }
 
+    /// Whatever was written is named: made again, a cut has the same names.
+    pub(crate) fn expect_no_strays(&self) {
+        let strays = self.strays.iter().filter(|key| !key.contains("_probe/"));
+        assert_eq!(strays.collect::<Vec<_>>(), Vec::<&String>::new());
+    }
+
     /// Cut numbers have no gap, and each shard's ranges follow each other.
     pub(crate) fn expect_contiguous(&self) {
         let mut ends: BTreeMap<u64, u64> = BTreeMap::new();
