@@ -20,6 +20,10 @@ use crate::transform::{Transform, TransformOutcome};
 use crate::trouble::Trouble;
 use crate::unit::Unit;
 
+/// The failures in a row whose pause (about three seconds) is the least where the store needs somebody:
+/// credentials, a bucket.
+const SLOW: u32 = 5;
+
 /// A delivery stream at work.
 #[derive(Debug)]
 pub(crate) struct Active<'a> {
@@ -240,13 +244,16 @@ impl Active<'_> {
             if error.is_throttle() {
                 counters.throttled.fetch_add(1, Ordering::Relaxed);
             }
+            let needs_somebody = error.needs_somebody();
             let trouble = Trouble::Store(error);
             if trouble.is_permanent() {
                 return Err(trouble);
             }
             failures += 1;
             self.reporter.failed(&trouble, DeliveryPhase::Retrying);
-            self.shared.pause(failures).await;
+            // What somebody has to mend is not mended in the next second.
+            let at_least = if needs_somebody { SLOW } else { 0 };
+            self.shared.pause(failures.max(at_least)).await;
         }
     }
 
