@@ -34,6 +34,8 @@ pub(crate) struct Active<'a> {
     pub(crate) bundle: Arc<Bundle>,
     pub(crate) store: Store,
     pub(crate) spool: Spool,
+    /// Failures in a row after which [`Active::insist`] hands the error on.
+    pub(crate) patience: u32,
     /// Held while something is saved.
     pub(crate) saving: &'a Arc<tokio::sync::Mutex<()>>,
 }
@@ -250,6 +252,9 @@ impl Active<'_> {
                 return Err(trouble);
             }
             failures += 1;
+            if failures > self.patience {
+                return Err(trouble);
+            }
             self.reporter.failed(&trouble, DeliveryPhase::Retrying);
             // What somebody has to mend is not mended in the next second.
             let at_least = if needs_somebody { SLOW } else { 0 };

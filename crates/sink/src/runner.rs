@@ -29,6 +29,9 @@ use crate::trouble::Trouble;
 /// An attempt that went well for so long is not counted with the failures before it.
 const LONG_ENOUGH: Duration = Duration::from_secs(60);
 
+/// Failures in a row after which a cut with settings that were replaced is looked at anew.
+const OLD_PATIENCE: u32 = 5;
+
 /// Runs one delivery stream.
 #[derive(Debug)]
 pub(crate) struct Runner {
@@ -214,7 +217,12 @@ impl Runner {
         if let (Some(settings), Some(cut)) = (progress.settings().cloned(), progress.cuts().first())
         {
             let version = cut.version;
-            let active = self.active(version, Arc::new(settings))?;
+            let mut active = self.active(version, Arc::new(settings))?;
+            if version != orders.version {
+                // Where they go may be what the update was about: after a few failures in a row it is
+                // seen to that they go elsewhere, if they may.
+                active.patience = OLD_PATIENCE;
+            }
             save(&active, &progress).await?;
             finish_planned(&active, &mut progress).await?;
         }
@@ -267,6 +275,7 @@ impl Runner {
             store,
             spool: self.spool.clone(),
             saving: &self.saving,
+            patience: u32::MAX,
         })
     }
 

@@ -476,3 +476,54 @@ async fn a_bug_stops_one_delivery_stream_and_not_the_others() {
         .unwrap();
     rig.shutdown().await;
 }
+
+/// Nobody is there to resume it: the update was made before the restart.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_away_from_a_dead_destination_outlives_a_restart() {
+    let (storage, there, spool) = (MemoryStorage::new(), memory(), tempfile::tempdir().unwrap());
+    let dead = FaultyStore::new(memory(), outage(Fault::NoSuchBucket));
+    let stores: BTreeMap<&str, Arc<dyn ObjectStore>> = [
+        ("test", Arc::new(dead) as Arc<dyn ObjectStore>),
+        ("there", there.clone() as Arc<dyn ObjectStore>),
+    ]
+    .into();
+    let named = Arc::new(Named(stores));
+    let start = |storage: MemoryStorage, from| {
+        let (named, spool) = (Arc::clone(&named), spool.path().to_owned());
+        async move {
+            let config = SinkConfig {
+                probe: false,
+                ..SinkConfig::default()
+            };
+            let clock = Clock::manual(from);
+            let mut rig = Rig::start_with(&storage, named, &spool, clock, config).await;
+            rig.tick();
+            rig
+        }
+    };
+    let rig = start(storage.clone(), BEGIN).await;
+    let stream = create_stream(&rig.broker, "s", 1).await;
+    let name = deliver(&rig.broker, settings(&stream)).await;
+    put(&rig.broker, &stream, 0..10).await;
+    until(&rig.broker, &name, |described| {
+        described.report.cuts_open == 1
+    })
+    .await;
+    rig.broker.pause_delivery(&name).await.unwrap();
+    let elsewhere = DeliverySettings {
+        destination: Destination::Memory {
+            name: "there".to_owned(),
+        },
+        ..settings(&stream)
+    };
+    let updated = rig.broker.update_delivery(&name, None, elsewhere).await;
+    updated.unwrap();
+    let storage = storage.kill();
+    rig.kill().await;
+    let rig = start(storage, BEGIN.saturating_add(HOUR)).await;
+    // A resume makes it try, but this process does not know that the old place ever failed.
+    rig.broker.resume_delivery(&name).await.unwrap();
+    flush(&rig.broker, &name).await;
+    Delivered::read(&*there).await.expect_numbers(0..10);
+    rig.shutdown().await;
+}
