@@ -30,6 +30,9 @@ pub(crate) use piece::{Piece, Taken};
 use values::PartValues;
 pub(crate) use values::{Filled, FilledObject, Tally};
 
+/// Objects of one partition that a cut begins because columns change, at most: each holds an encoder.
+const PIECES_MAX: u32 = 3;
+
 /// Why a cut cannot be filled now.
 #[derive(Debug, Error)]
 pub(crate) enum FillError {
@@ -425,12 +428,13 @@ impl Filling {
     }
 
     /// Whether an object can be begun before all of its rows are there. Where columns are inferred:
-    /// once some are known from cuts before; the first one waits, and begins no object for every row
-    /// that teaches it something.
+    /// once some are known from cuts before, and while they do not change too often; otherwise rows
+    /// wait, and no object is begun for every row that teaches something.
     fn knows_columns(&self) -> bool {
         let known = self.known.as_ref();
-        !self.bundle.encoding.infers_schema()
-            || known.is_some_and(|known| !known.columns().is_empty())
+        let is_steady =
+            self.pieces < PIECES_MAX && known.is_some_and(|known| !known.columns().is_empty());
+        is_steady || !self.bundle.encoding.infers_schema()
     }
 
     fn put(&mut self, part: usize, arrival: Timestamp, row: &[u8]) -> Result<(), FillError> {

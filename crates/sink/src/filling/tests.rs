@@ -61,6 +61,10 @@ struct Cut {
 }
 
 fn cut(more: &Value) -> Cut {
+    cut_after(more, Schema::default())
+}
+
+fn cut_after(more: &Value, known: Schema) -> Cut {
     let mut settings = json!({
         "source": { "kind": "stream", "stream": "s" },
         "destination": { "kind": "memory", "name": "m" },
@@ -85,7 +89,7 @@ fn cut(more: &Value) -> Cut {
         number: 0,
         again: 0,
     };
-    let schema = Schema::default();
+    let schema = known;
     let filling = Filling::new(
         &Arc::new(bundle),
         name,
@@ -260,4 +264,35 @@ fn a_damaged_frame_is_an_error_and_not_a_loss() {
     let torn = bytes.slice(..bytes.len() - 1);
     let mut filling = cut(&json!({})).filling;
     assert!(filling.take(&piece(0, 1, vec![torn])).is_err());
+}
+
+/// Where columns are known rows go straight into their object. A column that changes begins another, a
+/// few times; after that rows wait for the end of the cut.
+#[test]
+fn a_column_that_changes_begins_another_object_but_not_for_ever() {
+    let known = json!([{ "name": "a", "type": "bigint" }]);
+    let known = serde_json::from_value(known).unwrap();
+    let mut cut = cut_after(&json!({ "format": { "kind": "parquet" } }), known);
+    let rows = [
+        r#"{"a":1}"#,
+        r#"{"a":2}"#,
+        r#"{"a":1.5}"#,
+        r#"{"a":2}"#,
+        r#"{"b":1}"#,
+        r#"{"c":1}"#,
+        r#"{"d":1}"#,
+        r#"{"e":1}"#,
+    ];
+    let rows = rows.map(|row| row.as_bytes().to_vec());
+    cut.filling
+        .take(&piece(0, 8, vec![frame(0, &rows)]))
+        .unwrap();
+    let filled = cut.filling.finish().unwrap();
+    let records: Vec<_> = filled.objects.iter().map(|object| object.records).collect();
+    assert_eq!(records, [2, 2, 1, 3]);
+    let keys: std::collections::BTreeSet<_> =
+        filled.objects.iter().map(|object| &object.key).collect();
+    assert_eq!(keys.len(), 4);
+    assert_eq!((filled.tally.rows, filled.schema.columns().len()), (8, 5));
+    assert!(filled.is_bound_to_order);
 }
