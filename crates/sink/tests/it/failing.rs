@@ -87,7 +87,10 @@ async fn a_destination_that_is_away_bounds_what_is_held_and_comes_back() {
         let store = FaultyStore::new(objects.clone(), outage(fault));
         let rig = Rig::start_fast(&storage, Arc::new(store.clone()), spool.path(), BEGIN).await;
         let stream = create_stream(&rig.broker, "s", 1).await;
-        let name = deliver(&rig.broker, settings(&stream)).await;
+        // By size alone: by age the first cut would hold what happens to be there.
+        let mut lazy = settings(&stream);
+        lazy.buffering.interval_ms = 900_000;
+        let name = deliver(&rig.broker, lazy).await;
         put_large(&rig.broker, &stream, 0..80).await;
         until_failed(&rig.broker, &name, DeliveryPhase::Retrying, reason).await;
         until_full(&rig.broker, &name).await;
