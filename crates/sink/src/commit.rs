@@ -58,7 +58,7 @@ pub(crate) async fn finish_planned(
             loaded.map_err(|trouble| lost(&cut, trouble))?
         } else {
             let gathered = refill(active, progress, &cut).await?;
-            if active.bundle.is_deterministic() {
+            if active.bundle.is_deterministic() && !gathered.filled.has_pieces() {
                 gathered
             } else {
                 // Planned without a spool, or it was lost and somebody said to go on. From here on
@@ -163,7 +163,7 @@ async fn plan(
 ) -> Result<(Cut, GatheredCut), Trouble> {
     // Read again, its records come shard by shard, and not as they came now.
     let has_order = gathered.filled.is_bound_to_order && gathered.ranges.len() > 1;
-    let spooled = !active.bundle.is_deterministic() || has_order;
+    let spooled = !active.bundle.is_deterministic() || has_order || gathered.filled.has_pieces();
     if spooled {
         gathered = keep(gathered).await?;
     }

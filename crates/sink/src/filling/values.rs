@@ -43,6 +43,14 @@ pub(crate) struct Filled {
     pub(crate) is_bound_to_order: bool,
 }
 
+impl Filled {
+    /// A partition has several objects. Where one ends depends on settings of the node too, which
+    /// may be others when the records are read again.
+    pub(crate) fn has_pieces(&self) -> bool {
+        self.objects.iter().any(|object| object.part.piece > 0)
+    }
+}
+
 /// One object in the spool.
 #[derive(Debug, Clone)]
 pub(crate) struct FilledObject {
