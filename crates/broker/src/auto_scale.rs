@@ -108,7 +108,7 @@ impl Node {
         let shards: Vec<_> = state.shards.iter().filter(open).collect();
         watch.observe_keys(&shards, settings).await;
         let taken: Vec<Taken> = shards.iter().map(|shard| taken(shard)).collect();
-        let now = self.clock.steady();
+        let now = self.clock.monotonic();
         let ago = last_reshard(&state).map(|at| self.clock.now().since(at));
         let wishes = watch.scaler.observe(&settings, &taken, now, ago);
         if now < watch.not_before {

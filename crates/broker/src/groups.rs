@@ -23,9 +23,9 @@ use flumen_stream::group::{Answer, Coordinator, Event, GroupError, Request, Requ
 use tokio::sync::oneshot;
 
 use crate::Error;
-use crate::lock::lock;
 use crate::node::Node;
 use crate::streams::Stream;
+use flumen_world::lock;
 
 pub use asking::{
     GroupLag, GroupPosition, GroupReset, GroupState, GroupStatus, LeaseStatus, MemberStatus,

@@ -18,9 +18,9 @@ use std::time::Duration;
 use flumen_log::{Log, LogKey, LogReader, LogStats};
 use tokio::sync::Semaphore;
 
-use crate::lock::lock;
 use crate::pending::Submission;
 use crate::{Clock, Error, Metrics};
+use flumen_world::lock;
 
 pub(crate) use control::{Control, OpenShard};
 

@@ -3,7 +3,7 @@
 //!
 //! It refuses to know protobuf, JSON and HTTP. Invariants: a log is written by its lane's thread
 //! only; a batch is handed over once on its way in, and a session woken once per round on its way
-//! out; nothing that may wait for the disk runs on a runtime thread; only `clock.rs` reads a clock.
+//! out; nothing that may wait for the disk runs on a runtime thread; only `flumen_world` reads a clock, starts threads and spawns tasks.
 //!
 //! | file | purpose |
 //! |---|---|
@@ -18,13 +18,12 @@
 //! | `groups/*` | consumer groups: the thread that decides, members' sessions, lag |
 //! | `delivery/*` | delivery streams: settings, where they stand, what the sink is told |
 //! | `retention`, `housekeeping` | expiring records, looking after files |
-//! | `clock`, `metrics`, `error` | time, numbers, refusals |
+//! | `metrics`, `error` | numbers, refusals |
 #![forbid(unsafe_code)]
 
 mod auto_scale;
 mod broker;
 mod changes;
-mod clock;
 mod config;
 mod delivery;
 mod describe;
@@ -34,7 +33,6 @@ mod hold;
 mod housekeeping;
 mod lane;
 mod load;
-mod lock;
 mod metrics;
 mod node;
 mod open;
@@ -52,7 +50,6 @@ mod subscription;
 mod tail;
 
 pub use broker::{Broker, OpenError};
-pub use clock::Clock;
 pub use config::{BrokerConfig, SettingError};
 pub use delivery::{
     Backup, BufferingHints, ColumnType, DeliveryBacklog, DeliveryChecks, DeliveryCounters,
@@ -81,3 +78,4 @@ pub use flumen_stream::{
     AutoScale, AutoScaleChange, AutoScaleUpdate, NewStream, Reshard, StartPosition, StreamSettings,
     StreamUpdate,
 };
+pub use flumen_world::Clock;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use flumen_record::Batch;
 
-use crate::lock::lock;
+use flumen_world::lock;
 
 /// Batches kept at most until they are fetched.
 const SAMPLES_MAX: usize = 16;

@@ -13,9 +13,9 @@ use crate::delivery::Deliveries;
 use crate::groups::Groups;
 use crate::housekeeping::Housekeeping;
 use crate::lane::{Control, Lane};
-use crate::lock::lock;
 use crate::streams::Streams;
 use crate::{BrokerConfig, Clock, Error, Health, Metrics};
+use flumen_world::lock;
 
 /// A sync that takes longer is worth a warning light.
 const SLOW_SYNC: std::time::Duration = std::time::Duration::from_secs(1);

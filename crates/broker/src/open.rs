@@ -19,10 +19,10 @@ use crate::delivery::Deliveries;
 use crate::groups::{self, Groups};
 use crate::housekeeping::Housekeeping;
 use crate::lane::{Control, Lane, LaneContext, OpenShard};
-use crate::lock::lock;
 use crate::node::{Lanes, Node};
 use crate::streams::{Place, ShardHandle, Streams};
 use crate::{BrokerConfig, Clock, Error, Metrics};
+use flumen_world::lock;
 pub(crate) use recover::Ignore;
 use recover::{Recovered, RecoveredShard};
 

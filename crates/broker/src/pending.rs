@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use flumen_record::{Batch, ProducerId, ShardId, StreamName};
 
-use crate::lock::lock;
 use crate::round::Weigh;
 use crate::{Ack, Appended, Error};
+use flumen_world::lock;
 
 /// What a queued batch takes beside its bytes.
 const SUBMISSION_BYTES: u64 = 256;

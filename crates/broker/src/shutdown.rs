@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use crate::Error;
 use crate::hold::ask;
 use crate::lane::Control;
-use crate::lock::lock;
 use crate::node::{Node, on_blocking_thread};
+use flumen_world::lock;
 
 impl Node {
     /// [`crate::Broker::shutdown`]. A second call waits for the first and finds nothing to do.

@@ -13,8 +13,8 @@ use tokio::sync::watch;
 
 use crate::Error;
 use crate::lane::Lane;
-use crate::lock::{read, write};
 use crate::tail::Tail;
+use flumen_world::{read, write};
 
 /// One stream, for as long as it exists.
 #[derive(Debug)]

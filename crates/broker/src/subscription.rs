@@ -12,12 +12,12 @@ use flumen_log::FoundFrames;
 use flumen_record::{SequenceNumber, ShardIndex, StreamName};
 use flumen_stream::StartPosition;
 
-use crate::lock::lock;
 use crate::node::Node;
 use crate::read::reply;
 use crate::streams::{ShardHandle, Stream, StreamState};
 use crate::tail::ReadySet;
 use crate::{Error, ReadBudget, ReadReply};
+use flumen_world::lock;
 
 /// Reads from disk that one subscription has under way or fetched ahead.
 const AHEAD_MAX: usize = 4;

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use flumen_record::SequenceNumber;
 
 use crate::load::Load;
-use crate::lock::lock;
+use flumen_world::lock;
 
 /// One shard's readable end.
 #[derive(Debug)]

@@ -12,28 +12,32 @@ use crate::shell::{cargo, output, say};
 /// place in the house yet.
 const EDGES: &[(&str, &[&str])] = &[
     ("record", &[]),
-    ("log", &["record"]),
+    ("world", &["record"]),
+    ("log", &["record", "world"]),
     ("stream", &["record", "log"]),
-    ("broker", &["record", "log", "stream"]),
+    ("broker", &["record", "world", "log", "stream"]),
     ("api", &["record"]),
     ("grpc", &["record", "api", "broker"]),
     ("kinesis", &["record", "broker"]),
-    ("sink", &["record", "broker"]),
+    ("sink", &["record", "world", "broker"]),
     ("console", &["record", "broker"]),
     ("client", &["record", "api"]),
     (
         "flumen",
         &[
-            "record", "log", "stream", "broker", "api", "grpc", "kinesis", "sink", "console",
-            "client",
+            "record", "world", "log", "stream", "broker", "api", "grpc", "kinesis", "sink",
+            "console", "client",
         ],
     ),
-    ("sim", &["record", "log", "stream"]),
+    (
+        "sim",
+        &["record", "world", "log", "stream", "broker", "sink"],
+    ),
     ("xtask", &[]),
     (
         "benches",
         &[
-            "record", "log", "stream", "broker", "api", "grpc", "client", "sink",
+            "record", "world", "log", "stream", "broker", "api", "grpc", "client", "sink",
         ],
     ),
 ];

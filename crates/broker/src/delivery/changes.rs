@@ -13,8 +13,8 @@ use super::{
     DeliveryDescription, DeliveryEnd, DeliverySettings, DeliverySource, NewDelivery, SettingRefused,
 };
 use crate::Error;
-use crate::lock::lock;
 use crate::node::{Node, on_blocking_thread};
+use flumen_world::lock;
 
 impl Node {
     /// [`crate::Broker::create_delivery`].

@@ -8,8 +8,8 @@ use super::registry::Entry;
 use super::{DeliveryBacklog, DeliveryDescription};
 use crate::Error;
 use crate::groups::backlog;
-use crate::lock::lock;
 use crate::node::Node;
+use flumen_world::lock;
 
 impl Node {
     /// [`crate::Broker::describe_delivery`].

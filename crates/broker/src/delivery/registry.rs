@@ -21,8 +21,8 @@ use super::{
     DeliverySettings, DeliverySource,
 };
 use crate::Error;
-use crate::lock::{lock, read, write};
 use crate::open::OpenError;
+use flumen_world::{lock, read, write};
 
 /// One delivery stream, for as long as it exists.
 #[derive(Debug)]

@@ -8,8 +8,8 @@ use tokio::sync::oneshot;
 
 use super::registry::Entry;
 use crate::Error;
-use crate::lock::lock;
 use crate::node::{Node, on_blocking_thread};
+use flumen_world::lock;
 
 /// One commit takes about this much.
 const ROUND_BYTES: usize = 8 << 20;

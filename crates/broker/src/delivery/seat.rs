@@ -11,9 +11,9 @@ use tokio::sync::watch;
 
 use super::registry::Entry;
 use super::{DeliveryChecks, DeliveryCounters, DeliveryOrders, DeliveryReport};
-use crate::lock::lock;
 use crate::node::Node;
 use crate::{Broker, Error};
+use flumen_world::lock;
 
 /// What runs the delivery streams of a node; there is one. Cheap to clone.
 #[derive(Debug, Clone)]

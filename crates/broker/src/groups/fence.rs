@@ -7,7 +7,7 @@ use flumen_record::{GroupName, ShardIndex, StreamId};
 use flumen_stream::group::{Generation, LeaseWatch};
 
 use crate::Error;
-use crate::lock::{read, write};
+use flumen_world::{read, write};
 
 type OfGroup = HashMap<ShardIndex, LeaseWatch>;
 

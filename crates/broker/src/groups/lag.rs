@@ -10,9 +10,9 @@ use flumen_stream::group::{Checkpoint, InitialPosition};
 
 use super::GroupLag;
 use crate::Error;
-use crate::lock::lock;
 use crate::node::Node;
 use crate::streams::ShardHandle;
+use flumen_world::lock;
 
 /// Times whose places are remembered at most.
 const BEGINNINGS_MAX: usize = 100_000;

@@ -232,7 +232,7 @@ impl Node {
         }
         // Whoever comes meanwhile waits for the same answer.
         let mut kept = self.groups.lags.lock().await;
-        let now = self.clock.steady();
+        let now = self.clock.monotonic();
         if let Some((at, of, lags)) = &*kept
             && *of == limit
             && now.saturating_sub(*at) < LAGS_KEPT

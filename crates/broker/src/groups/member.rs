@@ -17,9 +17,9 @@ use tokio::sync::oneshot;
 
 use super::Input;
 use crate::Error;
-use crate::lock::lock;
 use crate::node::Node;
 use crate::streams::Stream;
+use flumen_world::lock;
 
 /// What a member has not taken, at most: one that reads nothing is ended.
 const UNREAD_MAX: usize = 64 << 10;

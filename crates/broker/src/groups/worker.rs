@@ -17,9 +17,9 @@ use tokio::sync::oneshot;
 
 use super::member::{MemberLease, MemberQueue, MemberWord, fenced};
 use super::{Groups, Input};
-use crate::lock::lock;
 use crate::node::Node;
 use crate::{Clock, Error};
+use flumen_world::lock;
 
 /// Without anything to do the log is given the chance to rest this often.
 const REST_EVERY: Duration = Duration::from_secs(5);

@@ -17,9 +17,9 @@ use super::background::Background;
 use super::desk::{Desk, RoundOutcome};
 use super::{Control, Lane, LaneContext, OpenShard};
 use crate::Error;
-use crate::lock::lock;
 use crate::pending::Submission;
 use crate::round::{Turns, share_of_waiting};
+use flumen_world::lock;
 
 /// More readers than this are woken by the runtime, not by the lane.
 const WAKERS_MAX: usize = 16;

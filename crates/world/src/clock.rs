@@ -1,4 +1,4 @@
-//! The only place in Flumen that reads a clock.
+//! The only place in a node that reads a clock.
 //!
 //! **Wall clock.** Stamps and retention use wall-clock time that is checked against monotonic time.
 //! A jump of more than 5 minutes, forwards or backwards, is neither stamped nor expires anything
@@ -7,15 +7,25 @@
 //! clock as it finds it), or by lasting for 24 hours; it ends without trace when the wall clock
 //! comes back. Smaller corrections are followed at once. Sleep of the machine is no jump.
 //!
-//! **Monotonic time** ([`Clock::monotonic`]) measures durations, and nothing else.
+//! **Monotonic time** ([`Clock::monotonic`]) measures durations, and nothing else. What sleeps and what
+//! waits for a deadline goes by it.
+//!
+//! **A manual clock** stands still until it is moved: wall time, monotonic time, sleeping and deadlines
+//! alike. Nothing about it is real time.
 
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Poll, Waker};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flumen_record::Timestamp;
-use tokio::sync::Notify;
 
 use crate::lock::lock;
+use crate::sleep::{Elapsed, Sleep};
+use crate::threads::unparks;
+use crate::timers::Timers;
 
 /// A larger step of the wall clock against the monotonic one is a jump.
 const JUMP: Duration = Duration::from_secs(5 * 60);
@@ -33,11 +43,16 @@ pub struct Clock {
 #[derive(Debug)]
 struct Shared {
     source: Source,
-    /// What [`Clock::monotonic`] counts from.
-    started: Instant,
     guard: Mutex<Guard>,
-    /// A manual clock moved.
-    moved: Notify,
+}
+
+/// The wall clock (checked against the monotonic one) and monotonic time, at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// For stamping and retention, as [`Clock::now`].
+    pub wall: Timestamp,
+    /// For durations and deadlines, as [`Clock::monotonic`].
+    pub monotonic: Duration,
 }
 
 #[derive(Debug)]
@@ -47,7 +62,13 @@ enum Source {
         /// How long the machine had been up then, its sleep included.
         uptime: Duration,
     },
-    Manual(Mutex<Reading>),
+    Manual(Mutex<Manual>),
+}
+
+#[derive(Debug)]
+struct Manual {
+    reading: Reading,
+    timers: Timers,
 }
 
 /// Both clocks at one moment.
@@ -105,43 +126,42 @@ impl Clock {
 
     /// A clock that stands at `start` until it is moved: for tests and simulations.
     pub fn manual(start: Timestamp) -> Self {
-        Self::new(Source::Manual(Mutex::new(Reading {
-            wall: start,
-            monotonic: Duration::ZERO,
+        Self::new(Source::Manual(Mutex::new(Manual {
+            reading: Reading {
+                wall: start,
+                monotonic: Duration::ZERO,
+            },
+            timers: Timers::default(),
         })))
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is the place that reads the clock"
-    )]
     fn new(source: Source) -> Self {
         let trusted = source.read();
         Self {
             shared: Arc::new(Shared {
                 source,
-                started: Instant::now(),
                 guard: Mutex::new(Guard::trusting(trusted, Duration::ZERO)),
-                moved: Notify::new(),
             }),
         }
     }
 
     /// Now, for stamping and retention.
     pub fn now(&self) -> Timestamp {
+        self.both().wall
+    }
+
+    /// [`Clock::now`] and [`Clock::monotonic`], at one moment.
+    pub fn both(&self) -> Now {
         let reading = self.shared.source.read();
-        self.guard()
-            .observe(reading, || self.shared.source.slept(reading.monotonic))
+        let slept = || self.shared.source.slept(reading.monotonic);
+        Now {
+            wall: self.guard().observe(reading, slept),
+            monotonic: reading.monotonic,
+        }
     }
 
-    /// Time that has really passed since the clock was made, also of a manual one: for measuring
-    /// durations only.
+    /// Time that has passed since the clock was made; of a manual one, by how much it was advanced.
     pub fn monotonic(&self) -> Duration {
-        self.shared.started.elapsed()
-    }
-
-    /// Monotonic time as [`Clock::sleep`] counts it: of a manual clock, by how much it was advanced.
-    pub(crate) fn steady(&self) -> Duration {
         self.shared.source.monotonic()
     }
 
@@ -168,38 +188,113 @@ impl Clock {
         *self.guard() = Guard::trusting(reading, slept);
     }
 
-    /// Moves a manual clock forward, wall and monotonic time alike. Does nothing to the system's.
+    /// Moves a manual clock forward, wall and monotonic time alike, and wakes what is due by then, in
+    /// the order in which it is. Does nothing to the system's.
     pub fn advance(&self, by: Duration) {
-        if let Source::Manual(reading) = &self.shared.source {
-            let mut reading = lock(reading);
-            reading.wall = reading.wall.saturating_add(by);
-            reading.monotonic += by;
-        }
-        self.shared.moved.notify_waiters();
+        let Source::Manual(manual) = &self.shared.source else {
+            return;
+        };
+        let due = {
+            let mut manual = lock(manual);
+            manual.reading.wall = manual.reading.wall.saturating_add(by);
+            manual.reading.monotonic += by;
+            let now = manual.reading.monotonic;
+            manual.timers.take_due(now)
+        };
+        due.into_iter().for_each(Waker::wake);
     }
 
     /// Sets a manual clock's wall time and leaves monotonic time: a jump. Does nothing to the
     /// system's.
     pub fn jump_to(&self, wall: Timestamp) {
-        if let Source::Manual(reading) = &self.shared.source {
-            lock(reading).wall = wall;
+        if let Source::Manual(manual) = &self.shared.source {
+            lock(manual).reading.wall = wall;
         }
-        self.shared.moved.notify_waiters();
     }
 
-    /// Waits until `duration` has passed; with a manual clock, until it was advanced by as much.
-    pub async fn sleep(&self, duration: Duration) {
-        if let Source::System { .. } = self.shared.source {
-            return tokio::time::sleep(duration).await;
+    /// The monotonic time at which the first of those who sleep by a manual clock is due. A simulator
+    /// advances to it when nothing else is left to do.
+    pub fn next_timer(&self) -> Option<Duration> {
+        match &self.shared.source {
+            Source::System { .. } => None,
+            Source::Manual(manual) => lock(manual).timers.first(),
         }
-        let until = self.shared.source.monotonic() + duration;
-        loop {
-            let mut moved = std::pin::pin!(self.shared.moved.notified());
-            moved.as_mut().enable();
-            if self.shared.source.monotonic() >= until {
-                return;
+    }
+
+    /// Waits until `duration` has passed, from this call on; by a manual clock, until it was advanced
+    /// by as much. By the system's clock it is tokio that wakes.
+    pub fn sleep(&self, duration: Duration) -> Sleep {
+        match self.shared.source {
+            Source::System { .. } => Sleep::system(duration),
+            Source::Manual(_) => {
+                let until = self.monotonic().saturating_add(duration);
+                Sleep::manual(self.clone(), until)
             }
-            moved.await;
+        }
+    }
+
+    /// Waits for `future`, but not longer than `duration`. What is ready when time is up counts.
+    pub async fn timeout<F: Future>(
+        &self,
+        duration: Duration,
+        future: F,
+    ) -> Result<F::Output, Elapsed> {
+        let mut future = pin!(future);
+        let mut sleep = self.sleep(duration);
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending => Pin::new(&mut sleep).poll(cx).map(|()| Err(Elapsed)),
+        })
+        .await
+    }
+
+    /// Parks the thread until it is unparked or the monotonic time is there. It may return for no
+    /// reason.
+    pub(crate) fn park(&self, until: Option<Duration>) {
+        let Some(until) = until else {
+            return thread::park();
+        };
+        if let Source::System { .. } = self.shared.source {
+            return thread::park_timeout(until.saturating_sub(self.monotonic()));
+        }
+        let mut number = None;
+        if self.keep_until(until, &mut number, &unparks(thread::current())) {
+            thread::park();
+        }
+        if let Some(number) = number {
+            self.forget(until, number);
+        }
+    }
+
+    /// Keeps a waker among the timers, under the number it has or gets. `false`: the time is there, or
+    /// the clock is the system's.
+    pub(crate) fn keep_until(
+        &self,
+        until: Duration,
+        number: &mut Option<u64>,
+        waker: &Waker,
+    ) -> bool {
+        let Source::Manual(manual) = &self.shared.source else {
+            return false;
+        };
+        let mut manual = lock(manual);
+        if manual.reading.monotonic >= until {
+            if let Some(number) = number.take() {
+                manual.timers.remove(until, number);
+            }
+            return false;
+        }
+        match *number {
+            Some(known) if manual.timers.replace(until, known, waker) => {}
+            _ => *number = Some(manual.timers.add(until, waker.clone())),
+        }
+        true
+    }
+
+    /// Takes a waker back.
+    pub(crate) fn forget(&self, until: Duration, number: u64) {
+        if let Source::Manual(manual) = &self.shared.source {
+            lock(manual).timers.remove(until, number);
         }
     }
 
@@ -224,14 +319,14 @@ impl Source {
                     monotonic: self.monotonic(),
                 }
             }
-            Self::Manual(reading) => *lock(reading),
+            Self::Manual(manual) => lock(manual).reading,
         }
     }
 
     fn monotonic(&self) -> Duration {
         match self {
             Self::System { started, .. } => started.elapsed(),
-            Self::Manual(reading) => lock(reading).monotonic,
+            Self::Manual(manual) => lock(manual).reading.monotonic,
         }
     }
 
@@ -315,143 +410,4 @@ fn signed_micros(wall: Timestamp, expected: Timestamp) -> i64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const DAY: Duration = Duration::from_secs(24 * 3600);
-    const MINUTE: Duration = Duration::from_secs(60);
-
-    fn started() -> (Clock, Timestamp) {
-        let start = Timestamp::from_micros(1_800_000_000_000_000);
-        (Clock::manual(start), start)
-    }
-
-    #[test]
-    fn follows_the_wall_clock_and_small_corrections() {
-        let (clock, start) = started();
-        clock.advance(MINUTE);
-        assert_eq!(clock.now(), start.saturating_add(MINUTE));
-        clock.jump_to(start.saturating_add(5 * MINUTE));
-        assert_eq!(clock.now(), start.saturating_add(5 * MINUTE));
-        clock.jump_to(start.saturating_add(MINUTE));
-        assert_eq!(clock.now(), start.saturating_add(MINUTE));
-        assert!(clock.is_trusted());
-    }
-
-    /// A clock set wrong by 40 days must not expire everything there is.
-    #[test]
-    fn does_not_stamp_a_jump_in_either_direction() {
-        for wrong in [
-            |t: Timestamp| t.saturating_add(40 * DAY),
-            |t: Timestamp| t.saturating_sub(40 * DAY),
-        ] {
-            let (clock, start) = started();
-            clock.jump_to(wrong(start));
-            clock.advance(MINUTE);
-            assert_eq!(clock.now(), start.saturating_add(MINUTE));
-            assert!(!clock.is_trusted());
-            assert!((clock.jump_seconds().abs() - 40.0 * 86_400.0).abs() < 1.0);
-            clock.jump_to(start.saturating_add(2 * MINUTE));
-            assert_eq!(clock.now(), start.saturating_add(2 * MINUTE));
-            assert!(clock.is_trusted());
-        }
-    }
-
-    #[test]
-    fn believes_a_jump_when_it_is_confirmed_or_lasts() {
-        let (clock, start) = started();
-        let ahead = start.saturating_add(2 * DAY);
-        clock.jump_to(ahead);
-        assert_eq!(clock.now(), start);
-        clock.confirm();
-        assert_eq!(clock.now(), ahead);
-
-        let (clock, start) = started();
-        clock.jump_to(start.saturating_add(2 * DAY));
-        assert_eq!(clock.now(), start);
-        clock.advance(DAY - MINUTE);
-        assert_eq!(clock.now(), start.saturating_add(DAY - MINUTE));
-        clock.advance(MINUTE);
-        assert_eq!(clock.now(), start.saturating_add(3 * DAY));
-        assert!(clock.is_trusted());
-    }
-
-    #[test]
-    fn a_second_jump_starts_the_wait_again() {
-        let (clock, start) = started();
-        clock.jump_to(start.saturating_add(2 * DAY));
-        clock.now();
-        clock.advance(DAY - MINUTE);
-        clock.now();
-        clock.jump_to(start.saturating_add(9 * DAY));
-        clock.now();
-        clock.advance(MINUTE);
-        assert_eq!(clock.now(), start.saturating_add(DAY));
-    }
-
-    /// Monotonic time stands still while a laptop sleeps; waking up must not look like a jump.
-    #[test]
-    fn sleep_of_the_machine_is_no_jump() {
-        let start = Reading {
-            wall: Timestamp::from_micros(1_000_000),
-            monotonic: Duration::ZERO,
-        };
-        let mut guard = Guard::trusting(start, Duration::ZERO);
-        let woken = Reading {
-            wall: start.wall.saturating_add(DAY),
-            monotonic: MINUTE,
-        };
-        assert_eq!(guard.observe(woken, || DAY - MINUTE), woken.wall);
-        assert!(guard.jump.is_none());
-    }
-
-    /// Every lane asks for the time several times a round, for as long as a jump lasts.
-    #[test]
-    fn a_jump_does_not_make_the_clock_slow() {
-        let start = Reading {
-            wall: Timestamp::from_micros(1_800_000_000_000_000),
-            monotonic: Duration::ZERO,
-        };
-        let mut guard = Guard::trusting(start, Duration::ZERO);
-        let mut asked = 0;
-        let mut observe = |passed: Duration| {
-            let reading = Reading {
-                wall: start.wall.saturating_add(DAY + passed),
-                monotonic: passed,
-            };
-            let now = guard.observe(reading, || {
-                asked += 1;
-                Duration::ZERO
-            });
-            assert_eq!(now, start.wall.saturating_add(passed));
-        };
-        for millis in 0..3500 {
-            observe(Duration::from_millis(millis));
-        }
-        assert_eq!(asked, 4);
-    }
-
-    /// What it has slept while there was a jump does not add to the jump.
-    #[test]
-    fn sleep_during_a_jump_is_seen_at_once() {
-        let start = Reading {
-            wall: Timestamp::from_micros(1_800_000_000_000_000),
-            monotonic: Duration::ZERO,
-        };
-        let mut guard = Guard::trusting(start, Duration::ZERO);
-        let jumped = Reading {
-            wall: start.wall.saturating_add(2 * DAY),
-            monotonic: Duration::ZERO,
-        };
-        assert_eq!(guard.observe(jumped, || Duration::ZERO), start.wall);
-        let passed = Duration::from_millis(1);
-        let woken = Reading {
-            wall: start.wall.saturating_add(3 * DAY + passed),
-            monotonic: passed,
-        };
-        let now = start.wall.saturating_add(DAY + passed);
-        assert_eq!(guard.observe(woken, || DAY), now);
-        let jump = guard.jump.unwrap();
-        assert_eq!(jump.since, Duration::ZERO);
-    }
-}
+mod tests;
