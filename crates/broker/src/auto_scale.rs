@@ -1,14 +1,15 @@
 //! Splits and merges by load: about once a second, the load of streams that want it is looked at, and
 //! what `flumen_stream::auto_scale` wishes for is done.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use flumen_record::{HashKey, ShardIndex, StreamId, Timestamp};
 use flumen_stream::auto_scale::{AutoScaler, Taken, Wish, split_key};
 use flumen_stream::{AutoScale, Reshard, ShardState};
-use tokio::runtime::Handle;
+
+use flumen_world::World;
 
 use crate::Error;
 use crate::load::Sample;
@@ -29,7 +30,7 @@ const PAUSE: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 struct Watch {
     scaler: AutoScaler,
-    shards: HashMap<ShardIndex, Keys>,
+    shards: BTreeMap<ShardIndex, Keys>,
     /// Nothing is tried before this.
     not_before: Duration,
 }
@@ -43,19 +44,28 @@ struct Keys {
 }
 
 /// Starts the loop. It ends with the node.
-pub(crate) fn start(node: &Arc<Node>, runtime: &Handle) {
+pub(crate) fn start(node: &Arc<Node>) {
     let mut stop = node.stop.subscribe();
     let clock = node.clock.clone();
     let mut changes = node.streams.changes();
+    let world = Arc::clone(&node.world);
     let node = Arc::downgrade(node);
-    runtime.spawn(async move {
-        let mut watches: HashMap<StreamId, Watch> = HashMap::new();
+    world.task(Box::pin(async move {
+        let mut watches: BTreeMap<StreamId, Watch> = BTreeMap::new();
         let mut scaled: Vec<Arc<Stream>> = Vec::new();
         changes.mark_changed();
         loop {
             tokio::select! {
-                () = clock.sleep(LOOK_EVERY) => {}
+                biased;
                 _ = stop.wait_for(|stop| *stop) => return,
+                // Without a stream that wants it there is nothing to look at.
+                changed = changes.changed(), if scaled.is_empty() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    changes.mark_changed();
+                }
+                () = clock.sleep(LOOK_EVERY), if !scaled.is_empty() => {}
             }
             let Some(node) = Weak::upgrade(&node) else {
                 return;
@@ -69,7 +79,7 @@ pub(crate) fn start(node: &Arc<Node>, runtime: &Handle) {
                 node.look_at(stream, watches.entry(id).or_default()).await;
             }
         }
-    });
+    }));
 }
 
 impl Node {
@@ -77,11 +87,11 @@ impl Node {
     fn scaled_streams(
         &self,
         before: &[Arc<Stream>],
-        watches: &mut HashMap<StreamId, Watch>,
+        watches: &mut BTreeMap<StreamId, Watch>,
     ) -> Vec<Arc<Stream>> {
         let mut scaled = self.streams.all();
         scaled.retain(|stream| stream.state().info.settings.auto_scale.is_some());
-        let ids: HashSet<_> = scaled.iter().map(|stream| stream.state().info.id).collect();
+        let ids: BTreeSet<_> = scaled.iter().map(|stream| stream.state().info.id).collect();
         watches.retain(|id, _| ids.contains(id));
         for stream in before {
             let state = stream.state();
@@ -106,7 +116,7 @@ impl Node {
             .min(self.config.stream.shards_per_stream_max);
         let open = |shard: &&Arc<ShardHandle>| shard.info.state == ShardState::Open;
         let shards: Vec<_> = state.shards.iter().filter(open).collect();
-        watch.observe_keys(&shards, settings).await;
+        watch.observe_keys(&*self.world, &shards, settings).await;
         let taken: Vec<Taken> = shards.iter().map(|shard| taken(shard)).collect();
         let now = self.clock.monotonic();
         let ago = last_reshard(&state).map(|at| self.clock.now().since(at));
@@ -146,8 +156,13 @@ impl Node {
 
 impl Watch {
     /// Takes in the keys of batches that came since the last look.
-    async fn observe_keys(&mut self, shards: &[&Arc<ShardHandle>], settings: AutoScale) {
-        let open: HashSet<_> = shards.iter().map(|shard| shard.id.index()).collect();
+    async fn observe_keys(
+        &mut self,
+        world: &dyn World,
+        shards: &[&Arc<ShardHandle>],
+        settings: AutoScale,
+    ) {
+        let open: BTreeSet<_> = shards.iter().map(|shard| shard.id.index()).collect();
         self.shards.retain(|shard, _| open.contains(shard));
         let mut samples: Vec<(ShardIndex, Vec<Sample>)> = Vec::new();
         for shard in shards {
@@ -168,7 +183,7 @@ impl Watch {
             };
             Ok(samples.into_iter().map(keys).collect::<Vec<_>>())
         };
-        for (shard, found) in on_blocking_thread(keys).await.unwrap_or_default() {
+        for (shard, found) in on_blocking_thread(world, keys).await.unwrap_or_default() {
             let keys = self.shards.entry(shard).or_default();
             keys.observed.extend(found);
             let surplus = keys.observed.len().saturating_sub(KEYS_MAX);

@@ -8,6 +8,7 @@ use flumen_record::{
     DeliveryName, GroupName, HashKey, ProducerId, SequenceNumber, ShardIndex, StreamName,
 };
 use flumen_stream::{NewStream, Reshard, StartPosition, StreamUpdate};
+use flumen_world::World;
 
 use crate::node::Node;
 use crate::reshard::Cause;
@@ -37,8 +38,26 @@ impl Broker {
         clock: Clock,
     ) -> Result<Self, OpenError> {
         Ok(Self {
-            node: crate::open::open(storage, config, clock).await?,
+            node: crate::open::on_threads(storage, config, clock).await?,
         })
+    }
+
+    /// As [`Broker::open`], in a world of the caller's: without any thread, and without tokio, if the
+    /// world has none. The clock must be the one by which the world's loops go.
+    pub async fn open_in(
+        world: Arc<dyn World>,
+        storage: Arc<dyn Storage>,
+        config: BrokerConfig,
+        clock: Clock,
+    ) -> Result<Self, OpenError> {
+        Ok(Self {
+            node: crate::open::open(storage, config, clock, world).await?,
+        })
+    }
+
+    /// What runs the node: whoever works for it starts what it needs here.
+    pub fn world(&self) -> &Arc<dyn World> {
+        &self.node.world
     }
 
     /// A handle of a node that runs.

@@ -67,16 +67,12 @@ impl Node {
     {
         let node = Arc::clone(self);
         let change = change(Arc::clone(self));
-        let task = tokio::spawn(async move {
+        let task = self.world.join(async move {
             let _one_at_a_time = node.changes.lock().await;
             node.check_serving()?;
             change.await
         });
-        match task.await {
-            Ok(result) => result,
-            Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
-            Err(_) => Err(Error::Draining),
-        }
+        task.await.unwrap_or(Err(Error::Draining))
     }
 
     /// Creates a stream, within a change.
@@ -259,8 +255,7 @@ impl Node {
             return Ok(lane);
         }
         let node = Arc::clone(self);
-        let runtime = tokio::runtime::Handle::current();
-        on_blocking_thread(move || crate::open::open_new_log(&node, key, runtime)).await
+        on_blocking_thread(&*self.world, move || crate::open::open_new_log(&node, key)).await
     }
 }
 
@@ -297,7 +292,7 @@ mod tests {
     #[tokio::test]
     async fn a_stream_whose_lane_has_ended_is_not_created() {
         let storage = Arc::new(MemoryStorage::new());
-        let node = crate::open::open(storage, BrokerConfig::default(), Clock::system())
+        let node = crate::open::on_threads(storage, BrokerConfig::default(), Clock::system())
             .await
             .unwrap();
         let settings = StreamSettings::default();
@@ -318,7 +313,7 @@ mod tests {
     #[tokio::test]
     async fn no_log_is_opened_for_settings_that_are_refused() {
         let storage = Arc::new(MemoryStorage::new());
-        let node = crate::open::open(storage, BrokerConfig::default(), Clock::system())
+        let node = crate::open::on_threads(storage, BrokerConfig::default(), Clock::system())
             .await
             .unwrap();
         let created = node.create_stream(new_stream("readings")).await.unwrap();

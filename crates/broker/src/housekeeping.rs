@@ -6,7 +6,6 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use flumen_log::Housekeeper;
-use tokio::runtime::Handle;
 
 use crate::node::{Node, on_blocking_thread};
 use crate::{Clock, Error};
@@ -60,14 +59,16 @@ impl Housekeeping {
 }
 
 /// Lets the node's own logs do what is due while nothing changes. Ends with the node.
-pub(crate) fn start_resting(node: &Arc<Node>, runtime: &Handle) {
+pub(crate) fn start_resting(node: &Arc<Node>) {
     let mut stop = node.stop.subscribe();
+    let (world, clock) = (Arc::clone(&node.world), node.clock.clone());
     let node = Arc::downgrade(node);
-    runtime.spawn(async move {
+    world.task(Box::pin(async move {
         loop {
             tokio::select! {
-                () = tokio::time::sleep(REST_EVERY) => {}
+                biased;
                 _ = stop.wait_for(|stop| *stop) => return,
+                () = clock.sleep(REST_EVERY) => {}
             }
             let Some(node) = node.upgrade() else { return };
             let now = node.clock.now();
@@ -75,7 +76,7 @@ pub(crate) fn start_resting(node: &Arc<Node>, runtime: &Handle) {
                 .with_catalog(move |catalog| Ok(catalog.rest(now)?))
                 .await;
             let deliveries = Arc::clone(&node);
-            let _ = on_blocking_thread(move || {
+            let _ = on_blocking_thread(&*node.world, move || {
                 deliveries.deliveries.rest(now);
                 Ok(())
             })
@@ -86,7 +87,7 @@ pub(crate) fn start_resting(node: &Arc<Node>, runtime: &Handle) {
                 tracing::warn!(%error, "the catalog could not be looked after");
             }
         }
-    });
+    }));
 }
 
 fn run(mut housekeeper: Housekeeper, label: &str, clock: &Clock, stop: &AtomicBool) {

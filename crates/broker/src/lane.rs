@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 
 use crate::pending::Submission;
 use crate::{Clock, Error, Metrics};
-use flumen_world::lock;
+use flumen_world::{World, lock};
 
 pub(crate) use control::{Control, OpenShard};
 
@@ -40,7 +40,7 @@ pub(crate) struct LaneContext {
     pub(crate) unsynced_bytes_max: u64,
     pub(crate) idle_vouch: Duration,
     /// Where many waiting readers are woken, so that the lane does not spend its time on them.
-    pub(crate) runtime: tokio::runtime::Handle,
+    pub(crate) world: Arc<dyn World>,
 }
 
 /// The handle of a lane.
@@ -107,6 +107,11 @@ impl Lane {
     /// Its log.
     pub(crate) fn key(&self) -> LogKey {
         self.key
+    }
+
+    /// The clock it goes by.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// Its log's name, for metrics and thread names.

@@ -15,7 +15,7 @@ use crate::housekeeping::Housekeeping;
 use crate::lane::{Control, Lane};
 use crate::streams::Streams;
 use crate::{BrokerConfig, Clock, Error, Health, Metrics};
-use flumen_world::lock;
+use flumen_world::{World, lock};
 
 /// A sync that takes longer is worth a warning light.
 const SLOW_SYNC: std::time::Duration = std::time::Duration::from_secs(1);
@@ -25,6 +25,8 @@ const SLOW_SYNC: std::time::Duration = std::time::Duration::from_secs(1);
 pub(crate) struct Node {
     pub(crate) config: BrokerConfig,
     pub(crate) clock: Clock,
+    /// Runs loops, tasks and jobs.
+    pub(crate) world: Arc<dyn World>,
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) metrics: Metrics,
     pub(crate) streams: Streams,
@@ -73,7 +75,7 @@ impl Node {
         change: impl FnOnce(&mut Catalog) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let node = Arc::clone(self);
-        on_blocking_thread(move || {
+        on_blocking_thread(&*self.world, move || {
             let mut catalog = lock(&node.catalog);
             let catalog = catalog.as_mut().ok_or(Error::Draining)?;
             let result = change(catalog);
@@ -132,13 +134,10 @@ impl Drop for Node {
 
 /// Runs what blocks on a thread that may; a panic there goes on here.
 pub(crate) async fn on_blocking_thread<T: Send + 'static>(
+    world: &dyn World,
     run: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(run).await {
-        Ok(result) => result,
-        Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
-        Err(_) => Err(Error::Draining),
-    }
+    world.blocked(run).await.unwrap_or(Err(Error::Draining))
 }
 
 /// The lanes of the node, with the thread that looks after each one's files.

@@ -12,7 +12,6 @@ use flumen_log::{Log, LogConfig, LogKey, Storage};
 use flumen_record::ShardId;
 use flumen_stream::group::GroupLog;
 use thiserror::Error;
-use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use crate::delivery::Deliveries;
@@ -22,7 +21,7 @@ use crate::lane::{Control, Lane, LaneContext, OpenShard};
 use crate::node::{Lanes, Node};
 use crate::streams::{Place, ShardHandle, Streams};
 use crate::{BrokerConfig, Clock, Error, Metrics};
-use flumen_world::lock;
+use flumen_world::{Threads, World, lock};
 pub(crate) use recover::Ignore;
 use recover::{Recovered, RecoveredShard};
 
@@ -49,28 +48,38 @@ pub enum OpenError {
     /// The log of consumer groups does not open.
     #[error(transparent)]
     Groups(#[from] flumen_stream::group::GroupLogError),
+    /// The process ends while it opens.
+    #[error("the node was given up before it was open: the process ends")]
+    GivenUp,
 }
 
-/// Opens a node. Needs a tokio runtime.
-pub(crate) async fn open(
+/// Opens a node on threads and the caller's tokio runtime.
+pub(crate) async fn on_threads(
     storage: Arc<dyn Storage>,
     config: BrokerConfig,
     clock: Clock,
 ) -> Result<Arc<Node>, OpenError> {
-    let runtime = Handle::current();
-    let opening =
-        tokio::task::spawn_blocking(move || open_blocking(storage, config, clock, runtime));
-    match opening.await {
-        Ok(opened) => opened,
-        Err(ended) => std::panic::resume_unwind(ended.into_panic()),
-    }
+    let world = Arc::new(Threads::new(clock.clone()));
+    open(storage, config, clock, world).await
+}
+
+/// Opens a node.
+pub(crate) async fn open(
+    storage: Arc<dyn Storage>,
+    config: BrokerConfig,
+    clock: Clock,
+    world: Arc<dyn World>,
+) -> Result<Arc<Node>, OpenError> {
+    let node_world = Arc::clone(&world);
+    let opening = world.blocked(move || open_blocking(storage, config, clock, node_world));
+    opening.await.unwrap_or(Err(OpenError::GivenUp))
 }
 
 fn open_blocking(
     storage: Arc<dyn Storage>,
     config: BrokerConfig,
     clock: Clock,
-    runtime: Handle,
+    world: Arc<dyn World>,
 ) -> Result<Arc<Node>, OpenError> {
     let mut config = config;
     config.stream.lanes_per_class = config.lanes_per_class.max(config.stream.lanes_per_class);
@@ -96,6 +105,7 @@ fn open_blocking(
         issued: AtomicU64::new(recovered.catalog.producers_issued().value()),
         config,
         clock,
+        world,
         storage,
         metrics: Metrics::default(),
         streams: Streams::default(),
@@ -111,7 +121,7 @@ fn open_blocking(
         stop,
     });
     node.metrics.attach(&node);
-    start(&node, recovered, &runtime);
+    start(&node, recovered);
     let (log, coordinator, _) = opened;
     let housekeeping =
         Housekeeping::start(log.housekeeper(), "groups".to_owned(), node.clock.clone());
@@ -122,15 +132,15 @@ fn open_blocking(
         *lock(&node.deliveries_housekeeping) = housekeeping;
     }
     groups::start(&node, log, coordinator);
-    groups::start_loads(&node, &runtime);
-    crate::retention::start(&node, &runtime);
-    crate::housekeeping::start_resting(&node, &runtime);
-    crate::auto_scale::start(&node, &runtime);
+    groups::start_loads(&node);
+    crate::retention::start(&node);
+    crate::housekeeping::start_resting(&node);
+    crate::auto_scale::start(&node);
     Ok(node)
 }
 
 /// Starts the lanes with their shards, and makes streams known.
-fn start(node: &Arc<Node>, recovered: Recovered, runtime: &Handle) {
+fn start(node: &Arc<Node>, recovered: Recovered) {
     let Recovered {
         catalog,
         logs,
@@ -159,7 +169,7 @@ fn start(node: &Arc<Node>, recovered: Recovered, runtime: &Handle) {
     }
     for (key, log) in logs {
         let shards = homes.remove(&key).unwrap_or_default();
-        start_lane(node, key, log, shards, runtime);
+        start_lane(node, key, log, shards);
     }
     for (log, home, shard, state) in left_behind {
         if let (Some(lane), Some(to)) = (node.lanes.get(log), node.lanes.get(home)) {
@@ -193,13 +203,7 @@ fn start(node: &Arc<Node>, recovered: Recovered, runtime: &Handle) {
     *lock(&node.catalog) = Some(catalog);
 }
 
-fn start_lane(
-    node: &Arc<Node>,
-    key: LogKey,
-    log: Log,
-    shards: Vec<OpenShard>,
-    runtime: &Handle,
-) -> Arc<Lane> {
+fn start_lane(node: &Arc<Node>, key: LogKey, log: Log, shards: Vec<OpenShard>) -> Arc<Lane> {
     let housekeeper = log.housekeeper();
     let context = LaneContext {
         clock: node.clock.clone(),
@@ -210,7 +214,7 @@ fn start_lane(
         memory_sync_interval: Duration::from_millis(node.config.log.memory_sync_interval_ms),
         unsynced_bytes_max: node.config.log.unsynced_bytes_max,
         idle_vouch: Duration::from_millis(node.config.log.idle_vouch_ms),
-        runtime: runtime.clone(),
+        world: Arc::clone(&node.world),
     };
     let lane = Lane::start(log, key, shards, context);
     let housekeeping = Housekeeping::start(housekeeper, lane.label(), node.clock.clone());
@@ -219,11 +223,7 @@ fn start_lane(
 }
 
 /// Opens a log that no stream lay in when the node started. Blocks.
-pub(crate) fn open_new_log(
-    node: &Arc<Node>,
-    key: LogKey,
-    runtime: Handle,
-) -> Result<Arc<Lane>, Error> {
+pub(crate) fn open_new_log(node: &Arc<Node>, key: LogKey) -> Result<Arc<Lane>, Error> {
     if let Some(lane) = node.lanes.get(key) {
         return Ok(lane);
     }
@@ -248,7 +248,7 @@ pub(crate) fn open_new_log(
         .shards
         .iter()
         .for_each(|shard| log.forget(shard.shard));
-    Ok(start_lane(node, key, log, Vec::new(), &runtime))
+    Ok(start_lane(node, key, log, Vec::new()))
 }
 
 /// The settings of one log.

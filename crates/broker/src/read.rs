@@ -13,7 +13,7 @@ use bytes::Bytes;
 use flumen_log::{FoundFrames, LogReader, ReadError};
 use flumen_record::{FrameHeader, SequenceNumber, ShardIndex, StreamName};
 use flumen_stream::{Start, StartPosition};
-use tokio::time::Sleep;
+use flumen_world::Sleep;
 
 use crate::node::{Node, on_blocking_thread};
 use crate::streams::{ShardHandle, StreamState};
@@ -58,7 +58,7 @@ impl Node {
             match &mut waiting {
                 // Armed, and looked at once more, before it waits.
                 Some(waiting) => over = !waiting.woken().await,
-                none => *none = Some(Waiting::new(Arc::clone(&shard), wait)),
+                none => *none = Some(Waiting::new(Arc::clone(&shard), self.clock.sleep(wait))),
             }
             stream.check_exists()?;
             self.check_serving()?;
@@ -171,7 +171,7 @@ impl Node {
     ) -> Result<T, Error> {
         let permit = Arc::clone(&self.blocking_reads).acquire_owned().await;
         let permit = permit.map_err(|_closed| Error::Draining)?;
-        on_blocking_thread(move || {
+        on_blocking_thread(&*self.world, move || {
             let result = read();
             drop(permit);
             result
@@ -282,14 +282,14 @@ fn frames_below(piece: &Bytes, limit: SequenceNumber) -> (usize, Option<Sequence
 struct Waiting {
     shard: Arc<ShardHandle>,
     ready: Arc<ReadySet>,
-    time_out: Pin<Box<Sleep>>,
+    time_out: Sleep,
 }
 
 impl Waiting {
-    fn new(shard: Arc<ShardHandle>, wait: Duration) -> Self {
+    fn new(shard: Arc<ShardHandle>, time_out: Sleep) -> Self {
         let ready = Arc::default();
         shard.tail.arm(&ready, 0);
-        let time_out = Box::pin(tokio::time::sleep(wait));
+
         Self {
             shard,
             ready,
@@ -304,7 +304,7 @@ impl Waiting {
         let mut tokens = Vec::new();
         let woken = poll_fn(|cx| match ready.poll(cx, &mut tokens) {
             Poll::Ready(()) => Poll::Ready(true),
-            Poll::Pending => time_out.as_mut().poll(cx).map(|()| false),
+            Poll::Pending => Pin::new(&mut *time_out).poll(cx).map(|()| false),
         })
         .await;
         if woken {

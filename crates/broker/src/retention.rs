@@ -1,6 +1,6 @@
 //! Expiring records: by arrival time and by bytes, regularly, also when nothing is appended.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -10,7 +10,6 @@ use flumen_stream::retention::{
     Expiry, bytes_kept, expired_before, has_expired, held_back, let_go_before,
 };
 use flumen_stream::{Catalog, StreamSettings};
-use tokio::runtime::Handle;
 
 use crate::Error;
 use crate::changes::forget;
@@ -24,7 +23,7 @@ const LOOKS_PER_RETENTION: u32 = 1000;
 
 /// When each stream is next looked at by time, and which version of it that was decided for: another
 /// retention is noticed at once.
-type Due = HashMap<StreamId, (u64, Timestamp)>;
+type Due = BTreeMap<StreamId, (u64, Timestamp)>;
 
 /// A shard, and how far its horizon is to move.
 type Trim = (Arc<ShardHandle>, SequenceNumber);
@@ -32,24 +31,26 @@ type Trim = (Arc<ShardHandle>, SequenceNumber);
 /// What delivery streams have planned and not delivered: retention waits for it, up to a bound.
 struct Holds {
     /// Per shard, from where on.
-    held: HashMap<ShardId, SequenceNumber>,
+    held: BTreeMap<ShardId, SequenceNumber>,
     /// For how long at most.
     max: Duration,
     now: Timestamp,
 }
 
 /// Starts the loop. It ends with the node.
-pub(crate) fn start(node: &Arc<Node>, runtime: &Handle) {
+pub(crate) fn start(node: &Arc<Node>) {
     let interval = Duration::from_millis(node.config.retention_interval_ms.max(1));
     let mut stop = node.stop.subscribe();
     let clock = node.clock.clone();
+    let world = Arc::clone(&node.world);
     let node = Arc::downgrade(node);
-    runtime.spawn(async move {
+    world.task(Box::pin(async move {
         let mut due = Due::new();
         loop {
             tokio::select! {
-                () = clock.sleep(interval) => {}
+                biased;
                 _ = stop.wait_for(|stop| *stop) => return,
+                () = clock.sleep(interval) => {}
             }
             let Some(node) = Weak::upgrade(&node) else {
                 return;
@@ -57,7 +58,7 @@ pub(crate) fn start(node: &Arc<Node>, runtime: &Handle) {
             // What failed was told, and stays due.
             let _ = node.expire_due(&mut due).await;
         }
-    });
+    }));
 }
 
 impl Node {
@@ -74,7 +75,7 @@ impl Node {
         }
         let now = self.clock.now();
         let streams = self.streams.all();
-        let ids: HashSet<StreamId> = streams
+        let ids: BTreeSet<StreamId> = streams
             .iter()
             .map(|stream| stream.state().info.id)
             .collect();
@@ -136,7 +137,7 @@ impl Node {
             now,
         };
         let find = move || Ok(find_trims(&state.shards, cut_off, &settings, &holds));
-        let (trims, found) = on_blocking_thread(find).await?;
+        let (trims, found) = on_blocking_thread(&*self.world, find).await?;
         let mut by_lane = PerLane::default();
         for (shard, before) in trims {
             for place in &shard.places {
@@ -388,7 +389,7 @@ mod tests {
     async fn a_stream_that_fails_does_not_stop_retention_for_the_others() {
         let clock = Clock::manual(Timestamp::from_micros(1_800_000_000_000_000));
         let storage = Arc::new(MemoryStorage::new());
-        let node = crate::open::open(storage, BrokerConfig::default(), clock.clone())
+        let node = crate::open::on_threads(storage, BrokerConfig::default(), clock.clone())
             .await
             .unwrap();
         let failing = one_record(&node, "a", HOUR).await;

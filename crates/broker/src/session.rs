@@ -364,7 +364,7 @@ async fn reserve(lane: Arc<Lane>, cost: u32, patience: Option<Duration>) -> Resu
         let slice = patience.map_or(LOOK_AGAIN, |patience| {
             patience.saturating_sub(waited).min(LOOK_AGAIN)
         });
-        match tokio::time::timeout(slice, reserved.as_mut()).await {
+        match lane.clock().timeout(slice, reserved.as_mut()).await {
             Ok(reserved) => return reserved,
             Err(_) => waited += slice,
         }

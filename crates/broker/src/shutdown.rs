@@ -17,18 +17,14 @@ impl Node {
         self.stir_readers();
         let node = Arc::clone(self);
         // Carried through even when who asked does not wait.
-        let ending = tokio::spawn(async move { node.end().await });
-        match ending.await {
-            Ok(result) => result,
-            Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
-            Err(_) => Err(Error::Draining),
-        }
+        let ending = self.world.join(async move { node.end().await });
+        ending.await.unwrap_or(Err(Error::Draining))
     }
 
     async fn end(self: &Arc<Self>) -> Result<(), Error> {
         let _no_more_changes = self.changes.lock().await;
         let node = Arc::clone(self);
-        on_blocking_thread(move || {
+        on_blocking_thread(&*self.world, move || {
             node.lanes.finish_housekeeping();
             lock(&node.catalog_housekeeping).take().finish();
             lock(&node.groups_housekeeping).take().finish();
@@ -44,7 +40,7 @@ impl Node {
             result = result.and(closed);
         }
         let node = Arc::clone(self);
-        on_blocking_thread(move || {
+        on_blocking_thread(&*self.world, move || {
             node.groups.join();
             node.lanes.all().iter().for_each(|lane| lane.join());
             let now = node.clock.now();

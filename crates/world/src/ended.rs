@@ -60,7 +60,7 @@ struct Held {
 
 type Outcome<T> = Result<T, Box<dyn Any + Send>>;
 
-impl dyn World {
+impl dyn World + '_ {
     /// Runs a future as a task, and waits for what becomes of it. The task goes on when the waiting
     /// is given up. A panic in it goes on here.
     pub fn join<T: Send + 'static>(

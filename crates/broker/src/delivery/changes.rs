@@ -96,7 +96,7 @@ impl Node {
             DeliverySource::Direct { shards } => self.open_backing(&name, *shards).await?,
         };
         let (node, now, new_name) = (Arc::clone(&self), self.clock.now(), name.clone());
-        let stored = on_blocking_thread(move || {
+        let stored = on_blocking_thread(&*self.world, move || {
             node.deliveries.with_log(&new_name, |log| {
                 let id = log.create(new_name.clone(), encoded, now)?;
                 Ok((id, log.get(id).cloned()))
@@ -220,7 +220,7 @@ impl Node {
         change: impl FnOnce(&mut DeliveryDefinition) + Send + 'static,
     ) -> Result<(), Error> {
         let (node, entry) = (Arc::clone(self), Arc::clone(entry));
-        on_blocking_thread(move || {
+        on_blocking_thread(&*self.world, move || {
             let now = node.clock.now();
             node.deliveries.with_log(&entry.name, |log| {
                 let known = log.get(entry.id).map(|known| known.definition.clone());
@@ -278,7 +278,7 @@ impl Node {
                 node.delete_unchecked(&entry.stream).await?;
             }
             let (removing, removed) = (Arc::clone(&node), Arc::clone(&entry));
-            on_blocking_thread(move || {
+            on_blocking_thread(&*node.world, move || {
                 let now = removing.clock.now();
                 removing.deliveries.with_log(&removed.name, |log| {
                     log.remove(removed.id, now)?;

@@ -1,6 +1,6 @@
 //! The delivery streams there are, in memory and in their log.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
@@ -50,7 +50,7 @@ pub(super) struct Standing {
     /// Saved with it: what retention waits for.
     pub(super) held: Vec<(ShardId, SequenceNumber)>,
     /// What is not delivered yet begins here, as its runner said last.
-    pub(super) positions: HashMap<ShardIndex, SequenceNumber>,
+    pub(super) positions: BTreeMap<ShardIndex, SequenceNumber>,
     /// When the oldest record of it arrived, if its runner knows.
     pub(super) oldest: Option<Timestamp>,
     /// Records that expired before they were delivered, ever.
@@ -77,7 +77,7 @@ pub(crate) struct Deliveries {
 #[derive(Debug, Default)]
 struct Known {
     by_name: BTreeMap<DeliveryName, Arc<Entry>>,
-    by_stream: HashMap<StreamName, Vec<Arc<Entry>>>,
+    by_stream: BTreeMap<StreamName, Vec<Arc<Entry>>>,
 }
 
 impl Known {
@@ -340,12 +340,12 @@ impl Deliveries {
     }
 
     /// From where on retention waits for shards of a stream.
-    pub(crate) fn held(&self, stream: &StreamName) -> HashMap<ShardId, SequenceNumber> {
+    pub(crate) fn held(&self, stream: &StreamName) -> BTreeMap<ShardId, SequenceNumber> {
         let readers = {
             let known = read(&self.known);
             known.by_stream.get(stream).cloned().unwrap_or_default()
         };
-        let mut held = HashMap::new();
+        let mut held = BTreeMap::new();
         for entry in readers {
             for (shard, from) in &lock(&entry.standing).held {
                 let least = held.entry(*shard).or_insert(*from);

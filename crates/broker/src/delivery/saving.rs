@@ -79,7 +79,7 @@ impl Node {
             return saved;
         }
         let node = Arc::clone(self);
-        on_blocking_thread(move || {
+        on_blocking_thread(&*self.world, move || {
             node.commit_saves();
             // Not before, even when who asked has gone away: what came first is written first.
             drop(turn);

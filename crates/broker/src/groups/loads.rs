@@ -1,13 +1,12 @@
 //! Tells groups how much their shards take, so that the loaded ones are spread.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use flumen_record::{ShardIndex, StreamId};
 use flumen_stream::group::Event;
-use tokio::runtime::Handle;
 
 use crate::Error;
 use crate::node::Node;
@@ -16,19 +15,21 @@ use crate::node::Node;
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// Bytes that shards had taken, by stream.
-type Taken = HashMap<StreamId, HashMap<ShardIndex, u64>>;
+type Taken = BTreeMap<StreamId, BTreeMap<ShardIndex, u64>>;
 
 /// Starts the loop. It ends with the node.
-pub(crate) fn start(node: &Arc<Node>, runtime: &Handle) {
+pub(crate) fn start(node: &Arc<Node>) {
     let mut stop = node.stop.subscribe();
     let clock = node.clock.clone();
+    let world = Arc::clone(&node.world);
     let node = Arc::downgrade(node);
-    runtime.spawn(async move {
+    world.task(Box::pin(async move {
         let mut before = Taken::new();
         loop {
             tokio::select! {
-                () = clock.sleep(TELL_EVERY) => {}
+                biased;
                 _ = stop.wait_for(|stop| *stop) => return,
+                () = clock.sleep(TELL_EVERY) => {}
             }
             let Some(node) = node.upgrade() else { return };
             if node.groups.counters.groups.load(Ordering::Relaxed) == 0 {
@@ -38,7 +39,7 @@ pub(crate) fn start(node: &Arc<Node>, runtime: &Handle) {
             // A thread that has ended has said why; this is no news.
             let _ = node.tell_loads(&mut before).await;
         }
-    });
+    }));
 }
 
 impl Node {
@@ -54,7 +55,7 @@ impl Node {
             if known.binary_search(&id).is_err() {
                 continue;
             }
-            let taken: HashMap<ShardIndex, u64> = state
+            let taken: BTreeMap<ShardIndex, u64> = state
                 .shards
                 .iter()
                 .map(|shard| (shard.id.index(), shard.tail.load.taken().0))

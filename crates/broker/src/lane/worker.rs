@@ -284,9 +284,8 @@ impl Worker {
         self.desk.answer(now, &self.lane);
         if self.wakers.len() > WAKERS_MAX {
             let wakers = std::mem::take(&mut self.wakers);
-            self.context
-                .runtime
-                .spawn(async move { wakers.into_iter().for_each(Waker::wake) });
+            let waking = async move { wakers.into_iter().for_each(Waker::wake) };
+            self.context.world.task(Box::pin(waking));
         } else {
             self.wakers.drain(..).for_each(Waker::wake);
         }
