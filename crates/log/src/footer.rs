@@ -66,10 +66,6 @@ pub(crate) struct Footer {
 }
 
 impl Footer {
-    pub(crate) fn row(&self, shard: ShardId) -> Option<&FooterRow> {
-        find_row(&self.rows, shard)
-    }
-
     pub(crate) fn runs_of(&self, row: &FooterRow) -> &[Run] {
         let from = row.runs_at as usize;
         self.runs

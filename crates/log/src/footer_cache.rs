@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use flumen_record::ShardId;
 
-use crate::footer::{Footer, decode_producers};
-use crate::footer::{FooterRow, Trailer, decode_rows, decode_runs, find_row};
+use crate::control::Control;
+use crate::footer::{
+    Footer, FooterRow, FooterSummary, Trailer, decode_producers, decode_rows, decode_runs, find_row,
+};
 use crate::index::Run;
 use crate::recovery::BatchMark;
 use crate::segment::{FooterPlace, Segment};
@@ -58,24 +60,79 @@ fn damaged(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
+/// What one look at a sealed segment found of its index. Runs that are asked for later are those of
+/// its rows, whatever has become of the segment's footer since: while readers are under way a footer
+/// goes from memory to disk, and its rows there carry checksums that those in memory lack.
+#[derive(Debug, Clone)]
+pub(crate) enum IndexLook {
+    /// All of it, in memory.
+    Pinned(Arc<Footer>),
+    /// Its rows; the runs are on disk.
+    Disk(Trailer, Arc<[FooterRow]>),
+}
+
+impl IndexLook {
+    /// Ascending by shard.
+    pub(crate) fn rows(&self) -> &[FooterRow] {
+        match self {
+            Self::Pinned(footer) => &footer.rows,
+            Self::Disk(_, rows) => rows,
+        }
+    }
+
+    pub(crate) fn row(&self, shard: ShardId) -> Option<&FooterRow> {
+        find_row(self.rows(), shard)
+    }
+
+    pub(crate) fn summary(&self) -> FooterSummary {
+        match self {
+            Self::Pinned(footer) => footer.summary,
+            Self::Disk(trailer, _) => trailer.summary,
+        }
+    }
+
+    pub(crate) fn control_count(&self) -> u64 {
+        match self {
+            Self::Pinned(footer) => footer.controls.len() as u64,
+            Self::Disk(trailer, _) => u64::from(trailer.controls),
+        }
+    }
+
+    /// The control marks of `segment`, which was looked at.
+    pub(crate) fn controls(&self, segment: &Segment) -> io::Result<Vec<Control>> {
+        match self {
+            Self::Pinned(footer) => Ok(footer.controls.clone()),
+            Self::Disk(trailer, _) => {
+                Ok(read_rows(&*segment.file, &segment.header, trailer)?.controls)
+            }
+        }
+    }
+}
+
 impl FooterCache {
-    /// One shard's row in a sealed segment.
-    pub(crate) fn row(&self, segment: &Segment, shard: ShardId) -> io::Result<Option<FooterRow>> {
+    /// Looks at a segment's index, once. `Ok(None)`: it is in the shards' recent runs.
+    pub(crate) fn look(&self, segment: &Segment) -> io::Result<Option<IndexLook>> {
         match segment.footer() {
             FooterPlace::Recent => Ok(None),
-            FooterPlace::Pinned(footer) => Ok(footer.row(shard).copied()),
+            FooterPlace::Pinned(footer) => Ok(Some(IndexLook::Pinned(footer))),
             FooterPlace::Disk(trailer) => {
-                Ok(find_row(&self.rows(segment, &trailer)?, shard).copied())
+                let rows = self.rows(segment, &trailer)?;
+                Ok(Some(IndexLook::Disk(trailer, rows)))
             }
         }
     }
 
-    /// One shard's runs in a sealed segment, given its row there.
-    pub(crate) fn runs(&self, segment: &Segment, row: &FooterRow) -> io::Result<Arc<[Run]>> {
-        let trailer = match segment.footer() {
-            FooterPlace::Recent => return Ok(Arc::default()),
-            FooterPlace::Pinned(footer) => return Ok(footer.runs_of(row).into()),
-            FooterPlace::Disk(trailer) => trailer,
+    /// One shard's runs in a sealed segment, given what a look at it found: its index, and the
+    /// shard's row in that.
+    pub(crate) fn runs(
+        &self,
+        segment: &Segment,
+        look: &IndexLook,
+        row: &FooterRow,
+    ) -> io::Result<Arc<[Run]>> {
+        let trailer = match look {
+            IndexLook::Pinned(footer) => return Ok(footer.runs_of(row).into()),
+            IndexLook::Disk(trailer, _) => trailer,
         };
         let key = (segment.id(), segment.name.generation, Part::Runs(row.shard));
         if let Some(Kept::Runs(runs)) = self.get(key) {
@@ -84,19 +141,15 @@ impl FooterCache {
         let (at, length) = trailer.runs_place(row);
         let mut bytes = vec![0; length];
         segment.file.read_at(&mut bytes, at)?;
-        let runs: Arc<[Run]> = decode_runs(&bytes, &trailer, row, segment.header.salt)
+        let runs: Arc<[Run]> = decode_runs(&bytes, trailer, row, segment.header.salt)
             .ok_or_else(|| damaged("the runs in a footer do not verify"))?
             .into();
         self.put(key, Kept::Runs(Arc::clone(&runs)));
         Ok(runs)
     }
 
-    /// All rows of a sealed segment.
-    pub(crate) fn rows(
-        &self,
-        segment: &Segment,
-        trailer: &Trailer,
-    ) -> io::Result<Arc<[FooterRow]>> {
+    /// All rows of a footer on disk.
+    fn rows(&self, segment: &Segment, trailer: &Trailer) -> io::Result<Arc<[FooterRow]>> {
         let key = (segment.id(), segment.name.generation, Part::Rows);
         if let Some(Kept::Rows(rows)) = self.get(key) {
             return Ok(rows);

@@ -112,11 +112,17 @@ impl Segment {
         self.name.to_string()
     }
 
+    /// Where its index is now. It goes from memory to disk while readers are under way: one look is
+    /// carried through, see [`crate::footer_cache::IndexLook`].
     pub(crate) fn footer(&self) -> FooterPlace {
-        self.footer
+        let place = self
+            .footer
             .read()
             .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+            .clone();
+        #[cfg(test)]
+        crate::testing::seam::pass(crate::testing::seam::Seam::FooterSeen);
+        place
     }
 
     pub(crate) fn set_footer(&self, place: FooterPlace) {

@@ -39,9 +39,55 @@ impl Replay for Deaf {
 }
 
 pub(crate) fn open(storage: &MemoryStorage, config: &LogConfig) -> Log {
+    open_as(storage, KEY, config)
+}
+
+pub(crate) fn open_as(storage: &MemoryStorage, key: LogKey, config: &LogConfig) -> Log {
     let storage: Arc<dyn Storage> = Arc::new(storage.clone());
-    let (log, _) = Log::open(storage, KEY, config.clone(), at(0), &mut Deaf).unwrap();
+    let (log, _) = Log::open(storage, key, config.clone(), at(0), &mut Deaf).unwrap();
     log
+}
+
+/// Places between two steps of one thread where a test lets another thread come in.
+pub(crate) mod seam {
+    use std::cell::RefCell;
+
+    /// Which.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(crate) enum Seam {
+        /// A reader, or the housekeeper, has seen where a segment's footer is.
+        FooterSeen,
+        /// After a failed sync: the fresh segment is there, the index still names the failed one.
+        FreshTakenOver,
+    }
+
+    type Guest = Box<dyn FnMut()>;
+
+    thread_local! {
+        static GUEST: RefCell<Option<(Seam, Guest)>> = const { RefCell::new(None) };
+    }
+
+    /// Runs `guest` each time this thread passes `seam`, but not within itself.
+    pub(crate) fn at(seam: Seam, guest: impl FnMut() + 'static) {
+        GUEST.with_borrow_mut(|slot| *slot = Some((seam, Box::new(guest))));
+    }
+
+    /// Nobody comes in any more.
+    pub(crate) fn clear() {
+        GUEST.take();
+    }
+
+    pub(crate) fn pass(seam: Seam) {
+        let Some((at, mut guest)) = GUEST.take() else {
+            return;
+        };
+        if at == seam {
+            guest();
+        }
+        GUEST.with_borrow_mut(|slot| {
+            slot.get_or_insert((at, guest));
+        });
+    }
 }
 
 /// A point in time, in milliseconds of the test.

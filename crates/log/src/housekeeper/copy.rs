@@ -10,7 +10,7 @@ use super::{Housekeeper, HousekeepingReport};
 use crate::checksum;
 use crate::control::Control;
 use crate::footer::{FooterBuilder, FooterRow, FooterSummary, footer_bytes};
-use crate::footer_cache::read_rows;
+use crate::footer_cache::IndexLook;
 use crate::index::Run;
 use crate::log::NewFrame;
 use crate::log::active::{create_file, head_bytes};
@@ -69,18 +69,11 @@ impl Housekeeper {
 
     /// `Ok(None)`: there is no room, or it has no footer.
     fn copy_live(&self, old: &Segment) -> io::Result<Option<Segment>> {
-        let rows = match old.footer() {
-            FooterPlace::Recent => return Ok(None),
-            FooterPlace::Pinned(footer) => footer.rows.as_slice().into(),
-            FooterPlace::Disk(trailer) => self.shared.footers.rows(old, &trailer)?,
-        };
-        let summary = match old.footer() {
-            FooterPlace::Recent => return Ok(None),
-            FooterPlace::Pinned(footer) => footer.summary,
-            FooterPlace::Disk(trailer) => trailer.summary,
+        let Some(index) = self.shared.footers.look(old)? else {
+            return Ok(None);
         };
         let state = read_state(old)?;
-        let bytes = self.copy_bytes(old, &rows, state.len())?;
+        let bytes = self.copy_bytes(old, &index, state.len())?;
         if bytes > self.shared.free_bytes() || bytes >= old.file.bytes() {
             return Ok(None);
         }
@@ -89,7 +82,7 @@ impl Housekeeper {
             generation: old.name.generation.saturating_add(1),
         };
         let prepared = create_file(&self.shared, name, bytes, Preparation::Allocated)?;
-        let result = self.fill(old, &rows, summary, &state, prepared);
+        let result = self.fill(old, &index, &state, prepared);
         if result.is_err() {
             self.shared
                 .storage
@@ -101,8 +94,7 @@ impl Housekeeper {
     fn fill(
         &self,
         old: &Segment,
-        rows: &[FooterRow],
-        summary: FooterSummary,
+        index: &IndexLook,
         state: &[u8],
         prepared: crate::work::PreparedFile,
     ) -> io::Result<Segment> {
@@ -132,27 +124,29 @@ impl Housekeeper {
             segment,
             encoder: RoundEncoder::default(),
             builder: FooterBuilder::default(),
-            rows,
+            rows: index.rows(),
             controls: Vec::new(),
             frames: Vec::new(),
             gathered: 0,
             last_put: None,
         };
+        let summary = index.summary();
         copy.rounds(summary, |row| self.live_from(row))?;
         // The old footer's, which knows of shards that came back; a copied round has lost the order.
-        copy.builder.push_controls(&controls_of(old)?);
+        copy.builder.push_controls(&index.controls(old)?);
         copy.finish(summary, state)
     }
 
     /// Size of the copy's file.
-    fn copy_bytes(&self, old: &Segment, rows: &[FooterRow], state: usize) -> io::Result<u64> {
+    fn copy_bytes(&self, old: &Segment, index: &IndexLook, state: usize) -> io::Result<u64> {
+        let rows = index.rows();
         let (mut live, mut runs, mut producers) = (0, 0, 0);
         for row in rows {
             let horizon = self.live_from(row);
             if horizon >= row.end {
                 continue;
             }
-            for run in self.shared.footers.runs(old, row)?.iter() {
+            for run in self.shared.footers.runs(old, index, row)?.iter() {
                 if run.end > horizon {
                     live += u64::from(run.bytes);
                     runs += 1;
@@ -160,11 +154,7 @@ impl Housekeeper {
             }
             producers += u64::from(row.producer_count);
         }
-        let controls = match old.footer() {
-            FooterPlace::Disk(trailer) => u64::from(trailer.controls),
-            FooterPlace::Pinned(footer) => footer.controls.len() as u64,
-            FooterPlace::Recent => 0,
-        };
+        let controls = index.control_count();
         let rounds = live / ROUND_BYTES as u64 + 2;
         // A round in which runs of a few shards live between dead ones ends no run early, so that
         // no more runs come out than went in.
@@ -329,17 +319,6 @@ impl Copy<'_> {
 fn runs_of(frames: &[FoundFrame]) -> impl Iterator<Item = &[FoundFrame]> {
     frames.chunk_by(|first, second| {
         first.header.shard == second.header.shard && first.end() == second.header.base
-    })
-}
-
-/// The control marks in a segment's footer.
-fn controls_of(segment: &Segment) -> io::Result<Vec<Control>> {
-    Ok(match segment.footer() {
-        FooterPlace::Disk(trailer) => {
-            read_rows(&*segment.file, &segment.header, &trailer)?.controls
-        }
-        FooterPlace::Pinned(footer) => footer.controls.clone(),
-        FooterPlace::Recent => Vec::new(),
     })
 }
 

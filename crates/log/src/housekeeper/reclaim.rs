@@ -9,6 +9,7 @@ use flumen_record::{SequenceNumber, Timestamp};
 
 use super::{Housekeeper, HousekeepingReport};
 use crate::footer::FooterRow;
+use crate::footer_cache::IndexLook;
 use crate::segment::{FooterPlace, Look, Segment};
 use crate::shared::{count, elapsed};
 
@@ -152,21 +153,18 @@ impl Housekeeper {
         let trimmed_bytes = trimmed.bytes.load(Ordering::Relaxed);
         let forgotten_shards = trimmed.shards.load(Ordering::Relaxed);
         let mut sum = Liveness { live: 0, total: 0 };
-        let rows: Arc<[FooterRow]> = match segment.footer() {
-            FooterPlace::Recent => return Ok(None),
-            FooterPlace::Pinned(footer) => footer.rows.as_slice().into(),
-            FooterPlace::Disk(trailer) => match self.shared.footers.rows(segment, &trailer) {
-                Ok(rows) => rows,
-                // A damaged footer is no reason to stop: what it hides is kept.
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(None),
-                Err(error) => return Err(error),
-            },
+        let index = match self.shared.footers.look(segment) {
+            Ok(Some(index)) => index,
+            Ok(None) => return Ok(None),
+            // A damaged footer is no reason to stop: what it hides is kept.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(None),
+            Err(error) => return Err(error),
         };
-        for row in &*rows {
+        for row in index.rows() {
             sum.total += row.bytes;
-            sum.live += self.live_bytes(segment, row)?;
+            sum.live += self.live_bytes(segment, &index, row)?;
         }
-        self.sweep.rows += rows.len() as u64;
+        self.sweep.rows += index.rows().len() as u64;
         segment.set_look(Look {
             at: now,
             live: sum.live,
@@ -177,7 +175,7 @@ impl Housekeeper {
         Ok(Some(sum))
     }
 
-    fn live_bytes(&self, segment: &Segment, row: &FooterRow) -> io::Result<u64> {
+    fn live_bytes(&self, segment: &Segment, index: &IndexLook, row: &FooterRow) -> io::Result<u64> {
         let horizon = self.live_from(row);
         if horizon >= row.end {
             return Ok(0);
@@ -185,7 +183,7 @@ impl Housekeeper {
         if horizon <= row.base {
             return Ok(row.bytes);
         }
-        let runs = self.shared.footers.runs(segment, row)?;
+        let runs = self.shared.footers.runs(segment, index, row)?;
         let live = runs.iter().filter(|run| run.end > horizon);
         Ok(live.map(|run| u64::from(run.bytes)).sum())
     }

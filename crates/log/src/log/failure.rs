@@ -14,15 +14,25 @@ use super::writer::{Writer, WrittenRound};
 use crate::error::{SyncError, WriteError};
 use crate::index::Run;
 use crate::round::{RoundOwner, Window, read_frames, read_header};
+use crate::segment::Segment;
 use crate::segment_header::PREDECESSOR_FAILED;
 use crate::shared::count;
-use crate::work::Touched;
+use crate::work::{Sealing, Touched};
 
 /// A round that could not be written where it should have been.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Unwritten<'a> {
     pub(crate) frames: &'a [NewFrame],
     pub(crate) flags: u16,
+}
+
+/// Failed segments that hold rounds which are about to stand elsewhere.
+#[derive(Debug, Default)]
+struct Shed {
+    /// They hold something durable too: full, and in want of a footer.
+    sealing: Vec<Sealing>,
+    /// They hold nothing durable.
+    doomed: Vec<Arc<Segment>>,
 }
 
 impl Writer {
@@ -69,8 +79,11 @@ impl Writer {
             ..self.chain
         };
         let (fresh, chain, puts) = self.write_fresh(chain, &old_rounds, now)?;
-        self.take_over(fresh, chain);
+        let shed = self.take_over(fresh, chain);
+        #[cfg(test)]
+        crate::testing::seam::pass(crate::testing::seam::Seam::FreshTakenOver);
         self.retarget(old_rounds, puts);
+        self.let_go(shed);
         self.settle(self.chain.round);
         Ok(())
     }
@@ -102,8 +115,9 @@ impl Writer {
         Ok((active, chain, puts))
     }
 
-    /// The fresh segment is the active one; the failed ones keep what was durable before.
-    fn take_over(&mut self, fresh: Active, chain: ChainEnd) {
+    /// The fresh segment is the active one; the failed ones keep what was durable before. Readers look
+    /// for the rest in them until [`Writer::retarget`] has said where it is: they go only then.
+    fn take_over(&mut self, fresh: Active, chain: ChainEnd) -> Shed {
         let durable = ChainEnd {
             round: self.chain.durable,
             checksum: self.durable_checksum,
@@ -114,40 +128,46 @@ impl Writer {
             .front()
             .map(|written| (Arc::clone(&written.segment), written.position));
         self.shared.insert_segment(Arc::clone(&fresh.segment));
+        let mut shed = Shed::default();
         if let Some(failed) = self.active.replace(fresh) {
             failed.segment.set_failed();
-            self.shed(failed, durable, first_lost);
+            shed = self.shed(failed, durable, first_lost);
         }
         self.chain = ChainEnd {
             durable: durable.durable,
             ..chain
         };
+        shed
     }
 
-    /// Keeps of the failed segments what is durable; drops those that hold nothing durable.
+    /// Keeps of the failed segments what is durable.
     fn shed(
-        &mut self,
+        &self,
         mut failed: Active,
         durable: ChainEnd,
-        first_lost: Option<(Arc<crate::segment::Segment>, u64)>,
-    ) {
+        first_lost: Option<(Arc<Segment>, u64)>,
+    ) -> Shed {
+        let mut shed = Shed::default();
         let mut work = self.shared.work.lock();
-        let mut sealing = std::mem::take(&mut work.sealing);
+        let full = std::mem::take(&mut work.sealing);
+        let (whole, mut cut): (Vec<Sealing>, Vec<Sealing>) = full
+            .into_iter()
+            .partition(|full| full.summary.last_round <= durable.round);
+        work.sealing = whole.into();
         if failed.has_rounds() {
             if let Some((segment, position)) = &first_lost
                 && Arc::ptr_eq(segment, &failed.segment)
             {
                 failed.position = *position;
             }
-            sealing.push_back(failed.into_sealing(durable, self.last_written));
+            cut.push(failed.into_sealing(durable, self.last_written));
         } else {
             // Its header may be there all the same.
             work.doomed.push(failed.segment);
         }
-        for mut full in sealing {
+        for mut full in cut {
             if full.summary.first_round > durable.round {
-                self.shared.remove_segment(full.segment.id());
-                work.doomed.push(full.segment);
+                shed.doomed.push(full.segment);
                 continue;
             }
             if full.summary.last_round > durable.round
@@ -158,8 +178,21 @@ impl Writer {
                 full.summary.data_end = *position;
                 full.segment.set_end(*position, durable.round);
             }
-            work.sealing.push_back(full);
+            shed.sealing.push(full);
         }
+        self.shared.work.wake(work);
+        shed
+    }
+
+    /// All of it that was readable is said to be elsewhere: no reader looks for it there any more, and
+    /// no footer names it.
+    fn let_go(&self, shed: Shed) {
+        for segment in &shed.doomed {
+            self.shared.remove_segment(segment.id());
+        }
+        let mut work = self.shared.work.lock();
+        work.sealing.extend(shed.sealing);
+        work.doomed.extend(shed.doomed);
         self.shared.work.wake(work);
     }
 

@@ -9,14 +9,34 @@ use flumen_record::{SequenceNumber, ShardId, Timestamp};
 use super::{LOOKS, LogReader, Lookup, Plan, take_runs};
 use crate::error::ReadError;
 use crate::footer::FooterRow;
+use crate::footer_cache::IndexLook;
 use crate::index::{ColdStart, Run};
 use crate::round::FrameWalk;
 use crate::segment::Segment;
 
-/// A shard's part of one older segment.
-struct Found {
-    segment: Arc<Segment>,
+/// A shard's part of one older segment, as one look found it.
+pub(super) struct Found {
+    pub(super) segment: Arc<Segment>,
+    index: IndexLook,
     row: FooterRow,
+}
+
+/// What one look for a shard in an older segment brought.
+pub(super) enum RowLook {
+    /// The segment is not there: it was freed, so that it held trimmed runs only.
+    Gone,
+    /// It is there, and holds nothing of the shard.
+    Without,
+    Found(Box<Found>),
+}
+
+impl RowLook {
+    fn found(self) -> Option<Found> {
+        match self {
+            Self::Found(found) => Some(*found),
+            Self::Gone | Self::Without => None,
+        }
+    }
 }
 
 /// A run with the segment it was found in, held: a copy has its bytes elsewhere.
@@ -33,22 +53,30 @@ fn io_error(segment: &Segment, source: io::Error) -> ReadError {
 }
 
 impl LogReader {
-    fn row(&self, id: u64, shard: ShardId) -> Result<Option<Found>, ReadError> {
+    pub(super) fn row(&self, id: u64, shard: ShardId) -> Result<RowLook, ReadError> {
         let Some(segment) = self.shared.segment(id) else {
-            return Ok(None);
+            return Ok(RowLook::Gone);
         };
-        let row = self
+        let index = self
             .shared
             .footers
-            .row(&segment, shard)
+            .look(&segment)
             .map_err(|source| io_error(&segment, source))?;
-        Ok(row.map(|row| Found { segment, row }))
+        let found = index.and_then(|index| {
+            let row = *index.row(shard)?;
+            Some(Found {
+                segment,
+                index,
+                row,
+            })
+        });
+        Ok(found.map_or(RowLook::Without, |found| RowLook::Found(Box::new(found))))
     }
 
-    fn runs(&self, found: &Found) -> Result<Arc<[Run]>, ReadError> {
+    pub(super) fn runs(&self, found: &Found) -> Result<Arc<[Run]>, ReadError> {
         self.shared
             .footers
-            .runs(&found.segment, &found.row)
+            .runs(&found.segment, &found.index, &found.row)
             .map_err(|source| io_error(&found.segment, source))
     }
 
@@ -64,15 +92,15 @@ impl LogReader {
         let mut next = start.next_segment;
         let mut exact = true;
         while id != 0 {
-            let Some(found) = self.row(id, shard)? else {
-                // A segment that is gone held trimmed runs only. One that is there without the
-                // shard was named for want of a better one.
-                if exact && self.shared.segment(id).is_none() {
-                    break;
+            let found = match self.row(id, shard)? {
+                RowLook::Found(found) => *found,
+                RowLook::Gone if exact => break,
+                // It was named for want of a better one.
+                RowLook::Gone | RowLook::Without => {
+                    exact = false;
+                    id = self.shared.segment_before(id);
+                    continue;
                 }
-                exact = false;
-                id = self.shared.segment_before(id);
-                continue;
             };
             if !is_after(&found.row) {
                 return Ok((Some(found), next));
@@ -110,7 +138,10 @@ impl LogReader {
         budget: usize,
     ) -> Result<Option<Plan>, ReadError> {
         let cell = self.cell(shard)?;
-        let start = cell.lock().cold_start(from);
+        let (start, in_memory_from) = {
+            let state = cell.lock();
+            (state.cold_start(from), state.before_recent)
+        };
         let (found, next) = self.walk_back(shard, start, |row| row.base > from)?;
         let mut runs = Vec::new();
         let mut segments = Vec::new();
@@ -121,14 +152,25 @@ impl LogReader {
             segments = vec![found.segment];
         }
         if runs.is_empty() && next != 0 {
-            let Some(found) = self.row(next, shard)? else {
+            let Some(found) = self.row(next, shard)?.found() else {
                 return Ok(None);
             };
             runs = self.runs_from(&found, from, budget)?;
             segments = vec![found.segment];
         }
         let state = cell.lock();
+        if from < state.horizon {
+            // Trimmed meanwhile, and what held it may be freed: that is no loss.
+            return Err(ReadError::Trimmed {
+                asked: from,
+                horizon: state.horizon,
+            });
+        }
         if runs.is_empty() {
+            if state.before_recent != in_memory_from {
+                // Runs left memory meanwhile: what comes next may be among them.
+                return Ok(None);
+            }
             let Some(first) = state.recent.front() else {
                 // Nothing is left above: a jump, or what is hidden.
                 return self.plan(shard, &state, from, runs, segments).map(Some);
@@ -195,7 +237,10 @@ impl LogReader {
         at: Timestamp,
     ) -> Result<Option<Option<PlacedRun>>, ReadError> {
         let (found, next) = self.walk_back(shard, start, |row| row.arrival >= at)?;
-        for found in [found, self.row(next, shard)?].into_iter().flatten() {
+        for found in [found, self.row(next, shard)?.found()]
+            .into_iter()
+            .flatten()
+        {
             let runs = self.runs(&found)?;
             let place = runs.partition_point(|run| run.last_arrival < at);
             if let Some(run) = runs.get(place) {
@@ -242,7 +287,7 @@ impl LogReader {
         }
         let mut id = before;
         while id != 0 && boundary > horizon {
-            let Some(found) = self.row(id, shard)? else {
+            let Some(found) = self.row(id, shard)?.found() else {
                 id = self.shared.segment_before(id);
                 continue;
             };

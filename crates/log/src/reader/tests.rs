@@ -1,5 +1,7 @@
 //! Cold reads: what they hold, and what they cost.
 
+mod switches;
+
 use crate::storage::MemoryStorage;
 use crate::testing::{at, config, frame, keep_house, number, open, shard};
 

@@ -122,6 +122,19 @@ impl MemoryStorage {
         self.lock().script.faults.clear();
     }
 
+    /// Pauses the next read of a file, does `meanwhile`, then lets the read go on: what another thread
+    /// would have to be lucky for.
+    pub fn before_next_read(&self, meanwhile: impl FnOnce() + Send + 'static) {
+        self.lock().script.read_hook.0 = Some(Box::new(meanwhile));
+    }
+
+    fn pause_read(&self) {
+        let hook = self.lock().script.read_hook.0.take();
+        if let Some(hook) = hook {
+            hook();
+        }
+    }
+
     /// The kernel drops its cache: what a failed sync gave up is read from the platters now.
     pub fn drop_caches(&self) {
         for inode in self.lock().inodes.values_mut() {

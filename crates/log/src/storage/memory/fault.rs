@@ -87,6 +87,16 @@ pub(super) enum Fate {
     Fail(FaultError),
 }
 
+/// What a test does while a read is under way.
+#[derive(Default)]
+pub(super) struct ReadHook(pub(super) Option<Box<dyn FnOnce() + Send>>);
+
+impl std::fmt::Debug for ReadHook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("ReadHook").field(&self.0.is_some()).finish()
+    }
+}
+
 /// Counts operations and decides each one's fate.
 #[derive(Debug, Default)]
 pub(super) struct Script {
@@ -98,6 +108,7 @@ pub(super) struct Script {
     pub(super) crash_at: Option<u64>,
     pub(super) dead: bool,
     pub(super) trace: Option<Vec<Operation>>,
+    pub(super) read_hook: ReadHook,
 }
 
 impl Script {

@@ -146,6 +146,7 @@ impl SegmentFile for MemoryFile {
     fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<()> {
         let range = position..position.saturating_add(buffer.len() as u64);
         self.check_readable(&range)?;
+        self.storage.pause_read();
         let mut disk = self.storage.lock();
         match disk.script.step(OperationKind::Read, &self.path, range)? {
             Fate::Fail(error) => Err(error.to_io()),
