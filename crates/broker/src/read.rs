@@ -10,8 +10,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use flumen_log::{FoundFrames, LogReader, ReadError};
-use flumen_record::{FrameHeader, SequenceNumber, ShardIndex, StreamName};
+use flumen_log::{FoundFrames, LogReader, ReadError, SearchAnswer};
+use flumen_record::{FrameHeader, SequenceNumber, ShardIndex, StreamName, Timestamp};
 use flumen_stream::{Start, StartPosition};
 use flumen_world::Sleep;
 
@@ -88,20 +88,7 @@ impl Node {
         };
         let shard = Arc::clone(shard);
         let found = self
-            .blocking_read(move || {
-                let mut found = bounds.durable_end;
-                for (place, next) in shard.places_with_next() {
-                    match place.lane.reader().find_time(shard.id, at) {
-                        Ok(number) if next.is_none_or(|next| number < next) => {
-                            found = number.max(place.from);
-                            break;
-                        }
-                        Ok(_) | Err(ReadError::UnknownShard { .. }) => {}
-                        Err(error) => return Err(error.into()),
-                    }
-                }
-                Ok(found)
-            })
+            .blocking_read(move || find_time(&shard, at, bounds.durable_end))
             .await?;
         Ok(found.max(bounds.trim_horizon))
     }
@@ -178,6 +165,31 @@ impl Node {
         })
         .await
     }
+}
+
+/// The first record that arrived at or after `at`; the end when it is known that none did.
+fn find_time(
+    shard: &ShardHandle,
+    at: Timestamp,
+    durable_end: SequenceNumber,
+) -> Result<SequenceNumber, Error> {
+    for (place, next) in shard.places_with_next() {
+        match place.lane.reader().find_time(shard.id, at) {
+            Ok(SearchAnswer::At(number)) if next.is_none_or(|next| number < next) => {
+                return Ok(number.max(place.from));
+            }
+            Ok(SearchAnswer::At(_) | SearchAnswer::AllOlder)
+            | Err(ReadError::UnknownShard { .. }) => {}
+            Ok(SearchAnswer::Unknown) => {
+                return Err(Error::Io {
+                    segment: format!("{}: the index moves on; ask again", place.lane.label()),
+                    kind: std::io::ErrorKind::ResourceBusy,
+                });
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(durable_end)
 }
 
 /// What a reader gets.

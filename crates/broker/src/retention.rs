@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use flumen_log::{LogKey, ReadError};
+use flumen_log::{LogKey, ReadError, SearchAnswer};
 use flumen_record::{SequenceNumber, ShardId, StreamId, Timestamp};
 use flumen_stream::retention::{
     Expiry, bytes_kept, expired_before, has_expired, held_back, let_go_before,
@@ -265,26 +265,34 @@ fn find_trims(
     settings: &StreamSettings,
     holds: &Holds,
 ) -> (Vec<Trim>, Result<(), Error>) {
-    let stored: u64 = shards.iter().map(|shard| shard.bounds().stored_bytes).sum();
+    let cut_off = cut_off.filter(|cut_off| *cut_off > Timestamp::ZERO);
+    let (stored, mut first) = match stored_bytes(shards, settings) {
+        Ok(stored) => (stored, Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    let all = stored.iter().flatten().sum();
     let mut trims = Vec::new();
-    let mut first = Ok(());
-    for shard in shards {
+    for (at, shard) in shards.iter().enumerate() {
         let bounds = shard.bounds();
         if bounds.trim_horizon >= bounds.durable_end {
             continue;
         }
         let by_time = match cut_off {
-            Some(cut_off) if cut_off > Timestamp::ZERO => {
-                arrived_before(shard, cut_off, bounds.durable_end)
-            }
-            _ => Ok(bounds.trim_horizon),
+            Some(cut_off) => arrived_before(shard, cut_off, bounds.durable_end),
+            None => Ok(None),
         };
-        let by_bytes = match bytes_kept(settings, bounds.stored_bytes, stored) {
+        let stored = stored.as_ref().and_then(|stored| stored.get(at));
+        let keep = stored.and_then(|stored| bytes_kept(settings, *stored, all));
+        let by_bytes = match keep {
             Some(keep) => beyond_bytes(shard, keep),
-            None => Ok(bounds.trim_horizon),
+            None => Ok(None),
         };
         for (before, by) in [(by_time, Expiry::Time), (by_bytes, Expiry::Bytes)] {
-            match before.and_then(|before| holds.limit(shard, before, by, settings)) {
+            let limited = before.and_then(|before| match before {
+                Some(before) => holds.limit(shard, before, by, settings),
+                None => Ok(bounds.trim_horizon),
+            });
+            match limited {
                 Ok(before) if before > bounds.trim_horizon => {
                     trims.push((Arc::clone(shard), before));
                 }
@@ -294,6 +302,40 @@ fn find_trims(
         }
     }
     (trims, first)
+}
+
+/// What each shard of a stream stores, when that is more than the stream may keep together. It is
+/// added up only when the estimates say so. `None`: nothing has to go, or it is not known.
+fn stored_bytes(
+    shards: &[Arc<ShardHandle>],
+    settings: &StreamSettings,
+) -> Result<Option<Vec<u64>>, Error> {
+    let Some(bound) = settings.retention_bytes else {
+        return Ok(None);
+    };
+    let estimate: u64 = shards.iter().map(|shard| shard.bounds().stored_bytes).sum();
+    if estimate <= bound {
+        return Ok(None);
+    }
+    let mut stored = Vec::with_capacity(shards.len());
+    for shard in shards {
+        let mut here = 0_u64;
+        for (at, place) in shard.places.iter().enumerate() {
+            let key = place.lane.key();
+            let before = shard.places.iter().take(at);
+            if before.clone().any(|before| before.lane.key() == key) {
+                continue;
+            }
+            match place.lane.reader().count_bytes(shard.id) {
+                Ok(Some(bytes)) => here = here.saturating_add(bytes),
+                Ok(None) => return Ok(None),
+                Err(ReadError::UnknownShard { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        stored.push(here);
+    }
+    Ok(Some(stored))
 }
 
 impl Holds {
@@ -313,41 +355,54 @@ impl Holds {
         let let_go = if let_go > Timestamp::ZERO {
             arrived_before(shard, let_go, shard.bounds().durable_end)?
         } else {
-            SequenceNumber::ZERO
+            None
         };
+        let let_go = let_go.unwrap_or(SequenceNumber::ZERO);
         Ok(held_back(before, held, let_go))
     }
 }
 
-/// First number of a shard that did not arrive before `cut_off`.
+/// First number of a shard that is not known to have arrived before `cut_off`: what is kept before it
+/// has. `None`: that is not known of anything.
 fn arrived_before(
     shard: &ShardHandle,
     cut_off: Timestamp,
     durable_end: SequenceNumber,
-) -> Result<SequenceNumber, Error> {
+) -> Result<Option<SequenceNumber>, Error> {
     for (place, next) in shard.places_with_next() {
         match place.lane.reader().find_time(shard.id, cut_off) {
-            Ok(number) if next.is_none_or(|next| number < next) => return Ok(number),
-            Ok(_) | Err(ReadError::UnknownShard { .. }) => {}
+            Ok(SearchAnswer::At(number)) if next.is_none_or(|next| number < next) => {
+                return Ok(Some(number));
+            }
+            Ok(SearchAnswer::At(_) | SearchAnswer::AllOlder)
+            | Err(ReadError::UnknownShard { .. }) => {}
+            Ok(SearchAnswer::Unknown) => return Ok(None),
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(durable_end)
+    Ok(Some(durable_end))
 }
 
-/// First number of a shard such that no more than `keep` bytes follow.
-fn beyond_bytes(shard: &ShardHandle, mut keep: u64) -> Result<SequenceNumber, Error> {
+/// First number of a shard such that no more than `keep` bytes follow; with the batch before it there
+/// would be more. `None`: it is not known, or nothing is beyond.
+fn beyond_bytes(shard: &ShardHandle, mut keep: u64) -> Result<Option<SequenceNumber>, Error> {
     for place in shard.places.iter().rev() {
         let reader = place.lane.reader();
-        let Some(bounds) = reader.bounds(shard.id) else {
-            continue;
+        let stored = match reader.count_bytes(shard.id) {
+            Ok(Some(stored)) => stored,
+            Ok(None) => return Ok(None),
+            Err(ReadError::UnknownShard { .. }) => continue,
+            Err(error) => return Err(error.into()),
         };
-        if bounds.stored_bytes > keep {
-            return Ok(reader.find_bytes_from_end(shard.id, keep)?.max(place.from));
+        if stored > keep {
+            return match reader.find_bytes_from_end(shard.id, keep)? {
+                SearchAnswer::At(number) => Ok(Some(number)),
+                SearchAnswer::AllOlder | SearchAnswer::Unknown => Ok(None),
+            };
         }
-        keep -= bounds.stored_bytes;
+        keep -= stored;
     }
-    Ok(SequenceNumber::ZERO)
+    Ok(None)
 }
 
 #[cfg(test)]

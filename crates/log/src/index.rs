@@ -82,6 +82,21 @@ pub(crate) struct ColdStart {
     pub(crate) from_segment: u64,
     /// The segment after it that holds the shard; 0: what follows is in memory.
     pub(crate) next_segment: u64,
+    /// First number of what follows.
+    pub(crate) upper: SequenceNumber,
+}
+
+/// Where to look for the first batch that arrived at or after a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TimePlace {
+    /// There is none.
+    AllOlder,
+    /// Records are missing from here on; they may be later.
+    At(SequenceNumber),
+    /// Its last batch is not older, and nothing before it is later.
+    In(Run),
+    /// In footers, or in the first run in memory.
+    Cold(ColdStart),
 }
 
 impl ShardState {
@@ -170,14 +185,7 @@ impl ShardState {
 
     /// Remembers the first run of a segment; marks come in ascending order.
     pub(crate) fn add_mark(&mut self, mark: Mark) {
-        let horizon = self.horizon;
         let marks = Arc::make_mut(&mut self.marks);
-        if marks.len() >= MARKS_MAX {
-            let keep_from = marks
-                .partition_point(|mark| mark.base <= horizon)
-                .saturating_sub(1);
-            marks.drain(..keep_from);
-        }
         if marks.len() >= MARKS_MAX {
             let dense_from = marks.len() - MARKS_DENSE;
             let mut index = 0;
@@ -187,6 +195,16 @@ impl ShardState {
             });
         }
         marks.push(mark);
+    }
+
+    /// Drops the marks below the horizon but for the last, which may be of the segment that the
+    /// horizon lies in. Those segments may be gone.
+    pub(crate) fn drop_dead_marks(&mut self) {
+        let horizon = self.horizon;
+        let below = self.marks.partition_point(|mark| mark.base <= horizon);
+        if below > 1 {
+            Arc::make_mut(&mut self.marks).drain(..below - 1);
+        }
     }
 
     /// Moves the horizon up; what is stored below is estimated.
@@ -203,6 +221,7 @@ impl ShardState {
         self.horizon = before;
         self.end = self.end.max(before);
         drop_gaps_below(&mut self.gaps, before);
+        self.drop_dead_marks();
     }
 
     /// Goes on behind `gap`.
@@ -230,27 +249,64 @@ impl ShardState {
         uncovered(&self.gaps, from, to)
     }
 
+    /// Whether something that is kept may lie before `upper`. Not when all numbers there are in
+    /// recorded jumps.
+    pub(crate) fn may_hold_before(&self, upper: SequenceNumber) -> bool {
+        self.lost_between(self.horizon, upper).is_some()
+    }
+
     /// Where to begin walking back to the run that holds `from`, or the next after it.
     pub(crate) fn cold_start(&self, from: SequenceNumber) -> ColdStart {
         self.cold_start_below(self.marks.partition_point(|mark| mark.base <= from))
     }
 
-    /// As [`ShardState::cold_start`], for the first batch that arrived at or after `at`.
-    pub(crate) fn cold_start_at(&self, at: Timestamp) -> ColdStart {
-        self.cold_start_below(self.marks.partition_point(|mark| mark.arrival < at))
-    }
-
     fn cold_start_below(&self, above: usize) -> ColdStart {
         let oldest_recent = self.recent.front().map_or(u64::MAX, |run| run.segment);
-        match self.marks.get(above) {
+        // The segment of a mark below the horizon may be gone.
+        let live = self.marks.partition_point(|mark| mark.base < self.horizon);
+        match self.marks.get(above.max(live)) {
             Some(mark) if mark.segment < oldest_recent => ColdStart {
                 from_segment: mark.previous,
                 next_segment: mark.segment,
+                upper: mark.base,
             },
             _ => ColdStart {
                 from_segment: self.before_recent,
                 next_segment: 0,
+                upper: self.recent.front().map_or(self.end, |run| run.base),
             },
+        }
+    }
+
+    /// Where the first batch lies that arrived at or after `at`. Numbers that damage hides at the
+    /// end were given out before the log was `opened`.
+    pub(crate) fn place_of_time(&self, at: Timestamp, opened: Timestamp) -> TimePlace {
+        if self.horizon >= self.end {
+            return TimePlace::AllOlder;
+        }
+        let place = self.recent.partition_point(|run| run.last_arrival < at);
+        let before = place.checked_sub(1).and_then(|at| self.recent.get(at));
+        match (before, self.recent.get(place)) {
+            (Some(before), Some(run)) => {
+                let from = before.end.max(self.horizon);
+                match self.lost_between(from, run.base) {
+                    Some(missing) => TimePlace::At(missing),
+                    None => TimePlace::In(*run),
+                }
+            }
+            (None, Some(run)) if !self.may_hold_before(run.base) => TimePlace::In(*run),
+            (None, _) if self.last_arrival >= at => {
+                let above = self.marks.partition_point(|mark| mark.arrival < at);
+                TimePlace::Cold(self.cold_start_below(above))
+            }
+            (before, _) => {
+                let from = before.map_or(self.horizon, |before| before.end.max(self.horizon));
+                let hidden = self.gaps.last().filter(|gap| gap.lost && gap.from >= from);
+                match hidden {
+                    Some(hidden) if at <= opened => TimePlace::At(hidden.from),
+                    _ => TimePlace::AllOlder,
+                }
+            }
         }
     }
 

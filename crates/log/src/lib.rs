@@ -36,7 +36,7 @@ pub use config::{LogConfig, LogKey, list_logs};
 pub use error::{OpenError, ReadError, SyncError, WriteError};
 pub use housekeeper::{Housekeeper, HousekeepingReport};
 pub use log::{Log, LogStats, NewFrame, RoundNumber, SyncDone, SyncJob};
-pub use reader::{FoundFrames, LogReader, ShardBounds};
+pub use reader::{FoundFrames, LogReader, SearchAnswer, ShardBounds};
 pub use recovery::{
     BatchMark, LogInspection, Quarantined, Recovery, Replay, ShardRecovery, inspect,
 };

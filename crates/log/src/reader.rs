@@ -1,5 +1,7 @@
 //! Reading a log from any thread.
 
+mod by_bytes;
+mod by_time;
 mod cold;
 mod cut;
 mod fetch;
@@ -36,6 +38,18 @@ pub struct ShardBounds {
     pub last_arrival: Timestamp,
     /// Stored bytes of the shard between the two ends (an estimate after recovery is fine).
     pub stored_bytes: u64,
+}
+
+/// What a search says. Records are deleted and readers sent on by it: what is not known is neither
+/// "nothing" nor "the end".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SearchAnswer {
+    /// It is here; everything that is kept before this number is older.
+    At(SequenceNumber),
+    /// Everything that is kept is older.
+    AllOlder,
+    /// The index does not know: nothing may be concluded from it.
+    Unknown,
 }
 
 /// Whole frames, in order.
@@ -160,20 +174,26 @@ impl LogReader {
         }
     }
 
-    /// First sequence number whose batch arrived at or after `at`; `durable_end` when none did.
-    /// May block (footers).
-    pub fn find_time(&self, shard: ShardId, at: Timestamp) -> Result<SequenceNumber, ReadError> {
+    /// Where the first batch lies that arrived at or after `at`. Everything that is kept before it
+    /// arrived earlier; records that cannot be read count as later. May block (footers).
+    pub fn find_time(&self, shard: ShardId, at: Timestamp) -> Result<SearchAnswer, ReadError> {
         self.search_time(shard, at)
     }
 
-    /// First batch boundary such that the stored bytes from there to the end are at most `bytes`:
-    /// retention by size. May block.
+    /// The first batch boundary such that at most `bytes` stored bytes follow it: with one batch
+    /// more there would be more than that. For retention by size. May block.
     pub fn find_bytes_from_end(
         &self,
         shard: ShardId,
         bytes: u64,
-    ) -> Result<SequenceNumber, ReadError> {
+    ) -> Result<SearchAnswer, ReadError> {
         self.search_bytes_from_end(shard, bytes)
+    }
+
+    /// Stored bytes that are kept of a shard: added up, where [`LogReader::bounds`] estimates.
+    /// `None`: they could not be added up, as segments came and went meanwhile. May block.
+    pub fn count_bytes(&self, shard: ShardId) -> Result<Option<u64>, ReadError> {
+        self.add_up_all(shard)
     }
 
     /// Answers from memory where possible.

@@ -120,7 +120,7 @@ pub(crate) fn recover(
     now: Timestamp,
     replay: &mut dyn Replay,
 ) -> Result<(Writer, Recovery), OpenError> {
-    let shared = Arc::new(Shared::new(storage, key, config));
+    let shared = Arc::new(Shared::new(storage, key, config, now));
     let at = |source| OpenError::Io {
         path: shared.dir.clone(),
         source,

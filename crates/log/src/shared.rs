@@ -74,6 +74,8 @@ pub(crate) struct Shared {
     /// The log's folder in the data directory.
     pub(crate) dir: String,
     pub(crate) config: LogConfig,
+    /// When the log was opened: what was lost before arrived before.
+    pub(crate) opened: Timestamp,
     pub(crate) index: Index,
     segments: RwLock<BTreeMap<u64, Arc<Segment>>>,
     pub(crate) footers: FooterCache,
@@ -100,12 +102,18 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(storage: Arc<dyn Storage>, key: LogKey, config: LogConfig) -> Self {
+    pub(crate) fn new(
+        storage: Arc<dyn Storage>,
+        key: LogKey,
+        config: LogConfig,
+        opened: Timestamp,
+    ) -> Self {
         Self {
             storage,
             key,
             dir: key.dir_name(),
             config,
+            opened,
             index: Index::default(),
             segments: RwLock::default(),
             footers: FooterCache::default(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use flumen_record::ShardId;
+use flumen_record::{ShardId, Timestamp};
 
 use super::inventory::{Candidate, Inventory};
 use super::restore::Restorer;
@@ -63,7 +63,7 @@ pub fn inspect(
     key: LogKey,
     config: LogConfig,
 ) -> Result<LogInspection, OpenError> {
-    let shared = Arc::new(Shared::new(storage, key, config));
+    let shared = Arc::new(Shared::new(storage, key, config, Timestamp::ZERO));
     let inventory = Inventory::take(&shared, false)?;
     let snapshot = read_snapshot(&shared)?;
     let mut nobody = Nobody;

@@ -293,6 +293,7 @@ impl<'r> Restorer<'r> {
                 for mark in restored.marks.drain(..) {
                     state.add_mark(mark);
                 }
+                state.drop_dead_marks();
             }
             self.shared.index.insert(Arc::clone(&cell));
             let end = restored.standing.end;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use flumen_log::{
-    Fault, FaultError, Log, LogConfig, MemoryStorage, OperationKind, ReadError, Storage, WriteError,
+    Fault, FaultError, Log, LogConfig, MemoryStorage, OperationKind, ReadError, SearchAnswer,
+    Storage, WriteError,
 };
 
 use crate::fixture::{
@@ -48,8 +49,14 @@ fn what_is_committed_is_read_back_hot_and_cold() {
         .unwrap()
         .unwrap();
     assert_eq!(frames_of(&large), [(3, 1), (4, 1)]);
-    assert_eq!(reader.find_time(shard(1), at(7)).unwrap(), number(35));
-    assert_eq!(reader.find_time(shard(1), at(70)).unwrap(), number(100));
+    assert_eq!(
+        reader.find_time(shard(1), at(7)).unwrap(),
+        SearchAnswer::At(number(35))
+    );
+    assert_eq!(
+        reader.find_time(shard(1), at(70)).unwrap(),
+        SearchAnswer::AllOlder
+    );
     let nothing = reader.read_hot(shard(1), number(100), 10).unwrap().unwrap();
     assert_eq!((nothing.pieces.len(), nothing.next), (0, number(100)));
 }
@@ -157,25 +164,25 @@ fn segments_roll_and_all_of_them_are_read() {
     for millis in [0, 1, 77, 150, 299] {
         assert_eq!(
             reader.find_time(shard(1), at(millis)).unwrap(),
-            number(millis)
+            SearchAnswer::At(number(millis))
         );
         assert_eq!(
             reader.find_time(shard(2), at(millis)).unwrap(),
-            number(millis * 2)
+            SearchAnswer::At(number(millis * 2))
         );
     }
     let one = reader.bounds(shard(1)).unwrap().stored_bytes / 300;
     assert_eq!(
         reader.find_bytes_from_end(shard(1), one * 10 + 5).unwrap(),
-        number(290)
+        SearchAnswer::At(number(290))
     );
     assert_eq!(
         reader.find_bytes_from_end(shard(1), one * 250).unwrap(),
-        number(50)
+        SearchAnswer::At(number(50))
     );
     assert_eq!(
         reader.find_bytes_from_end(shard(1), one * 500).unwrap(),
-        number(0)
+        SearchAnswer::At(number(0))
     );
 }
 

@@ -25,4 +25,6 @@ mod machine;
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod searches;
+#[cfg(test)]
 mod steady;
