@@ -262,6 +262,9 @@ pub enum Error {
     /// The member was silent for too long, or is unknown.
     #[error("the member was silent for its session timeout; join again")]
     MemberExpired,
+    /// The member has taken nothing of what it was told for too long.
+    #[error("the member has not read what it was told: join again, and read while you work")]
+    MemberUnread,
     /// The end of a shard that has none was to be checkpointed.
     #[error("shard {shard} is open: it has no end yet")]
     ShardOpen {
@@ -271,6 +274,12 @@ pub enum Error {
     /// The log of consumer groups has failed.
     #[error("the log of consumer groups has failed; groups need a restart of the broker")]
     GroupsFailed,
+    /// What was asked of consumer groups is not decided; it may be yet.
+    #[error("consumer-group ledger: no answer for {} s (disk full or slow); what was asked may happen yet: look, then ask again", waited.as_secs())]
+    GroupsUnanswered {
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// No delivery stream of this name.
     #[error("delivery stream {delivery} does not exist")]
     DeliveryNotFound {

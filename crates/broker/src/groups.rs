@@ -22,9 +22,9 @@ use flumen_record::{GroupName, StreamId};
 use flumen_stream::group::{Answer, Coordinator, Event, GroupError, Request, RequestId, SessionId};
 use tokio::sync::oneshot;
 
-use crate::Error;
 use crate::node::Node;
 use crate::streams::Stream;
+use crate::{Clock, Error};
 use flumen_world::lock;
 
 pub use asking::{
@@ -39,6 +39,8 @@ pub(crate) use member::MemberQueue;
 pub use member::{JoinGroup, MemberLease, MemberWord, Membership, SavedCheckpoint};
 pub(crate) use worker::start;
 
+/// Whoever asks waits so long for an answer: a full disk is tried for as long as it takes.
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 /// What waits for the thread, at most: then whoever says more is refused.
 const INBOX_MAX: usize = 256 << 10;
 
@@ -64,6 +66,7 @@ struct Inbox {
 
 /// The handle of the thread.
 pub(crate) struct Groups {
+    clock: Clock,
     inbox: Mutex<Inbox>,
     woken: Condvar,
     sessions: AtomicU64,
@@ -107,9 +110,10 @@ impl std::fmt::Debug for Groups {
     }
 }
 
-impl Default for Groups {
-    fn default() -> Self {
+impl Groups {
+    pub(crate) fn new(clock: Clock) -> Self {
         Self {
+            clock,
             inbox: Mutex::default(),
             woken: Condvar::new(),
             sessions: AtomicU64::new(0),
@@ -123,9 +127,7 @@ impl Default for Groups {
             thread: Mutex::default(),
         }
     }
-}
 
-impl Groups {
     /// [`Error::GroupsFailed`] once the groups' log has failed.
     pub(crate) fn check(&self) -> Result<(), Error> {
         if self.failed.load(Ordering::Acquire) {
@@ -209,7 +211,7 @@ impl Groups {
             request,
         };
         self.tell_shards(stream, [Input::Asked(id, answer), Input::Event(event)])?;
-        let answer = answered.await.map_err(|_| self.gone())?;
+        let answer = self.answered(answered).await?;
         answer.map_err(|error| Error::group(&stream.name, error))
     }
 
@@ -224,7 +226,16 @@ impl Groups {
             let _ = seen.send(look(coordinator));
         });
         self.push([Input::Look(look)])?;
-        found.await.map_err(|_| self.gone())
+        self.answered(found).await
+    }
+
+    /// Waits for the thread's answer, not for ever.
+    async fn answered<T>(&self, answer: oneshot::Receiver<T>) -> Result<T, Error> {
+        let waited = ANSWER_WITHIN;
+        match self.clock.timeout(waited, answer).await {
+            Ok(answer) => answer.map_err(|_| self.gone()),
+            Err(_) => Err(Error::GroupsUnanswered { waited }),
+        }
     }
 
     /// Why the thread does not answer.
@@ -250,7 +261,11 @@ impl Groups {
     fn fail(&self) {
         self.failed.store(true, Ordering::Release);
         let mut inbox = lock(&self.inbox);
-        inbox.inputs.clear();
+        for input in inbox.inputs.drain(..) {
+            if let Input::Opened(_, queue) = input {
+                queue.end(Error::GroupsFailed);
+            }
+        }
         if let Some(done) = inbox.closing.take() {
             // Who asked may be gone.
             let _ = done.send(Err(Error::GroupsFailed));
@@ -309,7 +324,7 @@ mod tests {
 
     #[tokio::test]
     async fn after_a_failure_nobody_waits() {
-        let groups = Arc::new(Groups::default());
+        let groups = Arc::new(Groups::new(Clock::system()));
         let looking = groups.look(|_| ());
         let closing = groups.close();
         let failing = async { groups.fail() };

@@ -12,7 +12,7 @@ use super::{Error, ErrorKind};
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Every reason there is, with its kind.
-pub(crate) const REASONS: [(&str, ErrorKind); 53] = [
+pub(crate) const REASONS: [(&str, ErrorKind); 55] = [
     ("STREAM_NOT_FOUND", ErrorKind::NotFound),
     ("STREAM_EXISTS", ErrorKind::AlreadyExists),
     ("SHARD_NOT_FOUND", ErrorKind::NotFound),
@@ -50,8 +50,10 @@ pub(crate) const REASONS: [(&str, ErrorKind); 53] = [
     ("STALE_LEASE", ErrorKind::Conflict),
     ("MEMBER_REPLACED", ErrorKind::Conflict),
     ("MEMBER_EXPIRED", ErrorKind::Conflict),
+    ("MEMBER_UNREAD", ErrorKind::Unavailable),
     ("SHARD_OPEN", ErrorKind::Conflict),
     ("GROUPS_FAILED", ErrorKind::Unavailable),
+    ("GROUPS_UNANSWERED", ErrorKind::Unavailable),
     ("DELIVERY_NOT_FOUND", ErrorKind::NotFound),
     ("DELIVERY_EXISTS", ErrorKind::AlreadyExists),
     ("DELIVERY_SETTING", ErrorKind::Invalid),
@@ -113,7 +115,9 @@ impl Error {
             Self::DataLoss { .. } => ErrorKind::Corrupt,
             Self::OutcomeUnknown | Self::Poisoned => ErrorKind::Poisoned,
             Self::DiskStuck { .. }
+            | Self::MemberUnread
             | Self::GroupsFailed
+            | Self::GroupsUnanswered { .. }
             | Self::DeliveryUnfinished { .. }
             | Self::DeliveriesUnavailable
             | Self::DeliveriesFailed
@@ -163,8 +167,10 @@ impl Error {
             }
             Self::MemberReplaced => "MEMBER_REPLACED",
             Self::MemberExpired => "MEMBER_EXPIRED",
+            Self::MemberUnread => "MEMBER_UNREAD",
             Self::ShardOpen { .. } => "SHARD_OPEN",
             Self::GroupsFailed => "GROUPS_FAILED",
+            Self::GroupsUnanswered { .. } => "GROUPS_UNANSWERED",
             Self::DeliveryNotFound { .. } => "DELIVERY_NOT_FOUND",
             Self::DeliveryExists { .. } => "DELIVERY_EXISTS",
             Self::DeliverySetting { .. } => "DELIVERY_SETTING",
@@ -231,7 +237,9 @@ impl Error {
                 ("to", to.to_string()),
                 ("segment", segment.clone()),
             ],
-            Self::DiskStuck { waited } => vec![("waited_ms", waited.as_millis().to_string())],
+            Self::DiskStuck { waited } | Self::GroupsUnanswered { waited } => {
+                vec![("waited_ms", waited.as_millis().to_string())]
+            }
             Self::Io { segment, kind } => {
                 vec![("segment", segment.clone()), ("kind", kind.to_string())]
             }
@@ -379,7 +387,9 @@ impl Error {
             Self::Throttled { retry_after } | Self::QueueFull { retry_after } => Some(*retry_after),
             Self::StorageFull { .. }
             | Self::DiskStuck { .. }
+            | Self::MemberUnread
             | Self::GroupsFailed
+            | Self::GroupsUnanswered { .. }
             | Self::DeliveryUnfinished { .. }
             | Self::DeliveriesFailed
             | Self::Draining => Some(RETRY_AFTER),

@@ -143,8 +143,12 @@ fn group_errors() -> impl Iterator<Item = Error> {
         },
         Error::MemberReplaced,
         Error::MemberExpired,
+        Error::MemberUnread,
         Error::ShardOpen { shard },
         Error::GroupsFailed,
+        Error::GroupsUnanswered {
+            waited: Duration::from_secs(1),
+        },
     ];
     let of_groups = [
         GroupError::NotFound {
@@ -355,6 +359,8 @@ fn says_when_to_retry_where_waiting_helps() {
         "DISK_STUCK",
         "DRAINING",
         "GROUPS_FAILED",
+        "GROUPS_UNANSWERED",
+        "MEMBER_UNREAD",
         "QUEUE_FULL",
         "STORAGE_FULL",
         "THROTTLED",

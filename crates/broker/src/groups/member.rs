@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::node::Node;
 use crate::streams::Stream;
 use flumen_world::lock;
 
-/// What a member has not taken, at most: one that reads nothing is ended.
+/// Words that a member has not taken, at most: then its session ends.
 const UNREAD_MAX: usize = 64 << 10;
 
 /// How a member joins.
@@ -110,7 +110,8 @@ pub struct SavedCheckpoint {
     pub outcome: Result<(), Error>,
 }
 
-/// What a member is told and has not taken yet.
+/// What a member is told and has not taken yet. Words have a bound; the end has a place of its own,
+/// so that a member that takes nothing learns of it all the same.
 #[derive(Debug)]
 pub(crate) struct MemberQueue {
     pub(super) stream: Arc<Stream>,
@@ -121,37 +122,94 @@ pub(crate) struct MemberQueue {
 #[derive(Debug, Default)]
 struct QueueState {
     words: VecDeque<MemberWord>,
+    /// Nothing follows it; it is told as often as it is asked for.
+    end: Option<End>,
     waker: Option<Waker>,
     /// The session is gone.
     closed: bool,
 }
 
+/// How a session ends.
+#[derive(Debug, Clone)]
+enum End {
+    /// In order.
+    Left,
+    Because(Error),
+}
+
 impl MemberQueue {
-    /// Tells the member something. `false`: it takes nothing, or is gone.
+    pub(super) fn new(stream: Arc<Stream>, group: GroupName) -> Self {
+        Self {
+            stream,
+            group,
+            state: Mutex::default(),
+        }
+    }
+
+    /// Tells the member something. `false`: its session has ended, now if too much is untaken.
     pub(super) fn tell(&self, word: MemberWord) -> bool {
         let mut state = lock(&self.state);
-        let too_many = state.words.len() >= UNREAD_MAX;
-        if state.closed || too_many {
+        if state.closed || state.end.is_some() {
             return false;
         }
-        state.words.push_back(word);
-        let waker = state.waker.take();
-        drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
+        let has_room = state.words.len() < UNREAD_MAX;
+        if has_room {
+            state.words.push_back(word);
+        } else {
+            // It is told everything anew when it comes back.
+            state.words = VecDeque::new();
+            state.end = Some(End::Because(Error::MemberUnread));
         }
-        true
+        wake(state);
+        has_room
+    }
+
+    /// Tells the member that its session is over: behind what it has not taken, unless it has an end
+    /// already.
+    pub(super) fn end(&self, error: Error) {
+        self.close_with(End::Because(error));
+    }
+
+    /// Tells the member that it is out, in order.
+    pub(super) fn left(&self) {
+        self.close_with(End::Left);
+    }
+
+    fn close_with(&self, end: End) {
+        let mut state = lock(&self.state);
+        state.end.get_or_insert(end);
+        wake(state);
+    }
+
+    /// Why nothing more is heard from this member.
+    fn check(&self) -> Result<(), Error> {
+        match &lock(&self.state).end {
+            Some(End::Because(error)) => Err(error.clone()),
+            Some(End::Left) | None => Ok(()),
+        }
     }
 
     fn poll(&self, cx: &mut Context<'_>) -> Poll<MemberWord> {
         let mut state = lock(&self.state);
-        match state.words.pop_front() {
-            Some(word) => Poll::Ready(word),
+        if let Some(word) = state.words.pop_front() {
+            return Poll::Ready(word);
+        }
+        match &state.end {
+            Some(End::Left) => Poll::Ready(MemberWord::Left),
+            Some(End::Because(error)) => Poll::Ready(MemberWord::Ended(error.clone())),
             None => {
                 state.waker = Some(cx.waker().clone());
                 Poll::Pending
             }
         }
+    }
+}
+
+fn wake(mut state: MutexGuard<'_, QueueState>) {
+    let waker = state.waker.take();
+    drop(state);
+    if let Some(waker) = waker {
+        waker.wake();
     }
 }
 
@@ -182,11 +240,7 @@ impl Node {
         let stream = self.groups_of(stream)?;
         let session = self.groups.sessions.fetch_add(1, Ordering::Relaxed) + 1;
         let session = SessionId::new(session);
-        let queue = Arc::new(MemberQueue {
-            stream: Arc::clone(&stream),
-            group: join.group.clone(),
-            state: Mutex::default(),
-        });
+        let queue = Arc::new(MemberQueue::new(Arc::clone(&stream), join.group.clone()));
         let event = Event::Join(Join {
             session,
             stream: stream.state().info.id,
@@ -211,6 +265,7 @@ impl Node {
 impl Membership {
     /// A sign of life; the number comes back.
     pub fn heartbeat(&self, beat: u64) -> Result<(), Error> {
+        self.queue.check()?;
         let session = self.session;
         self.node.groups.say(Event::Heartbeat { session, beat })
     }
@@ -222,6 +277,7 @@ impl Membership {
         request: u64,
         checkpoints: Vec<(ShardIndex, u64, Option<Checkpoint>)>,
     ) -> Result<(), Error> {
+        self.queue.check()?;
         let mut items = Vec::with_capacity(checkpoints.len());
         for (shard, generation, checkpoint) in checkpoints {
             let checkpoint = match checkpoint {
@@ -268,6 +324,7 @@ impl Membership {
 
     /// Gives leases back.
     pub fn release(&self, leases: Vec<(ShardIndex, u64)>) -> Result<(), Error> {
+        self.queue.check()?;
         let leases = leases.into_iter();
         let leases = leases.map(|(shard, generation)| (shard, Generation::new(generation)));
         self.node.groups.say(Event::Release {
@@ -278,6 +335,7 @@ impl Membership {
 
     /// Ends the membership in order.
     pub fn leave(&self) -> Result<(), Error> {
+        self.queue.check()?;
         let session = self.session;
         self.node.groups.say(Event::Leave { session })
     }

@@ -31,10 +31,28 @@ struct Worker {
     clock: Clock,
     log: GroupLog,
     coordinator: Coordinator,
-    sessions: HashMap<SessionId, Arc<MemberQueue>>,
+    sessions: Sessions,
     asked: HashMap<RequestId, oneshot::Sender<Result<Answer, GroupError>>>,
     /// Groups that are asked to be deleted.
     deleting: HashMap<RequestId, (StreamId, GroupName)>,
+}
+
+/// The members that are told things. However the thread ends, they are told that too.
+struct Sessions {
+    groups: Arc<Groups>,
+    queues: HashMap<SessionId, Arc<MemberQueue>>,
+}
+
+impl Drop for Sessions {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.groups.failed.store(true, Ordering::Release);
+        }
+        let error = self.groups.gone();
+        for queue in self.queues.values() {
+            queue.end(error.clone());
+        }
+    }
 }
 
 /// Starts the thread, and tells it the shards of every stream that has groups.
@@ -55,7 +73,10 @@ pub(crate) fn start(node: &Arc<Node>, log: GroupLog, coordinator: Coordinator) {
         clock: node.clock.clone(),
         log,
         coordinator,
-        sessions: HashMap::new(),
+        sessions: Sessions {
+            groups: Arc::clone(&groups),
+            queues: HashMap::new(),
+        },
         asked: HashMap::new(),
         deleting: HashMap::new(),
     };
@@ -123,7 +144,7 @@ impl Worker {
             match input {
                 Input::Event(event) => events.push(event),
                 Input::Opened(session, queue) => {
-                    self.sessions.insert(session, queue);
+                    self.sessions.queues.insert(session, queue);
                 }
                 Input::Asked(id, answer) => {
                     self.asked.insert(id, answer);
@@ -134,7 +155,7 @@ impl Worker {
         for event in &events {
             match event {
                 Event::SessionLost { session } => {
-                    self.sessions.remove(session);
+                    self.sessions.queues.remove(session);
                 }
                 Event::Request {
                     id,
@@ -164,7 +185,7 @@ impl Worker {
         counters.groups.store(groups, Ordering::Relaxed);
         let lost = self.coordinator.leases_lost();
         counters.leases_lost.store(lost, Ordering::Relaxed);
-        let sessions = self.sessions.len() as u64;
+        let sessions = self.sessions.queues.len() as u64;
         counters.sessions.store(sessions, Ordering::Relaxed);
         Ok(())
     }
@@ -197,9 +218,6 @@ impl Worker {
     /// Nothing more can be decided: everybody is told.
     fn fail(mut self, error: &GroupLogError) {
         tracing::error!(%error, "the log of consumer groups has failed; groups need a restart");
-        for (_, queue) in self.sessions.drain() {
-            queue.tell(MemberWord::Ended(Error::GroupsFailed));
-        }
         self.groups.fail();
         // Only now: who asked learns why.
         self.asked.clear();
@@ -213,7 +231,7 @@ impl Worker {
                 session_timeout,
                 leases,
             } => {
-                let Some(queue) = self.sessions.get(&session) else {
+                let Some(queue) = self.sessions.queues.get(&session) else {
                     return;
                 };
                 let kept = leases.into_iter();
@@ -228,7 +246,7 @@ impl Worker {
             Effect::HeartbeatAnswered { session, beat } => (session, MemberWord::Heartbeat(beat)),
             Effect::Assigned { session, lease } => {
                 counters.leases_granted.fetch_add(1, Ordering::Relaxed);
-                let Some(queue) = self.sessions.get(&session) else {
+                let Some(queue) = self.sessions.queues.get(&session) else {
                     return;
                 };
                 (session, MemberWord::Assigned(self.lease(queue, lease, now)))
@@ -265,33 +283,34 @@ impl Worker {
         };
         let told = self
             .sessions
+            .queues
             .get(&session)
             .is_none_or(|queue| queue.tell(word));
         if !told {
-            // It reads nothing: as if its connection had broken.
-            self.sessions.remove(&session);
+            // Its connection has broken, or it reads nothing, which it is told.
+            self.sessions.queues.remove(&session);
             let _ = self.groups.say(Event::SessionLost { session });
         }
     }
 
     fn refuse(&mut self, session: SessionId, error: GroupError) {
-        if let Some(queue) = self.sessions.remove(&session) {
+        if let Some(queue) = self.sessions.queues.remove(&session) {
             let error = Error::group(&queue.stream.name, error);
-            queue.tell(MemberWord::Ended(error));
+            queue.end(error);
         }
     }
 
     fn farewell(&mut self, session: SessionId) {
-        if let Some(queue) = self.sessions.remove(&session) {
-            queue.tell(MemberWord::Left);
+        if let Some(queue) = self.sessions.queues.remove(&session) {
+            queue.left();
         }
     }
 
     fn fence(&mut self, session: SessionId, reason: FencedReason) {
-        let Some(queue) = self.sessions.remove(&session) else {
+        let Some(queue) = self.sessions.queues.remove(&session) else {
             return;
         };
-        queue.tell(MemberWord::Ended(fenced(&queue, reason)));
+        queue.end(fenced(&queue, reason));
     }
 
     fn answer(&mut self, id: RequestId, answer: Result<Answer, GroupError>) {

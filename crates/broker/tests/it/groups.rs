@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use flumen_broker::{GroupStatus, StartPosition};
+use flumen_broker::{
+    Error, GroupStatus, InitialPosition, JoinGroup, MemberWord, Membership, StartPosition,
+};
 use flumen_log::MemoryStorage;
 use flumen_record::{GroupName, StreamName};
 use tokio::time::Instant;
@@ -105,5 +107,56 @@ async fn lag_of_ten_thousand_groups_is_bounded_and_kept_for_a_second() {
     assert!(all(&broker.group_lags(1_000).await.unwrap().groups, 44));
     // The list of them all is whole.
     assert_eq!(pages(&broker, 1_000).await.len(), 10_000);
+    broker.shutdown().await.unwrap();
+}
+
+/// The next word of a member.
+async fn word(member: &mut Membership) -> MemberWord {
+    let word = std::future::poll_fn(|cx| member.poll_word(cx));
+    tokio::time::timeout(WAIT, word).await.expect("a word")
+}
+
+fn member(name: &str) -> JoinGroup {
+    JoinGroup {
+        group: "g".parse().unwrap(),
+        member: name.parse().unwrap(),
+        instance: 1,
+        session_timeout: None,
+        start: InitialPosition::TrimHorizon,
+    }
+}
+
+/// Forced resets filled what it had not read, its session was dropped, and it was never told: its
+/// heartbeats went on, none was answered, and the group had no such member any more.
+#[tokio::test]
+async fn a_member_that_did_not_read_for_a_moment_hears_its_end() {
+    let broker = open(&MemoryStorage::new()).await;
+    let stream = create(&broker, "readings", 1_000, Default::default()).await;
+    let group: GroupName = "g".parse().unwrap();
+    let mut behind = broker.join_group(&stream, member("m")).unwrap();
+    assert!(matches!(word(&mut behind).await, MemberWord::Joined { .. }));
+    // Each ends 1,000 leases and grants them again.
+    while behind.heartbeat(1).is_ok() {
+        let oldest = StartPosition::TrimHorizon;
+        let reset = broker.reset_group(&stream, &group, Vec::new(), oldest, true, false);
+        reset.await.unwrap();
+    }
+    assert_eq!(behind.heartbeat(1), Err(Error::MemberUnread));
+    for _ in 0..2 {
+        let end = word(&mut behind).await;
+        assert!(
+            matches!(end, MemberWord::Ended(Error::MemberUnread)),
+            "{end:?}"
+        );
+    }
+    // It comes back within its session timeout, and has kept everything.
+    let mut back = broker.join_group(&stream, member("m")).unwrap();
+    let joined = word(&mut back).await;
+    assert!(
+        matches!(&joined, MemberWord::Joined { kept, .. } if kept.len() == 1_000),
+        "{joined:?}"
+    );
+    back.heartbeat(2).unwrap();
+    assert!(matches!(word(&mut back).await, MemberWord::Heartbeat(2)));
     broker.shutdown().await.unwrap();
 }

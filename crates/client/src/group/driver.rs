@@ -122,7 +122,7 @@ impl<H: Handler> Driver<H> {
                 self.lose_all(&error.to_string());
                 return Err(ConsumeError::Refused(error));
             }
-            tracing::debug!(stream = %self.stream, %error, "the group session broke");
+            tracing::info!(stream = %self.stream, group = %self.config.group, %error, "consumer group: session broken, joining again");
             drop(session);
             session = match self.join().await {
                 Ok(session) => session,
@@ -210,7 +210,6 @@ impl<H: Handler> Driver<H> {
                 .max(Duration::from_millis(1)),
         );
         checkpoints.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut number = 0;
         let mut give_up: Option<Instant> = None;
         loop {
             self.release(session).await?;
@@ -219,13 +218,10 @@ impl<H: Handler> Driver<H> {
                 session.say(&self.client, leave).await?;
                 give_up = Some(Instant::now() + LEAVE_PATIENCE);
             }
+            let silent_at = session.silent_at();
             tokio::select! {
                 biased;
-                _ = heartbeats.tick() => {
-                    number += 1;
-                    session.sent.insert(number, Instant::now());
-                    session.say(&self.client, Request::Heartbeat(v1::Heartbeat { number })).await?;
-                }
+                _ = heartbeats.tick() => session.beat(&self.client).await?,
                 response = session.responses.message() => {
                     let response = response.map_err(|status| self.client.failure(&status))?;
                     let Some(response) = response else {
@@ -257,6 +253,7 @@ impl<H: Handler> Driver<H> {
                     });
                 }
                 () = until(give_up) => return Ok(()),
+                () = sleep_until(silent_at) => return Err(session.silence(&self.client)),
             }
         }
     }
@@ -314,8 +311,7 @@ impl<H: Handler> Driver<H> {
     fn answer(&mut self, session: &mut Session, response: v1::GroupResponse) -> bool {
         match response.response {
             Some(Response::Heartbeat(heard)) => {
-                if let Some(sent) = session.sent.remove(&heard.number) {
-                    session.sent.retain(|number, _| *number > heard.number);
+                if let Some(sent) = session.heard(heard.number) {
                     self.move_fence(sent, session.session_timeout);
                 }
             }

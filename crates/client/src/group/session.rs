@@ -23,7 +23,11 @@ pub(super) struct Session {
     out: mpsc::Sender<v1::GroupRequest>,
     pub(super) responses: Streaming<v1::GroupResponse>,
     /// Heartbeats that are not answered, by number.
-    pub(super) sent: HashMap<u64, Instant>,
+    sent: HashMap<u64, Instant>,
+    /// The last heartbeat.
+    number: u64,
+    /// When the last one that is answered was sent.
+    answered: Instant,
     pub(super) session_timeout: Duration,
 }
 
@@ -38,6 +42,7 @@ impl Session {
         let _ = out.try_send(v1::GroupRequest {
             request: Some(Request::Join(join)),
         });
+        let answered = Instant::now();
         let mut consumer = client.consumer();
         let bound = client.config().connect_timeout;
         let opening = async {
@@ -61,18 +66,49 @@ impl Session {
             out,
             responses,
             sent: HashMap::new(),
+            number: 0,
+            answered,
             session_timeout: Duration::from_micros(joined.session_timeout_us),
         };
         Ok((session, joined.kept.iter().map(grant).collect()))
     }
 
-    /// Says something to the broker.
+    /// Says something to the broker, unless that takes nothing for the session timeout.
     pub(super) async fn say(&self, client: &Client, request: Request) -> Result<(), Error> {
         let request = v1::GroupRequest {
             request: Some(request),
         };
-        let sent = self.out.send(request).await;
+        let sent = timeout(self.session_timeout, self.out.send(request)).await;
+        let sent = sent.map_err(|_| self.silence(client))?;
         sent.map_err(|_| Error::session_ended(client.endpoint()))
+    }
+
+    /// A sign of life.
+    pub(super) async fn beat(&mut self, client: &Client) -> Result<(), Error> {
+        self.number += 1;
+        let number = self.number;
+        self.sent.insert(number, Instant::now());
+        let heartbeat = Request::Heartbeat(v1::Heartbeat { number });
+        self.say(client, heartbeat).await
+    }
+
+    /// The broker has heard a sign of life: when it was sent.
+    pub(super) fn heard(&mut self, number: u64) -> Option<Instant> {
+        let sent = self.sent.remove(&number)?;
+        self.sent.retain(|later, _| *later > number);
+        self.answered = self.answered.max(sent);
+        Some(sent)
+    }
+
+    /// When the broker has left signs of life unanswered for so long that it has given the member up:
+    /// the session is as good as broken, whatever the connection says.
+    pub(super) fn silent_at(&self) -> Instant {
+        self.answered + self.session_timeout
+    }
+
+    /// Why a session ends that nobody has ended.
+    pub(super) fn silence(&self, client: &Client) -> Error {
+        Error::timed_out(client.endpoint(), self.session_timeout)
     }
 }
 

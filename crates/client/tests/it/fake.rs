@@ -54,6 +54,10 @@ pub(crate) struct World {
     /// Spoil one byte of the next response with frames, this many times.
     pub(crate) spoil: u32,
     pub(crate) describes: u64,
+    /// Members that were let in.
+    pub(crate) joins: u64,
+    /// Members hear nothing more.
+    pub(crate) mute: bool,
 }
 
 pub(crate) struct Shard {
@@ -460,11 +464,47 @@ impl Consumer for Fake {
     type SubscribeStream = Responses<ReadResponse>;
     type GroupStream = Responses<v1::GroupResponse>;
 
+    /// Lets every member in and gives it nothing; a mute one answers no sign of life.
     async fn group(
         &self,
-        _: Request<Streaming<v1::GroupRequest>>,
+        request: Request<Streaming<v1::GroupRequest>>,
     ) -> Result<Response<Self::GroupStream>, Status> {
-        Err(Status::unimplemented("group"))
+        use v1::group_request::Request as Said;
+        use v1::group_response::Response as Word;
+
+        let fake = self.clone();
+        let mut said = request.into_inner();
+        let (words, told) = mpsc::channel(16);
+        tokio::spawn(async move {
+            while let Some(Ok(v1::GroupRequest { request })) = said.next().await {
+                let word = match request {
+                    Some(Said::Join(join)) => {
+                        fake.change(|world| world.joins += 1);
+                        Word::Joined(v1::Joined {
+                            session_timeout_us: join.session_timeout_us,
+                            heartbeat_us: join.session_timeout_us / 4,
+                            kept: Vec::new(),
+                        })
+                    }
+                    Some(Said::Heartbeat(beat)) if !fake.world().mute => {
+                        Word::Heartbeat(v1::HeartbeatHeard {
+                            number: beat.number,
+                        })
+                    }
+                    Some(Said::Leave(_)) => Word::Left(v1::Left {}),
+                    _ => continue,
+                };
+                let response = Some(word);
+                if words
+                    .send(Ok(v1::GroupResponse { response }))
+                    .await
+                    .is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(told))))
     }
 
     async fn read(&self, request: Request<ReadRequest>) -> Result<Response<ReadResponse>, Status> {

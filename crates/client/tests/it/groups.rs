@@ -13,6 +13,7 @@ use flumen_record::ShardIndex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
+use crate::fake::{Fake, Server};
 use crate::node::{Node, Proxy};
 
 /// Nothing here takes longer, unless it never happens.
@@ -550,6 +551,25 @@ async fn a_broken_connection_costs_no_lease() {
     let stats = member.leave().await.unwrap();
     assert_eq!(stats.lost, 0);
     node.stop().await;
+}
+
+/// The broker has forgotten the session and the connection stands: heartbeats went out for ever, none
+/// was answered, and nobody said a word.
+#[tokio::test]
+async fn a_member_whose_heartbeats_are_not_answered_joins_again() {
+    let fake = Fake::new(1);
+    let server = Server::start(&fake);
+    let client = server.client();
+    let seen = Seen::default();
+    let mut member = join(&client, config("one"), &seen).await;
+    let joined = |event: &GroupEvent| matches!(event, GroupEvent::Joined { .. });
+    event(&mut member, joined).await;
+    fake.change(|world| world.mute = true);
+    event(&mut member, joined).await;
+    event(&mut member, joined).await;
+    assert!(fake.world().joins >= 3);
+    fake.change(|world| world.mute = false);
+    member.leave().await.unwrap();
 }
 
 /// Parents are finished before their children begin, whoever holds them: each key stays in order

@@ -23,12 +23,14 @@ use tonic_types::StatusExt;
 /// No call of these tests takes longer.
 const LONGEST: Duration = Duration::from_secs(60);
 /// What `google.rpc.RetryInfo` comes with: waiting helps against these.
-const WAITS: [&str; 6] = [
+const WAITS: [&str; 8] = [
     "THROTTLED",
     "QUEUE_FULL",
     "STORAGE_FULL",
     "DISK_STUCK",
     "DRAINING",
+    "MEMBER_UNREAD",
+    "GROUPS_UNANSWERED",
     "DELIVERY_UNFINISHED",
 ];
 
