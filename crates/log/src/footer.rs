@@ -2,6 +2,7 @@
 //! segment before that holds a shard. Layout: `docs/format.md`, "Log files".
 
 mod encoding;
+mod rebuild;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use crate::recovery::BatchMark;
 pub(crate) use encoding::{
     FOOTER_ALIGN, TRAILER_BYTES, Trailer, decode_producers, decode_rows, decode_runs, footer_bytes,
 };
+pub(crate) use rebuild::rebuild;
 
 /// One shard's part of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

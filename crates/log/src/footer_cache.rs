@@ -8,12 +8,13 @@ use flumen_record::ShardId;
 
 use crate::control::Control;
 use crate::footer::{
-    Footer, FooterRow, FooterSummary, Trailer, decode_producers, decode_rows, decode_runs, find_row,
+    Footer, FooterRow, FooterSummary, TRAILER_BYTES, Trailer, decode_producers, decode_rows,
+    decode_runs, find_row,
 };
 use crate::index::Run;
 use crate::recovery::BatchMark;
-use crate::segment::{FooterPlace, Segment};
-use crate::segment_header::SegmentHeader;
+use crate::segment::{FooterPlace, Segment, SegmentName};
+use crate::segment_header::{SECTOR, SegmentHeader};
 use crate::storage::SegmentFile;
 
 /// Memory for rows and runs of sealed segments, per log.
@@ -26,7 +27,8 @@ enum Part {
     Runs(ShardId),
 }
 
-type Key = (u64, u32, Part);
+/// Segment, generation, and the checksum of the rows: a footer that was written anew is another one.
+type Key = (u64, u32, u32, Part);
 
 #[derive(Debug, Clone)]
 enum Kept {
@@ -54,6 +56,14 @@ struct Cache {
 #[derive(Debug, Default)]
 pub(crate) struct FooterCache {
     cache: Mutex<Cache>,
+}
+
+fn key(segment: &Segment, trailer: &Trailer, part: Part) -> Key {
+    let SegmentName {
+        segment,
+        generation,
+    } = segment.name;
+    (segment, generation, trailer.rows_checksum, part)
 }
 
 fn damaged(what: &'static str) -> io::Error {
@@ -91,6 +101,14 @@ impl IndexLook {
         }
     }
 
+    /// Where it was found.
+    pub(crate) fn place(&self) -> FooterPlace {
+        match self {
+            Self::Pinned(footer) => FooterPlace::Pinned(Arc::clone(footer)),
+            Self::Disk(trailer, _) => FooterPlace::Disk(*trailer),
+        }
+    }
+
     pub(crate) fn control_count(&self) -> u64 {
         match self {
             Self::Pinned(footer) => footer.controls.len() as u64,
@@ -110,20 +128,25 @@ impl IndexLook {
 }
 
 impl FooterCache {
-    /// Looks at a segment's index, once. `Ok(None)`: it is in the shards' recent runs.
-    pub(crate) fn look(&self, segment: &Segment) -> io::Result<Option<IndexLook>> {
-        match segment.footer() {
+    /// A segment's index, at `place`. `Ok(None)`: it is in the shards' recent runs. `InvalidData`: what
+    /// is on disk does not verify.
+    pub(crate) fn look(
+        &self,
+        segment: &Segment,
+        place: &FooterPlace,
+    ) -> io::Result<Option<IndexLook>> {
+        match place {
             FooterPlace::Recent => Ok(None),
-            FooterPlace::Pinned(footer) => Ok(Some(IndexLook::Pinned(footer))),
+            FooterPlace::Pinned(footer) => Ok(Some(IndexLook::Pinned(Arc::clone(footer)))),
             FooterPlace::Disk(trailer) => {
-                let rows = self.rows(segment, &trailer)?;
-                Ok(Some(IndexLook::Disk(trailer, rows)))
+                let rows = self.rows(segment, trailer)?;
+                Ok(Some(IndexLook::Disk(*trailer, rows)))
             }
         }
     }
 
     /// One shard's runs in a sealed segment, given what a look at it found: its index, and the
-    /// shard's row in that.
+    /// shard's row in that. `InvalidData`: what is on disk does not verify.
     pub(crate) fn runs(
         &self,
         segment: &Segment,
@@ -134,7 +157,7 @@ impl FooterCache {
             IndexLook::Pinned(footer) => return Ok(footer.runs_of(row).into()),
             IndexLook::Disk(trailer, _) => trailer,
         };
-        let key = (segment.id(), segment.name.generation, Part::Runs(row.shard));
+        let key = key(segment, trailer, Part::Runs(row.shard));
         if let Some(Kept::Runs(runs)) = self.get(key) {
             return Ok(runs);
         }
@@ -150,7 +173,7 @@ impl FooterCache {
 
     /// All rows of a footer on disk.
     fn rows(&self, segment: &Segment, trailer: &Trailer) -> io::Result<Arc<[FooterRow]>> {
-        let key = (segment.id(), segment.name.generation, Part::Rows);
+        let key = key(segment, trailer, Part::Rows);
         if let Some(Kept::Rows(rows)) = self.get(key) {
             return Ok(rows);
         }
@@ -235,6 +258,39 @@ pub(crate) fn read_rows(
         runs: Vec::new(),
         producers: Vec::new(),
     })
+}
+
+/// Whether every byte of a footer on disk is as it was written.
+pub(crate) fn footer_verifies(
+    file: &dyn SegmentFile,
+    header: &SegmentHeader,
+    trailer: &Trailer,
+) -> io::Result<bool> {
+    let mut sector = [0; SECTOR];
+    file.read_at(&mut sector, header.file_bytes - TRAILER_BYTES)?;
+    if Trailer::decode(&sector, header).as_ref() != Some(trailer) {
+        return Ok(false);
+    }
+    let length = usize::try_from(trailer.footer_bytes()).map_err(io::Error::other)?;
+    let mut bytes = vec![0; length];
+    file.read_at(&mut bytes, trailer.footer_at)?;
+    let part = |(at, length): (u64, usize)| {
+        let from = usize::try_from(at - trailer.footer_at).unwrap_or(usize::MAX);
+        let end = from.checked_add(length)?;
+        bytes.get(from..end)
+    };
+    let rows_bytes = usize::try_from(trailer.rows_bytes()).map_err(io::Error::other)?;
+    let rows = part((trailer.footer_at, rows_bytes));
+    let Some((rows, _)) = rows.and_then(|rows| decode_rows(rows, trailer, header.salt)) else {
+        return Ok(false);
+    };
+    Ok(rows.iter().all(|row| {
+        let runs = part(trailer.runs_place(row));
+        let producers = part(trailer.producers_place(row));
+        runs.is_some_and(|runs| decode_runs(runs, trailer, row, header.salt).is_some())
+            && producers
+                .is_some_and(|marks| decode_producers(marks, trailer, row, header.salt).is_some())
+    }))
 }
 
 /// Reads the producers of all shards from a footer on disk.

@@ -7,6 +7,7 @@ mod reclaim;
 mod seal;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 use std::collections::VecDeque;
 use std::io;
@@ -48,6 +49,7 @@ pub struct Housekeeper {
     sweep: reclaim::Sweep,
     pace: prepare::Pace,
     hot: hot::HotClock,
+    verified: verify::Verified,
 }
 
 /// A sealed segment whose runs are still in memory.
@@ -67,6 +69,7 @@ impl Housekeeper {
             sweep: reclaim::Sweep::default(),
             pace: prepare::Pace::default(),
             hot: hot::HotClock::default(),
+            verified: verify::Verified::default(),
         }
     }
 
@@ -86,6 +89,7 @@ impl Housekeeper {
         self.hot.tick(&self.shared, now);
         self.seal_next(report)?;
         self.release_memory();
+        self.verify_next();
         self.drop_files(report)?;
         self.reclaim(now, report)?;
         self.drop_retired();

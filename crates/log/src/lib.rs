@@ -21,6 +21,7 @@ mod mapped_file;
 mod reader;
 mod recovery;
 mod round;
+mod sealed_index;
 mod segment;
 mod segment_header;
 mod shared;

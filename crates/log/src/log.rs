@@ -79,6 +79,8 @@ pub struct LogStats {
     pub pinned_bytes: u64,
     /// Quarantined ranges.
     pub quarantined: u64,
+    /// Indexes of sealed segments gathered again from frames, because a footer did not verify.
+    pub indexes_rebuilt: u64,
     /// 1 when poisoned.
     pub poisoned: u64,
 }

@@ -67,7 +67,7 @@ pub struct FoundFrames {
 /// Reads a log; cheap to clone, usable from any thread while the log is written.
 #[derive(Debug, Clone)]
 pub struct LogReader {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 /// What to read for an answer.

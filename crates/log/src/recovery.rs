@@ -29,6 +29,7 @@ use crate::storage::Storage;
 pub use inspect::{LogInspection, inspect};
 use inventory::Inventory;
 use restore::Restorer;
+pub(crate) use runs::{begin, extend};
 use scan::Scan;
 
 /// One stored batch, as far as producers' bookkeeping needs it.

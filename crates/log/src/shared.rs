@@ -32,6 +32,7 @@ pub(crate) struct Counters {
     pub(crate) segments_copied: AtomicU64,
     pub(crate) pinned_bytes: AtomicU64,
     pub(crate) quarantined: AtomicU64,
+    pub(crate) indexes_rebuilt: AtomicU64,
 }
 
 /// What became reclaimable since the log was opened.
@@ -99,6 +100,8 @@ pub(crate) struct Shared {
     /// Forgotten shards whose forgetting is not durable yet: their runs are still live.
     forgetting: Mutex<HashSet<ShardId>>,
     pub(crate) damaged: Mutex<Vec<DamagedRange>>,
+    /// Held while an index is gathered again from frames: one at a time.
+    pub(crate) mending: Mutex<()>,
 }
 
 impl Shared {
@@ -130,6 +133,7 @@ impl Shared {
             hot_from: AtomicU64::new(0),
             forgetting: Mutex::default(),
             damaged: Mutex::default(),
+            mending: Mutex::default(),
         }
     }
 
@@ -157,6 +161,13 @@ impl Shared {
     pub(crate) fn segment_before(&self, id: u64) -> u64 {
         let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
         segments.range(..id).next_back().map_or(0, |(id, _)| *id)
+    }
+
+    /// The oldest segment newer than `id`.
+    pub(crate) fn segment_after(&self, id: u64) -> Option<Arc<Segment>> {
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        let newer = segments.range(id.saturating_add(1)..);
+        newer.map(|(_, segment)| Arc::clone(segment)).next()
     }
 
     /// All segments, ascending.
@@ -238,6 +249,7 @@ impl Shared {
             file_bytes: segments.iter().map(|segment| segment.file.bytes()).sum(),
             pinned_bytes: value(&self.counters.pinned_bytes),
             quarantined: value(&self.counters.quarantined),
+            indexes_rebuilt: value(&self.counters.indexes_rebuilt),
             poisoned: u64::from(self.is_poisoned()),
         }
     }

@@ -270,7 +270,7 @@ fn the_lane(lane: &Lane, snapshot: &mut MetricsSnapshot) {
     }
 }
 
-fn lane_counters(stats: &LogStats) -> [(&'static str, &'static str, u64); 8] {
+fn lane_counters(stats: &LogStats) -> [(&'static str, &'static str, u64); 9] {
     [
         ("rounds", "Rounds written", stats.rounds),
         (
@@ -303,6 +303,11 @@ fn lane_counters(stats: &LogStats) -> [(&'static str, &'static str, u64); 8] {
             "segments_copied",
             "Segments copied because less than half of them was live",
             stats.segments_copied,
+        ),
+        (
+            "indexes_rebuilt",
+            "Indexes of sealed segments gathered again from frames: a footer did not verify",
+            stats.indexes_rebuilt,
         ),
     ]
 }

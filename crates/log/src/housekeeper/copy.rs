@@ -68,8 +68,8 @@ impl Housekeeper {
     }
 
     /// `Ok(None)`: there is no room, or it has no footer.
-    fn copy_live(&self, old: &Segment) -> io::Result<Option<Segment>> {
-        let Some(index) = self.shared.footers.look(old)? else {
+    fn copy_live(&self, old: &Arc<Segment>) -> io::Result<Option<Segment>> {
+        let Some(index) = self.shared.index_of(old)? else {
             return Ok(None);
         };
         let state = read_state(old)?;
@@ -93,7 +93,7 @@ impl Housekeeper {
 
     fn fill(
         &self,
-        old: &Segment,
+        old: &Arc<Segment>,
         index: &IndexLook,
         state: &[u8],
         prepared: crate::work::PreparedFile,
@@ -133,12 +133,13 @@ impl Housekeeper {
         let summary = index.summary();
         copy.rounds(summary, |row| self.live_from(row))?;
         // The old footer's, which knows of shards that came back; a copied round has lost the order.
-        copy.builder.push_controls(&index.controls(old)?);
+        copy.builder
+            .push_controls(&self.shared.controls_of(old, index)?);
         copy.finish(summary, state)
     }
 
     /// Size of the copy's file.
-    fn copy_bytes(&self, old: &Segment, index: &IndexLook, state: usize) -> io::Result<u64> {
+    fn copy_bytes(&self, old: &Arc<Segment>, index: &IndexLook, state: usize) -> io::Result<u64> {
         let rows = index.rows();
         let (mut live, mut runs, mut producers) = (0, 0, 0);
         for row in rows {
@@ -146,7 +147,7 @@ impl Housekeeper {
             if horizon >= row.end {
                 continue;
             }
-            for run in self.shared.footers.runs(old, index, row)?.iter() {
+            for run in self.shared.runs_of(old, index, row)?.iter() {
                 if run.end > horizon {
                     live += u64::from(run.bytes);
                     runs += 1;

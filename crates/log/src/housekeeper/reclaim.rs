@@ -148,17 +148,13 @@ impl Housekeeper {
     }
 
     /// `None` while the segment has no footer.
-    fn liveness(&mut self, segment: &Segment, now: Timestamp) -> io::Result<Option<Liveness>> {
+    fn liveness(&mut self, segment: &Arc<Segment>, now: Timestamp) -> io::Result<Option<Liveness>> {
         let trimmed = &self.shared.trimmed;
         let trimmed_bytes = trimmed.bytes.load(Ordering::Relaxed);
         let forgotten_shards = trimmed.shards.load(Ordering::Relaxed);
         let mut sum = Liveness { live: 0, total: 0 };
-        let index = match self.shared.footers.look(segment) {
-            Ok(Some(index)) => index,
-            Ok(None) => return Ok(None),
-            // A damaged footer is no reason to stop: what it hides is kept.
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(None),
-            Err(error) => return Err(error),
+        let Some(index) = self.shared.index_of(segment)? else {
+            return Ok(None);
         };
         for row in index.rows() {
             sum.total += row.bytes;
@@ -175,7 +171,12 @@ impl Housekeeper {
         Ok(Some(sum))
     }
 
-    fn live_bytes(&self, segment: &Segment, index: &IndexLook, row: &FooterRow) -> io::Result<u64> {
+    fn live_bytes(
+        &self,
+        segment: &Arc<Segment>,
+        index: &IndexLook,
+        row: &FooterRow,
+    ) -> io::Result<u64> {
         let horizon = self.live_from(row);
         if horizon >= row.end {
             return Ok(0);
@@ -183,7 +184,7 @@ impl Housekeeper {
         if horizon <= row.base {
             return Ok(row.bytes);
         }
-        let runs = self.shared.footers.runs(segment, index, row)?;
+        let runs = self.shared.runs_of(segment, index, row)?;
         let live = runs.iter().filter(|run| run.end > horizon);
         Ok(live.map(|run| u64::from(run.bytes)).sum())
     }

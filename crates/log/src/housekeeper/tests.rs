@@ -1,5 +1,7 @@
 //! What a step of housekeeping does and leaves.
 
+mod footers;
+
 use std::sync::Arc;
 
 use crate::config::LogConfig;

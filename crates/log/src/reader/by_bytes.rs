@@ -149,7 +149,7 @@ impl LogReader {
         }
         let mut id = before;
         while id != 0 && !sum.is_over() && cell.lock().may_hold_before(sum.boundary) {
-            let Some(found) = self.row(id, cell.shard)?.found() else {
+            let Some(found) = self.row(id, cell.shard)? else {
                 id = self.shared.segment_before(id);
                 continue;
             };

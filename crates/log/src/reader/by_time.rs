@@ -62,7 +62,7 @@ impl LogReader {
         at: Timestamp,
     ) -> Result<Option<SearchAnswer>, ReadError> {
         let (older, next) = self.walk_back(cell, start, |row| row.arrival >= at)?;
-        let later = self.row(next, cell.shard)?.found();
+        let later = self.row(next, cell.shard)?;
         if next != 0 && later.is_none() {
             return Ok(None);
         }

@@ -22,24 +22,6 @@ pub(super) struct Found {
     pub(super) row: FooterRow,
 }
 
-/// What one look for a shard in an older segment brought.
-pub(super) enum RowLook {
-    /// The segment is not there: it was freed, so that it held trimmed runs only.
-    Gone,
-    /// It is there, and holds nothing of the shard.
-    Without,
-    Found(Box<Found>),
-}
-
-impl RowLook {
-    pub(super) fn found(self) -> Option<Found> {
-        match self {
-            Self::Found(found) => Some(*found),
-            Self::Gone | Self::Without => None,
-        }
-    }
-}
-
 /// A run with the segment it was found in, held: a copy has its bytes elsewhere.
 pub(super) struct PlacedRun {
     pub(super) run: Run,
@@ -54,30 +36,28 @@ fn io_error(segment: &Segment, source: io::Error) -> ReadError {
 }
 
 impl LogReader {
-    pub(super) fn row(&self, id: u64, shard: ShardId) -> Result<RowLook, ReadError> {
+    /// A shard's part of segment `id`, by one look. `None`: it is gone, or holds nothing of the shard.
+    pub(super) fn row(&self, id: u64, shard: ShardId) -> Result<Option<Found>, ReadError> {
         let Some(segment) = self.shared.segment(id) else {
-            return Ok(RowLook::Gone);
+            return Ok(None);
         };
         let index = self
             .shared
-            .footers
-            .look(&segment)
+            .index_of(&segment)
             .map_err(|source| io_error(&segment, source))?;
-        let found = index.and_then(|index| {
+        Ok(index.and_then(|index| {
             let row = *index.row(shard)?;
             Some(Found {
                 segment,
                 index,
                 row,
             })
-        });
-        Ok(found.map_or(RowLook::Without, |found| RowLook::Found(Box::new(found))))
+        }))
     }
 
     pub(super) fn runs(&self, found: &Found) -> Result<Arc<[Run]>, ReadError> {
         self.shared
-            .footers
-            .runs(&found.segment, &found.index, &found.row)
+            .runs_of(&found.segment, &found.index, &found.row)
             .map_err(|source| io_error(&found.segment, source))
     }
 
@@ -93,7 +73,7 @@ impl LogReader {
         let mut next = start.next_segment;
         let mut upper = start.upper;
         while id != 0 && cell.lock().may_hold_before(upper) {
-            let Some(found) = self.row(id, cell.shard)?.found() else {
+            let Some(found) = self.row(id, cell.shard)? else {
                 // It is gone with what was trimmed, or was named for want of a better one.
                 id = self.shared.segment_before(id);
                 continue;
@@ -148,7 +128,7 @@ impl LogReader {
             segments = vec![found.segment];
         }
         if runs.is_empty() && next != 0 {
-            let Some(found) = self.row(next, shard)?.found() else {
+            let Some(found) = self.row(next, shard)? else {
                 return Ok(None);
             };
             runs = self.runs_from(&found, from, budget)?;

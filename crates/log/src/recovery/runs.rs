@@ -3,7 +3,7 @@
 use crate::round::{FoundFrame, NewRun};
 
 /// A run of this one frame.
-pub(super) fn begin(frame: &FoundFrame) -> NewRun {
+pub(crate) fn begin(frame: &FoundFrame) -> NewRun {
     NewRun {
         shard: frame.header.shard,
         epoch: frame.header.epoch,
@@ -18,7 +18,7 @@ pub(super) fn begin(frame: &FoundFrame) -> NewRun {
 }
 
 /// Adds a frame to a run that it continues.
-pub(super) fn extend(run: &mut NewRun, frame: &FoundFrame) -> bool {
+pub(crate) fn extend(run: &mut NewRun, frame: &FoundFrame) -> bool {
     let next_to = run.position + u64::from(run.bytes) == frame.position;
     if run.shard != frame.header.shard || run.end != frame.header.base || !next_to {
         return false;

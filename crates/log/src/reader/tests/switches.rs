@@ -86,7 +86,7 @@ fn what_is_freed_while_it_is_looked_for_was_trimmed() {
     // One that is found from the segment behind it.
     let row_base = |id| {
         let segment = reader.shared.segment(id).unwrap();
-        let index = reader.shared.footers.look(&segment).unwrap().unwrap();
+        let index = reader.shared.index_of(&segment).unwrap().unwrap();
         index.row(shard(1)).unwrap().base
     };
     let from = (0..400)
