@@ -306,7 +306,20 @@ impl Broker {
 
     /// Resumes a delivery stream, durably; a runner that has stopped tries again.
     pub async fn resume_delivery(&self, name: &DeliveryName) -> Result<DeliveryDescription, Error> {
-        self.node.resume_delivery(name).await
+        self.node.resume_delivery(name, false).await
+    }
+
+    /// As [`Broker::resume_delivery`], and goes on under a new incarnation from where this node stands:
+    /// for a data directory that was copied or restored. Answers when that is durable.
+    ///
+    /// # Errors
+    /// [`Error::DeliveryUnfinished`] when that takes longer than `wait`; it goes on then.
+    pub async fn renew_delivery(
+        &self,
+        name: &DeliveryName,
+        wait: Duration,
+    ) -> Result<DeliveryDescription, Error> {
+        self.node.renew_delivery(name, wait).await
     }
 
     /// Has everything delivered that is there now, and waits for that, up to `wait`.

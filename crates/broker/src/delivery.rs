@@ -61,6 +61,8 @@ pub struct DeliveryOrders {
     pub tries: u64,
     /// Counts requests to flush; answered in [`DeliveryReport::flushed`].
     pub flush: u64,
+    /// Counts requests to go on under a new incarnation; answered in [`DeliveryReport::renewed`].
+    pub renew: u64,
     /// It is being deleted.
     pub ending: Option<DeliveryEnd>,
 }

@@ -233,8 +233,33 @@ impl Client {
         let mut delivery = self.delivery();
         let call = delivery.resume_delivery(v1::ResumeDeliveryRequest {
             delivery: name.to_string(),
+            new_incarnation: false,
+            wait_us: None,
         });
         let response = self.call(self.config().call_timeout, call).await?;
+        self.delivers(response.delivery)
+    }
+
+    /// It goes on under a new incarnation, with what the broker has that is in no manifest of the one
+    /// before: for a data directory that was copied, or restored from a backup. Returns when that is
+    /// durable.
+    ///
+    /// # Errors
+    /// When there is no such delivery stream, or it is not done within `wait` (up to 1 h); it goes on
+    /// then.
+    pub async fn renew_delivery(
+        &self,
+        name: &DeliveryName,
+        wait: Duration,
+    ) -> Result<DeliveryDescription, Error> {
+        let mut delivery = self.delivery();
+        let call = delivery.resume_delivery(v1::ResumeDeliveryRequest {
+            delivery: name.to_string(),
+            new_incarnation: true,
+            wait_us: Some(crate::description::micros(wait)),
+        });
+        let bound = self.config().call_timeout.saturating_add(wait);
+        let response = self.call(bound, call).await?;
         self.delivers(response.delivery)
     }
 

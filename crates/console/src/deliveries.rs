@@ -148,7 +148,15 @@ fn add_one(numbers: &mut Numbers, delivery: &DeliveryDescription, now: Timestamp
         report.phase,
         DeliveryPhase::Retrying | DeliveryPhase::Stopped
     );
-    let gauges: [(&str, &str, f64); 6] = [
+    let last = report.last_error.as_ref();
+    let in_conflict = report.phase == DeliveryPhase::Stopped
+        && last.is_some_and(|last| last.reason == "conflict");
+    let gauges: [(&str, &str, f64); 7] = [
+        (
+            "delivery_conflict",
+            "1 while it has stopped because something else writes under its names: another program, or a copy of this data directory",
+            f64::from(u8::from(in_conflict)),
+        ),
         (
             "delivery_failing",
             "1 while the destination or the transform fails, or delivery has stopped: what to alarm on",

@@ -113,10 +113,16 @@ pub(crate) async fn pause(
 
 pub(crate) async fn resume(
     broker: &Broker,
+    drain: &Drain,
     request: v1::ResumeDeliveryRequest,
 ) -> Result<v1::ResumeDeliveryResponse, Facts> {
     let name = delivery_name("delivery", &request.delivery)?;
-    let delivery = broker.resume_delivery(&name).await?;
+    let wait = wait(request.wait_us)?;
+    let delivery = if request.new_incarnation {
+        until_drain(drain, broker.renew_delivery(&name, wait)).await?
+    } else {
+        broker.resume_delivery(&name).await?
+    };
     Ok(v1::ResumeDeliveryResponse {
         delivery: described(&delivery),
     })

@@ -201,7 +201,7 @@ impl Router {
                 unary(one(requests, "flumen.v1.PauseDeliveryRequest", pause).await)
             }
             "ResumeDelivery" => {
-                let resume = async |name| delivery::resume(broker, name).await;
+                let resume = async |resume| delivery::resume(broker, &self.drain, resume).await;
                 unary(one(requests, "flumen.v1.ResumeDeliveryRequest", resume).await)
             }
             "FlushDelivery" => {

@@ -8,14 +8,14 @@ use flumen_record::Record;
 use futures_util::{StreamExt, stream};
 
 use crate::bundle::Bundle;
-use crate::cut::{CutName, CutRange, Incarnation};
+use crate::cut::{Cut, CutName, CutRange, Incarnation};
 use crate::encode::Schema;
 use crate::filling::{FillError, Filling, Piece, Taken, Tally};
 use crate::lineage::Positions;
 use crate::reporter::Reporter;
 use crate::shared::Shared;
 use crate::spool::{CutSpool, Spool};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::transform::{Transform, TransformOutcome};
 use crate::trouble::Trouble;
 use crate::unit::Unit;
@@ -41,13 +41,26 @@ pub(crate) struct Active<'a> {
 }
 
 impl Active<'_> {
-    /// A cut that is made for the `again`-th time after its spool was lost.
-    pub(crate) fn name(&self, number: u64, again: u32) -> CutName {
+    /// A cut that is filled for the first time.
+    pub(crate) fn name(&self, number: u64) -> CutName {
         CutName {
             incarnation: self.incarnation,
             number,
-            again,
+            epoch: Some(self.shared.epoch),
+            again: 0,
+            remade: None,
         }
+    }
+
+    /// A cut that is planned.
+    pub(crate) fn planned_name(&self, cut: &Cut) -> CutName {
+        cut.name(self.incarnation)
+    }
+
+    /// The key of a cut's manifest.
+    pub(crate) fn manifest_key(&self, cut: u64) -> String {
+        let incarnation = self.incarnation.to_string();
+        self.bundle.keys.manifest(&incarnation, cut)
     }
 
     /// Begins to fill a cut. `schema` are the columns known before it.
@@ -260,6 +273,27 @@ impl Active<'_> {
             let at_least = if needs_somebody { SLOW } else { 0 };
             self.shared.pause(failures.max(at_least)).await;
         }
+    }
+
+    /// [`Active::insist`], for a look that may not be allowed: S3 denies instead of saying that nothing
+    /// is there, to whoever may not list the bucket. `None`: it is denied.
+    pub(crate) async fn insist_unless_denied<T, A>(
+        &self,
+        mut look: impl FnMut() -> A,
+    ) -> Result<Option<T>, Trouble>
+    where
+        A: Future<Output = Result<Result<T, StoreError>, Trouble>>,
+    {
+        let look = || {
+            let looking = look();
+            async {
+                match looking.await? {
+                    Err(StoreError::Denied { .. }) => Ok(None),
+                    looked => Ok(Some(looked?)),
+                }
+            }
+        };
+        self.insist(look).await
     }
 
     /// Records are gone before they were delivered.

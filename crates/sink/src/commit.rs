@@ -1,12 +1,13 @@
 //! From a closed cut to a committed one: the plan made durable, its objects, its manifest, and on.
 //!
 //! Each step can be repeated: objects and manifests are created if absent under names that derive from
-//! the cut, and what an earlier attempt created is recognised by the cut id it carries.
+//! the cut, and what an earlier attempt created is recognised by the cut id and the content it has.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use flumen_broker::StoreGuarantee;
 use flumen_record::Timestamp;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::mpsc;
@@ -20,18 +21,21 @@ use crate::kept;
 use crate::manifest::{Manifest, ManifestObject, time};
 use crate::progress::Progress;
 use crate::reading::{Found, read_range};
-use crate::store::{Stored, Tag};
+use crate::sealing::{Agreement, check_last, seal, there};
+use crate::store::{StoreError, Stored, Tag};
 use crate::trouble::Trouble;
 
 /// Commits what the gatherer hands over, until it ends.
 pub(crate) async fn commit_all(
     active: &Active<'_>,
     progress: &mut Progress,
+    agreement: &Agreement<'_>,
     mut gathered: mpsc::Receiver<Gathered>,
 ) -> Result<(), Trouble> {
     while let Some(Gathered { cut, flush }) = gathered.recv().await {
         if let Some(gathered) = cut {
             let (cut, gathered) = plan(active, progress, gathered).await?;
+            agreement.check().await?;
             write(active, progress, &cut, gathered).await?;
         }
         if let Some(flush) = flush {
@@ -46,44 +50,58 @@ pub(crate) async fn finish_planned(
     active: &Active<'_>,
     progress: &mut Progress,
 ) -> Result<(), Trouble> {
-    while let Some(mut cut) = progress.cuts().first().cloned() {
-        if cut.again > 0 && cut.stage == CutStage::Sealing && has_manifest(active, &cut).await? {
-            progress.commit(progress.schema().clone(), 0);
+    while let Some(cut) = progress.cuts().first().cloned() {
+        if cut.stage == CutStage::Sealing
+            && let Some(there) = there(active, &cut, cut.records).await?
+        {
+            // Whatever it takes to make it again, it is done.
+            let schema = progress.schema().clone();
+            progress.commit(schema, there.expired, there.last);
             save(active, progress).await?;
             continue;
         }
-        let gathered = if cut.spooled {
-            let (spool, planned) = (active.spool.clone(), cut.clone());
-            let loaded = on_blocking_thread(move || Ok(kept::load(&spool, &planned)?)).await;
-            loaded.map_err(|trouble| lost(&cut, trouble))?
-        } else {
-            let gathered = refill(active, progress, &cut).await?;
-            if active.bundle.is_deterministic() && !gathered.filled.has_pieces() {
-                gathered
-            } else {
-                // Planned without a spool, or it was lost and somebody said to go on. From here on
-                // it must not change any more.
-                let gathered = keep(gathered).await?;
-                progress.spooled();
-                cut.spooled = true;
+        match finish(active, progress, cut.clone()).await {
+            // An earlier version encoded the same records differently, say. No manifest names it.
+            Err(Trouble::Store(StoreError::Conflict { key, found }))
+                if found.cut == Some(active.planned_name(&cut).id(cut.version))
+                    && cut.remade != Some(active.shared.epoch)
+                    && !cut.spooled =>
+            {
+                tracing::info!(
+                    delivery = %active.desk.name(), cut = cut.number, key,
+                    "an object of the planned cut has other content than it has now: the cut is made \
+                     anew under other names"
+                );
+                progress.remake(active.shared.epoch);
                 save(active, progress).await?;
-                gathered
             }
-        };
-        write(active, progress, &cut, gathered).await?;
+            finished => finished?,
+        }
     }
     Ok(())
 }
 
-/// Whether the manifest of a cut was written before the spool was lost.
-async fn has_manifest(active: &Active<'_>, cut: &Cut) -> Result<bool, Trouble> {
-    let key = active
-        .bundle
-        .keys
-        .manifest(&active.incarnation.to_string(), cut.number);
-    let look = || async { Ok(active.store.look(&key).await?) };
-    // The key is this cut's alone, so that whatever is there is of one of its times.
-    Ok(active.insist(look).await?.is_some())
+/// Commits one cut that was planned before.
+async fn finish(active: &Active<'_>, progress: &mut Progress, mut cut: Cut) -> Result<(), Trouble> {
+    let gathered = if cut.spooled {
+        let (spool, planned) = (active.spool.clone(), cut.clone());
+        let loaded = on_blocking_thread(move || Ok(kept::load(&spool, &planned)?)).await;
+        loaded.map_err(|trouble| lost(&cut, trouble))?
+    } else {
+        let gathered = refill(active, progress, &cut).await?;
+        if active.bundle.is_deterministic() && !gathered.filled.has_pieces() {
+            gathered
+        } else {
+            // Planned without a spool, or it was lost and somebody said to go on. From here on it
+            // must not change any more.
+            let gathered = keep(gathered).await?;
+            progress.spooled();
+            cut.spooled = true;
+            save(active, progress).await?;
+            gathered
+        }
+    };
+    write(active, progress, &cut, gathered).await
 }
 
 /// What is gone from the spool of a cut that cannot be made anew as it was is lost. What could not be
@@ -107,7 +125,7 @@ async fn refill(
     cut: &Cut,
 ) -> Result<GatheredCut, Trouble> {
     let schema = progress.schema_before().clone();
-    let name = active.name(cut.number, cut.again);
+    let name = active.planned_name(cut);
     let (filling, spool) = active.begin(name, schema);
     let mut filling = filling.without_limit();
     let mut gone = Ranges::default();
@@ -177,7 +195,9 @@ async fn plan(
         records: tally.records,
         stage: CutStage::Planned,
         spooled,
+        epoch: Some(active.shared.epoch),
         again: 0,
+        remade: None,
     };
     let schema = gathered.filled.schema.clone();
     progress.plan(cut.clone(), &active.bundle.settings, schema);
@@ -212,7 +232,7 @@ async fn write(
     cut: &Cut,
     gathered: GatheredCut,
 ) -> Result<(), Trouble> {
-    let id = active.name(cut.number, cut.again).id(cut.version);
+    let id = active.planned_name(cut).id(cut.version);
     let at_once = active.shared.config.uploads_max.max(1) as usize;
     let objects = gathered.filled.objects.iter();
     let uploads: Vec<_> = objects
@@ -226,26 +246,16 @@ async fn write(
         progress.seal();
         save(active, progress).await?;
     }
+    if active.reporter.guarantee() != StoreGuarantee::CreateIfAbsent {
+        // There, of two copies that race for a manifest both may win: the one whose manifest is
+        // replaced finds that here, before its next one, and hardly any is.
+        check_last(active, progress.last()).await?;
+        there(active, cut, gathered.filled.tally.records).await?;
+    }
     let manifest = manifest(active, cut, &gathered, written);
-    let key = active
-        .bundle
-        .keys
-        .manifest(&active.incarnation.to_string(), cut.number);
-    let bytes = manifest.encode();
-    let tag = Tag {
-        cut: id,
-        crc32: crc32fast::hash(&bytes),
-        bytes: bytes.len() as u64,
-        content_type: "application/json".to_owned(),
-        content_encoding: None,
-    };
-    let body = bytes::Bytes::from(bytes);
-    let create = || async {
-        let body = body.clone().into();
-        Ok(active.store.create(&key, body, &tag).await?)
-    };
-    active.insist(create).await?;
-    progress.commit(gathered.filled.schema.clone(), gathered.expired);
+    let sealed = seal(active, cut, id, &manifest).await?;
+    let schema = gathered.filled.schema.clone();
+    progress.commit(schema, sealed.expired, sealed.last);
     save(active, progress).await?;
     gathered.spool.let_go();
     Ok(())
@@ -332,6 +342,7 @@ fn manifest(
         delivery: active.bundle.name.as_str().to_owned(),
         incarnation: active.incarnation.to_string(),
         cut: cut.number,
+        epoch: cut.epoch.map(String::from),
         settings_version: cut.version,
         stream: active.bundle.stream.as_str().to_owned(),
         ranges: cut.ranges.clone(),

@@ -2,29 +2,55 @@
 
 use std::fmt;
 
-use flumen_record::{DeliveryId, SequenceNumber, ShardIndex, Timestamp};
+use flumen_record::{SequenceNumber, ShardIndex, Timestamp};
 use md5::{Digest, Md5};
 use serde::{Deserialize, Serialize};
 
 /// One life of a delivery stream: a deleted one that is made again, here or on another node, shares
-/// no object name with the first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Incarnation {
-    /// When it was created.
-    pub created: Timestamp,
-    /// Its number on its node.
-    pub id: DeliveryId,
+/// no object name with the first; nor does one that goes on after its state has forked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Incarnation {
+    /// When it began.
+    #[serde(rename = "began_us", with = "micros")]
+    pub(crate) began: Timestamp,
+    /// Its number on its node, of one that was created; a random one, of one that goes on.
+    pub(crate) number: u64,
 }
 
 impl fmt::Display for Incarnation {
     /// Of fixed width, so that names sort by time.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:014x}-{:04x}",
-            self.created.as_micros(),
-            self.id.value()
-        )
+        write!(f, "{:014x}-{:04x}", self.began.as_micros(), self.number)
+    }
+}
+
+/// One run of the sink: a random number that each start draws, so that two data directories of which
+/// one is a copy never give the same name to different cuts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct Epoch(pub(crate) u64);
+
+impl fmt::Display for Epoch {
+    /// 16 hexadecimal digits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl From<Epoch> for String {
+    fn from(epoch: Epoch) -> Self {
+        epoch.to_string()
+    }
+}
+
+impl TryFrom<String> for Epoch {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let digits = text.len() == 16 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let epoch = u64::from_str_radix(&text, 16).ok().filter(|_| digits);
+        epoch.map(Self).ok_or("an epoch has 16 hexadecimal digits")
     }
 }
 
@@ -70,9 +96,17 @@ pub(crate) struct Cut {
     /// What it becomes could come out differently a second time: the spool holds it, synced.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) spooled: bool,
-    /// How often its spool was lost and somebody said to make it anew: names derive from it.
+    /// The run that planned it: what tells it apart from a cut of the same number that a copy of this
+    /// data directory plans. Missing in what earlier versions planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) epoch: Option<Epoch>,
+    /// How often it was made anew, because its spool was lost and somebody said so, or because what was
+    /// written of it is not what it becomes now: names derive from it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) again: u32,
+    /// The run that made it anew last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) remade: Option<Epoch>,
 }
 
 fn is_zero(number: &u32) -> bool {
@@ -84,6 +118,24 @@ impl Cut {
     pub(crate) fn oldest(&self) -> Timestamp {
         Timestamp::from_micros(self.oldest_us)
     }
+
+    /// What everything that is written of it is named after.
+    pub(crate) fn name(&self, incarnation: Incarnation) -> CutName {
+        CutName {
+            incarnation,
+            number: self.number,
+            epoch: self.epoch,
+            again: self.again,
+            remade: self.remade,
+        }
+    }
+
+    /// It is made anew, under other names: what was written of it before is not a part of it.
+    pub(crate) fn remake(&mut self, epoch: Epoch) {
+        self.spooled = false;
+        self.again += 1;
+        self.remade = Some(epoch);
+    }
 }
 
 /// Which cut, made for which time.
@@ -93,22 +145,32 @@ pub(crate) struct CutName {
     pub(crate) incarnation: Incarnation,
     /// Its number.
     pub(crate) number: u64,
+    /// [`Cut::epoch`].
+    pub(crate) epoch: Option<Epoch>,
     /// [`Cut::again`].
     pub(crate) again: u32,
+    /// [`Cut::remade`].
+    pub(crate) remade: Option<Epoch>,
 }
 
 impl CutName {
     /// The name of a cut in the metadata of everything that is written for it.
     pub(crate) fn id(&self, version: u64) -> String {
-        let Self {
-            incarnation,
-            number,
-            again,
-        } = self;
-        match again {
-            0 => format!("{incarnation}-{number}-{version}"),
-            again => format!("{incarnation}-{number}-{version}-{again}"),
+        let mut id = format!("{}-{}-{version}", self.incarnation, self.number);
+        let mut add = |part: String| {
+            id.push('-');
+            id.push_str(&part);
+        };
+        if let Some(epoch) = self.epoch {
+            add(epoch.to_string());
         }
+        if self.again > 0 {
+            add(self.again.to_string());
+        }
+        if let Some(epoch) = self.remade {
+            add(epoch.to_string());
+        }
+        id
     }
 }
 
@@ -157,6 +219,20 @@ pub(crate) mod sequence {
 }
 
 /// Times in JSON, in microseconds.
+pub(crate) mod micros {
+    use flumen_record::Timestamp;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(at: &Timestamp, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(at.as_micros())
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Timestamp, D::Error> {
+        u64::deserialize(from).map(Timestamp::from_micros)
+    }
+}
+
+/// Times that may be missing, in microseconds.
 pub(crate) mod time {
     use flumen_record::Timestamp;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -181,16 +257,44 @@ mod tests {
 
     #[test]
     fn names_of_incarnations_sort_by_time_and_differ_by_number() {
-        let of = |created, id| {
+        let of = |began, number| {
             Incarnation {
-                created: Timestamp::from_micros(created),
-                id: DeliveryId::new(id),
+                began: Timestamp::from_micros(began),
+                number,
             }
             .to_string()
         };
         assert!(of(9, 7) < of(10, 1));
         assert!(of(1_790_000_000_000_000, 1) < of(1_790_000_000_000_001, 1));
         assert_ne!(of(1, 1), of(1, 2));
+    }
+
+    /// Two data directories, one of which is a copy, plan a cut of the same number.
+    #[test]
+    fn cuts_of_one_number_are_told_apart_by_the_run_that_planned_them() {
+        let name = |epoch, again, remade| CutName {
+            incarnation: Incarnation {
+                began: Timestamp::from_micros(9),
+                number: 1,
+            },
+            number: 3,
+            epoch,
+            again,
+            remade,
+        };
+        let id = |epoch, again, remade| name(epoch, again, remade).id(2);
+        let (one, other) = (Some(Epoch(1)), Some(Epoch(2)));
+        assert_eq!(id(None, 0, None), "00000000000009-0001-3-2", "as it was");
+        assert_eq!(id(None, 1, None), "00000000000009-0001-3-2-1", "as it was");
+        assert_ne!(id(one, 0, None), id(other, 0, None));
+        assert_ne!(id(one, 1, one), id(one, 1, other));
+        assert_ne!(id(one, 0, None), id(None, 0, None));
+        let text = String::from(Epoch(0xa));
+        assert_eq!(text, "000000000000000a");
+        assert_eq!(Epoch::try_from(text), Ok(Epoch(10)));
+        for wrong in ["", "a", "+00000000000000a", "000000000000000g"] {
+            assert!(Epoch::try_from(wrong.to_owned()).is_err(), "{wrong}");
+        }
     }
 
     #[test]

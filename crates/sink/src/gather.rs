@@ -130,7 +130,7 @@ impl<'a> Gatherer<'a> {
     /// Fills one cut, and waits until it is to be closed.
     async fn fill(&mut self, number: u64, schema: Schema) -> Result<Gathered, Trouble> {
         let active = self.active;
-        let name = active.name(number, 0);
+        let name = active.name(number);
         let (mut filling, spool) = active.begin(name, schema);
         let mut ranges = std::mem::take(&mut self.passed);
         let mut began = None;

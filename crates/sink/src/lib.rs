@@ -17,7 +17,7 @@
 //! | `process/*`, `jq/*`, `transform/*` | taking records apart, filter and map, the HTTP transform |
 //! | `object_key/*` | the names of objects |
 //! | `encode/*` | rows as the bytes of an object: admission, JSON lines, Parquet, compression |
-//! | `manifest`, `error_record` | what a cut became; what is left of a record that failed |
+//! | `manifest`, `sealing`, `error_record` | what a cut became, and whether it is what this state stands for; what is left of a record that failed |
 //! | `read_back` | what manifests name, read again as any reader does |
 //! | `spool/*` | files of a delivery stream on their way into a store |
 //! | `store/*` | object stores: create if absent, and what is promised |
@@ -49,6 +49,7 @@ mod reporter;
 mod retry;
 mod rows;
 mod runner;
+mod sealing;
 mod shared;
 mod sink;
 mod spool;
@@ -58,7 +59,7 @@ mod trouble;
 mod unit;
 
 pub use config::SinkConfig;
-pub use cut::{CutRange, Incarnation};
+pub use cut::CutRange;
 pub use encode::{Admission, Encoded, Encoder, Encoding, RowRefused, Schema, SchemaInvalid};
 pub use manifest::{Manifest, ManifestObject};
 pub use read_back::{Manifests, ReadBackError};

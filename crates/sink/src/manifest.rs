@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use flumen_record::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::cut::CutRange;
+use crate::cut::{Cut, CutRange, Epoch};
 
 /// What stands in `format`.
 const FORMAT: &str = "flumen-manifest/1";
@@ -21,6 +21,10 @@ pub struct Manifest {
     pub incarnation: String,
     /// The cut, from 0 without gaps.
     pub cut: u64,
+    /// Which run of the sink planned it, 16 hexadecimal digits: cuts of the same number, of data
+    /// directories of which one is a copy, differ in it. Missing in what earlier versions planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<String>,
     /// The version of the settings it was written with.
     pub settings_version: u64,
     /// The stream it was read from.
@@ -85,6 +89,19 @@ impl Manifest {
     /// What stands in `format`.
     pub(crate) fn format() -> String {
         FORMAT.to_owned()
+    }
+
+    /// Whether it stands for a planned cut, of which so many records can be read: planned as that one
+    /// was, with no record less in it. It may have been written by an attempt before this one, which
+    /// encoded objects differently, or found more that had not expired.
+    pub(crate) fn stands_for(&self, cut: &Cut, incarnation: &str, records: u64) -> bool {
+        self.is_known()
+            && self.incarnation == incarnation
+            && self.cut == cut.number
+            && self.epoch == cut.epoch.map(|epoch: Epoch| epoch.to_string())
+            && self.settings_version == cut.version
+            && self.ranges == cut.ranges
+            && self.records >= records
     }
 
     /// Whether this is a manifest that this version knows.

@@ -7,11 +7,12 @@ use flumen_record::{SequenceNumber, ShardIndex, Timestamp};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::cut::{Cut, CutRange, CutStage};
+use crate::cut::{Cut, CutRange, CutStage, Epoch, Incarnation};
 use crate::encode::Schema;
 
-/// The version of the stored form (`docs/format.md`).
-const FORM: u32 = 1;
+/// The version of the stored form (`docs/format.md`). Form 1 has no incarnation and no last manifest,
+/// and its cuts no epoch.
+const FORM: u32 = 2;
 
 /// Where a delivery stream stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,6 +34,33 @@ pub(crate) struct Progress {
     /// Records that expired before they were delivered, ever.
     #[serde(default)]
     expired: u64,
+    /// Its life, once it is not the one that it was created with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    incarnation: Option<Incarnation>,
+    /// Cuts that were committed in lives before this one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    committed_before: u64,
+    /// The manifest that was written last in this life.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last: Option<LastManifest>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// The manifest that was written last, so that it is noticed when it is another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LastManifest {
+    /// Of this cut.
+    pub(crate) cut: u64,
+    /// Its size.
+    pub(crate) bytes: u64,
+    /// CRC-32 of its bytes.
+    pub(crate) crc32: u32,
+    /// Where its ranges begin, by shard: where another life goes on when it is lost.
+    pub(crate) from: BTreeMap<u32, u64>,
 }
 
 /// Why stored progress is not taken.
@@ -42,7 +70,7 @@ pub(crate) enum ProgressError {
     #[error("the stored progress does not decode: {0}")]
     Json(#[from] serde_json::Error),
     /// Of a later version.
-    #[error("the stored progress has form {found}; this version of Flumen knows form {FORM}")]
+    #[error("the stored progress has form {found}; this version of Flumen knows forms 1 to {FORM}")]
     Form {
         /// Its form.
         found: u32,
@@ -64,6 +92,9 @@ impl Progress {
             schema_before: Schema::default(),
             schema: Schema::default(),
             expired: 0,
+            incarnation: None,
+            committed_before: 0,
+            last: None,
         }
     }
 
@@ -74,10 +105,13 @@ impl Progress {
             form: u32,
         }
         let Form { form } = serde_json::from_slice(bytes)?;
-        if form != FORM {
+        if !(1..=FORM).contains(&form) {
             return Err(ProgressError::Form { found: form });
         }
-        Ok(serde_json::from_slice(bytes)?)
+        Ok(Self {
+            form: FORM,
+            ..serde_json::from_slice(bytes)?
+        })
     }
 
     /// Its stored form.
@@ -100,7 +134,18 @@ impl Progress {
 
     /// Cuts committed, ever.
     pub(crate) fn committed(&self) -> u64 {
-        self.next_cut.saturating_sub(self.cuts.len() as u64)
+        let here = self.next_cut.saturating_sub(self.cuts.len() as u64);
+        self.committed_before.saturating_add(here)
+    }
+
+    /// Which of its lives this is; `created` is the one that it was created with.
+    pub(crate) fn incarnation(&self, created: Incarnation) -> Incarnation {
+        self.incarnation.unwrap_or(created)
+    }
+
+    /// The manifest that was written last in this life.
+    pub(crate) fn last(&self) -> Option<&LastManifest> {
+        self.last.as_ref()
     }
 
     /// Columns known to the next cut.
@@ -157,12 +202,13 @@ impl Progress {
         }
     }
 
-    /// The first planned cut has its manifest; `schema` are the columns known after it, and `expired`
-    /// what was gone of its records.
-    pub(crate) fn commit(&mut self, schema: Schema, expired: u64) {
+    /// The first planned cut has its manifest, which is `last`; `schema` are the columns known after
+    /// it, and `expired` what was gone of its records.
+    pub(crate) fn commit(&mut self, schema: Schema, expired: u64, last: LastManifest) {
         if !self.cuts.is_empty() {
             self.cuts.remove(0);
         }
+        self.last = Some(last);
         self.expired = self.expired.saturating_add(expired);
         if self.cuts.is_empty() {
             self.settings = None;
@@ -175,8 +221,15 @@ impl Progress {
     }
 
     /// Plans cuts that nothing but objects was written of again, with other settings: those objects
-    /// stay behind, and no manifest names them. `false`: a manifest may be there already.
-    pub(crate) fn replan(&mut self, version: u64, settings: &DeliverySettings) -> bool {
+    /// stay behind, and no manifest names them. They are other cuts from here on: a copy of this data
+    /// directory may give them other settings under the same version. `false`: a manifest may be there
+    /// already.
+    pub(crate) fn replan(
+        &mut self,
+        version: u64,
+        settings: &DeliverySettings,
+        epoch: Epoch,
+    ) -> bool {
         let sealed = |cut: &Cut| cut.stage == CutStage::Sealing;
         if self.cuts.is_empty() || self.cuts.iter().any(sealed) {
             return false;
@@ -184,6 +237,7 @@ impl Progress {
         for cut in &mut self.cuts {
             cut.version = version;
             cut.spooled = false;
+            cut.epoch = Some(epoch);
         }
         self.settings = Some(settings.clone());
         true
@@ -191,11 +245,40 @@ impl Progress {
 
     /// What the spool held of planned cuts is made anew, under other names: what was uploaded of the
     /// first answer must not be taken for a part of the second.
-    pub(crate) fn forgive_spool(&mut self) {
+    pub(crate) fn forgive_spool(&mut self, epoch: Epoch) {
         for cut in self.cuts.iter_mut().filter(|cut| cut.spooled) {
-            cut.spooled = false;
-            cut.again += 1;
+            cut.remake(epoch);
         }
+    }
+
+    /// What was written of the first planned cut is not what it becomes now: it is made anew.
+    pub(crate) fn remake(&mut self, epoch: Epoch) {
+        if let Some(cut) = self.cuts.first_mut() {
+            cut.remake(epoch);
+        }
+    }
+
+    /// Goes on under another life, with what is in no manifest of this one: what is planned, and what
+    /// was in the last manifest, if that `is_lost`.
+    pub(crate) fn go_on_as(&mut self, life: Incarnation, is_lost: bool) {
+        let lost = u64::from(is_lost && self.last.is_some());
+        self.committed_before = self.committed().saturating_sub(lost);
+        let mut from = self.undelivered_from();
+        if let Some(last) = self.last.take().filter(|_| is_lost) {
+            for (shard, begins) in last.from {
+                let at = from.entry(ShardIndex::new(shard)).or_default();
+                *at = SequenceNumber::new(begins);
+            }
+        }
+        self.positions = from
+            .into_iter()
+            .map(|(shard, at)| (shard.value(), at.value()))
+            .collect();
+        self.cuts.clear();
+        self.settings = None;
+        self.schema_before = Schema::default();
+        self.next_cut = 0;
+        self.incarnation = Some(life);
     }
 
     /// The first planned cut is in the spool from here on, and is not made anew.

@@ -63,6 +63,21 @@ impl Reporter {
         self.change(|report| report.phase = phase);
     }
 
+    /// What the store is known to guarantee.
+    pub(crate) fn guarantee(&self) -> StoreGuarantee {
+        self.state().report.guarantee
+    }
+
+    /// The last time that it has gone on under another life.
+    pub(crate) fn last_renewed(&self) -> u64 {
+        self.state().report.renewed
+    }
+
+    /// It has gone on under another life, as was asked for the `renewed`-th time.
+    pub(crate) fn renewed(&self, renewed: u64) {
+        self.change(|report| report.renewed = report.renewed.max(renewed));
+    }
+
     /// What the store guarantees.
     pub(crate) fn guaranteed(&self, guarantee: StoreGuarantee) {
         self.change(|report| report.guarantee = guarantee);

@@ -22,7 +22,8 @@ use crate::gather::Gatherer;
 use crate::progress::Progress;
 use crate::reading::Reading;
 use crate::reporter::Reporter;
-use crate::shared::Shared;
+use crate::sealing::{Agreement, check_last};
+use crate::shared::{Shared, draw};
 use crate::spool::Spool;
 use crate::trouble::Trouble;
 
@@ -39,7 +40,8 @@ pub(crate) struct Runner {
     desk: DeliveryDesk,
     reporter: Arc<Reporter>,
     orders: watch::Receiver<Arc<DeliveryOrders>>,
-    incarnation: Incarnation,
+    /// The life that it was created with.
+    created: Incarnation,
     /// Held while something is saved, also for work that was given up meanwhile.
     saving: Arc<tokio::sync::Mutex<()>>,
     spool: Spool,
@@ -70,9 +72,9 @@ enum Ended {
 
 impl Runner {
     pub(crate) fn new(shared: Arc<Shared>, desk: DeliveryDesk) -> Self {
-        let incarnation = Incarnation {
-            created: desk.created(),
-            id: desk.id(),
+        let created = Incarnation {
+            began: desk.created(),
+            number: desk.id().value(),
         };
         let dir = shared.spool_dir.join(desk.id().to_string());
         Self {
@@ -81,7 +83,7 @@ impl Runner {
             orders: desk.orders(),
             shared,
             desk,
-            incarnation,
+            created,
             saving: Arc::default(),
             failures: 0,
             got_going: AtomicBool::new(false),
@@ -214,19 +216,18 @@ impl Runner {
         drop(self.saving.lock().await);
         let mut progress = self.progress(&orders.settings).await?;
         self.adapt(&mut progress, orders);
-        if let (Some(settings), Some(cut)) = (progress.settings().cloned(), progress.cuts().first())
-        {
-            let version = cut.version;
-            let mut active = self.active(version, Arc::new(settings))?;
-            if version != orders.version {
-                // Where they go may be what the update was about: after a few failures in a row it is
-                // seen to that they go elsewhere, if they may.
-                active.patience = OLD_PATIENCE;
-            }
-            save(&active, &progress).await?;
-            finish_planned(&active, &mut progress).await?;
+        let is_asked_to_renew = orders.renew > self.reporter.last_renewed();
+        match self.finish(orders, &mut progress).await {
+            // The names it needs are free in the next life.
+            Err(trouble) if is_asked_to_renew && trouble.is_conflict() => {}
+            finished => finished?,
         }
-        let active = self.active(orders.version, Arc::clone(&orders.settings))?;
+        let settings = Arc::clone(&orders.settings);
+        let mut active = self.active(orders.version, settings, &progress)?;
+        if is_asked_to_renew {
+            self.renew(&active, &mut progress, orders).await?;
+            active.incarnation = progress.incarnation(self.created);
+        }
         let sweeping = self.spool.clone();
         on_blocking_thread(move || Ok(sweeping.sweep()?)).await?;
         self.forget_gone(&active, &mut progress);
@@ -244,22 +245,77 @@ impl Runner {
         let flushed = active.reporter.last_flush();
         let gatherer = Gatherer::new(&active, self.desk.orders(), reading, flushed);
         let (number, schema) = (progress.next_cut(), progress.schema().clone());
+        let agreement = Agreement::new(&active, &progress);
         let delivering = async {
             let gathering = gatherer.run(number, schema, out);
-            let committing = commit_all(&active, &mut progress, gathered);
+            let committing = commit_all(&active, &mut progress, &agreement, gathered);
             tokio::try_join!(gathering, committing).map(|_| ())
         };
-        let probing = async {
+        let looking = async {
+            // What has nothing to deliver hears of another state as well.
+            agreement.check().await?;
             self.probe(&active).await;
             std::future::pending().await
         };
         tokio::select! {
             delivered = delivering => delivered,
-            () = probing => Ok(()),
+            looked = looking => looked,
         }
     }
 
-    fn active(&self, version: u64, settings: Arc<DeliverySettings>) -> Result<Active<'_>, Trouble> {
+    /// Finishes what is planned.
+    async fn finish(
+        &self,
+        orders: &DeliveryOrders,
+        progress: &mut Progress,
+    ) -> Result<(), Trouble> {
+        let (Some(settings), Some(cut)) = (progress.settings().cloned(), progress.cuts().first())
+        else {
+            return Ok(());
+        };
+        let version = cut.version;
+        let mut active = self.active(version, Arc::new(settings), progress)?;
+        if version != orders.version {
+            // Where they go may be what the update was about: after a few failures in a row it is
+            // seen to that they go elsewhere, if they may.
+            active.patience = OLD_PATIENCE;
+        }
+        save(&active, progress).await?;
+        finish_planned(&active, progress).await
+    }
+
+    /// Goes on under a life of its own, as somebody asked for: what another copy of the data directory
+    /// writes, or wrote, is not met again.
+    async fn renew(
+        &self,
+        active: &Active<'_>,
+        progress: &mut Progress,
+        orders: &DeliveryOrders,
+    ) -> Result<(), Trouble> {
+        let is_lost = match check_last(active, progress.last()).await {
+            Err(trouble) if trouble.is_conflict() => true,
+            checked => checked.map(|()| false)?,
+        };
+        let life = Incarnation {
+            began: self.shared.clock.now(),
+            number: draw(),
+        };
+        tracing::info!(
+            delivery = %self.desk.name(), before = %active.incarnation, incarnation = %life,
+            "it goes on under a new incarnation, as was asked"
+        );
+        progress.go_on_as(life, is_lost);
+        save(active, progress).await?;
+        self.reporter.renewed(orders.renew);
+        Ok(())
+    }
+
+    fn active(
+        &self,
+        version: u64,
+        settings: Arc<DeliverySettings>,
+        progress: &Progress,
+    ) -> Result<Active<'_>, Trouble> {
         let (name, clock) = (self.desk.name(), &self.shared.clock);
         let store = self.shared.destinations.open(
             &settings.destination,
@@ -270,7 +326,7 @@ impl Runner {
             shared: &self.shared,
             desk: &self.desk,
             reporter: &self.reporter,
-            incarnation: self.incarnation,
+            incarnation: progress.incarnation(self.created),
             bundle: Arc::new(Bundle::compile(name, version, settings, clock)?),
             store,
             spool: self.spool.clone(),
@@ -320,11 +376,11 @@ impl Runner {
             return;
         };
         if failed == (Failed::Stopped { spool_lost: true }) {
-            progress.forgive_spool();
+            progress.forgive_spool(self.shared.epoch);
         }
         let version = progress.cuts().first().map(|cut| cut.version);
         if version.is_some_and(|version| version != orders.version)
-            && progress.replan(orders.version, &orders.settings)
+            && progress.replan(orders.version, &orders.settings, self.shared.epoch)
         {
             tracing::info!(
                 delivery = %self.desk.name(), version = orders.version,
@@ -352,7 +408,7 @@ impl Runner {
                 return active.reporter.guaranteed(guarantee);
             }
             let at = self.shared.clock.now().as_micros().to_string();
-            let unique = unique(&self.incarnation.to_string(), &["probe", &at]);
+            let unique = unique(&self.shared.epoch.to_string(), &["probe", &at]);
             let prefix = active.bundle.keys.manifest_prefix();
             match active.store.probe(prefix, unique).await {
                 Ok(guarantee) => self.shared.learn(store.clone(), guarantee),

@@ -9,6 +9,7 @@ use flumen_broker::{Broker, Clock, StoreGuarantee};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::config::SinkConfig;
+use crate::cut::Epoch;
 use crate::retry::{Budget, pause};
 use crate::store::Destinations;
 
@@ -24,6 +25,8 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
     /// Each delivery stream has a folder in it.
     pub(crate) spool_dir: PathBuf,
+    /// Of this run.
+    pub(crate) epoch: Epoch,
     retries: Mutex<Budget>,
     uploads: Semaphore,
     upload_units: u32,
@@ -51,6 +54,7 @@ impl Shared {
             destinations,
             clock,
             spool_dir,
+            epoch: Epoch(draw()),
         }
     }
 
@@ -92,4 +96,9 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner);
         known.insert(store, guarantee);
     }
+}
+
+/// What tells a run, or a life, from all others, of this data directory and of its copies.
+pub(crate) fn draw() -> u64 {
+    rand::random()
 }

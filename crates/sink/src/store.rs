@@ -3,8 +3,9 @@
 //! One call here is one attempt; trying again is the caller's, who knows the budget and the pace.
 //! What a call must settle itself is **ambiguity**: a create whose answer is lost, or that is
 //! refused because something is there, may have been our own. So after anything but success or a
-//! definite refusal the object is looked at. The same cut id means done; nothing there means that the
-//! error stands and may be tried again; anything else is a conflict, which no retry mends.
+//! definite refusal the object is looked at. The same cut id and the same content mean done; nothing
+//! there means that the error stands and may be tried again; anything else is a conflict, which no retry
+//! mends.
 //!
 //! | file | purpose |
 //! |---|---|
@@ -106,8 +107,7 @@ pub struct Tag {
 /// An object that is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
-    /// Its size, as the store has it: after a crash another version of Flumen may have encoded the
-    /// same records differently.
+    /// Its size.
     pub bytes: u64,
     /// CRC-32 of its bytes, as the store has it.
     pub crc32: Option<u32>,
@@ -373,7 +373,12 @@ impl Store {
                 });
             }
         };
-        if !found.is_of(tag) && !self.holds_the_same(path, tag, &found).await? {
+        let is_ours = match found.is_of(tag) {
+            Some(is_ours) => is_ours,
+            // What is byte for byte what would be written counts as written by this cut.
+            None => self.holds(path, tag.bytes, tag.crc32).await?,
+        };
+        if !is_ours {
             return Err(StoreError::Conflict {
                 key: path.to_string(),
                 found: Box::new(found),
@@ -385,28 +390,52 @@ impl Store {
         }
         Ok(Stored {
             bytes: found.bytes,
-            // Without a cut id it was compared.
-            crc32: found
-                .crc32
-                .or_else(|| found.cut.is_none().then_some(tag.crc32)),
+            crc32: Some(tag.crc32),
             e_tag: found.e_tag,
             was_there: true,
         })
     }
 
-    /// Some file systems and gateways keep no metadata. There, what is byte for byte what would be
-    /// written counts as written by this cut.
-    async fn holds_the_same(
+    async fn holds(&self, path: &ObjectPath, bytes: u64, crc32: u32) -> Result<bool, StoreError> {
+        let content = self.read(path.as_ref(), bytes).await?;
+        Ok(crc32fast::hash(&content) == crc32)
+    }
+
+    /// Whether an object with this content is under the key; `None`: nothing is.
+    pub(crate) async fn has(
         &self,
-        path: &ObjectPath,
-        tag: &Tag,
-        found: &Found,
-    ) -> Result<bool, StoreError> {
-        if found.cut.is_some() || found.bytes != tag.bytes {
-            return Ok(false);
+        key: &str,
+        bytes: u64,
+        crc32: u32,
+    ) -> Result<Option<bool>, StoreError> {
+        let path = object_path(key)?;
+        let Some(found) = self.look_at(&path).await? else {
+            return Ok(None);
+        };
+        Ok(Some(match found.crc32 {
+            _ if found.bytes != bytes => false,
+            Some(said) => said == crc32,
+            None => self.holds(&path, bytes, crc32).await?,
+        }))
+    }
+
+    /// Reads what is there for good under a key, if something is: of a directory, its name is durable.
+    pub(crate) async fn read_there(
+        &self,
+        key: &str,
+        max_bytes: u64,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let path = object_path(key)?;
+        if self.look_at(&path).await?.is_none() {
+            return Ok(None);
         }
-        let content = self.read(path.as_ref(), tag.bytes).await?;
-        Ok(crc32fast::hash(&content) == tag.crc32)
+        if let Backend::Directory(directory) = &self.shared.backend {
+            Arc::clone(directory).sync(&path).await?;
+        }
+        match self.read(key, max_bytes).await {
+            Err(StoreError::Missing { .. }) => Ok(None),
+            read => read.map(Some),
+        }
     }
 
     async fn look_at(&self, path: &ObjectPath) -> Result<Option<Found>, StoreError> {

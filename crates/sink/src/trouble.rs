@@ -36,6 +36,21 @@ pub(crate) enum Trouble {
     /// What was saved cannot be read.
     #[error(transparent)]
     Progress(#[from] ProgressError),
+    /// A manifest is not the one that this state of the delivery stream stands for.
+    #[error(
+        "the manifest of cut {cut} at {key} was written by another ({found}): a copy of this data \
+         directory delivers there too, or this one was restored from a backup, or two delivery streams \
+         of one name write under one prefix; stop the other, then `flumen delivery resume \
+         --new-incarnation` delivers what this node has and that manifest does not name, under new names"
+    )]
+    Forked {
+        /// The cut.
+        cut: u64,
+        /// The key of its manifest.
+        key: String,
+        /// What is there.
+        found: String,
+    },
     /// What a planned cut became is gone from the spool, and made anew it could become something else:
     /// by a transform, by `now`, by the order in which records came.
     #[error(
@@ -71,6 +86,7 @@ impl Trouble {
             Self::Bug => "bug",
             Self::Progress(_) => "progress",
             Self::SpoolLost { .. } => "spool_lost",
+            Self::Forked { .. } => "conflict",
         }
     }
 
@@ -81,9 +97,21 @@ impl Trouble {
             Self::Store(error) => {
                 error.is_permanent() && !matches!(error, StoreError::Refused { .. })
             }
-            Self::Bug | Self::Settings(_) | Self::Progress(_) | Self::SpoolLost { .. } => true,
+            Self::Bug
+            | Self::Settings(_)
+            | Self::Progress(_)
+            | Self::SpoolLost { .. }
+            | Self::Forked { .. } => true,
             Self::Fill(_) | Self::Node(_) | Self::DeadLetters(_) | Self::Transform(_) => false,
         }
+    }
+
+    /// Whether a name that is needed is taken by something else: names of another life are free.
+    pub(crate) fn is_conflict(&self) -> bool {
+        matches!(
+            self,
+            Self::Forked { .. } | Self::Store(StoreError::Conflict { .. })
+        )
     }
 
     /// Whether the node ends, so that there is nobody to tell.

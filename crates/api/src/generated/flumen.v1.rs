@@ -2441,6 +2441,14 @@ pub struct PauseDeliveryResponse {
 pub struct ResumeDeliveryRequest {
     #[prost(string, tag = "1")]
     pub delivery: ::prost::alloc::string::String,
+    /// Goes on under a new incarnation, with what this node has that is in no manifest of the one before:
+    /// for a data directory that was copied, or restored from a backup.
+    #[prost(bool, tag = "2")]
+    pub new_incarnation: bool,
+    /// With new_incarnation: answers when that is durable, or after this long with an error; it goes on
+    /// then. Not set: 60 s. Up to 1 h.
+    #[prost(uint64, optional, tag = "3")]
+    pub wait_us: ::core::option::Option<u64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ResumeDeliveryResponse {

@@ -57,10 +57,11 @@ impl Node {
         .await
     }
 
-    /// [`crate::Broker::resume_delivery`].
+    /// [`crate::Broker::resume_delivery`], or the beginning of [`crate::Broker::renew_delivery`].
     pub(crate) async fn resume_delivery(
         self: &Arc<Self>,
         name: &DeliveryName,
+        renew: bool,
     ) -> Result<DeliveryDescription, Error> {
         let name = name.clone();
         self.change(|node| async move {
@@ -72,6 +73,7 @@ impl Node {
             entry.order(|orders| {
                 orders.paused = false;
                 orders.tries += 1;
+                orders.renew += u64::from(renew);
             });
             Ok(node.describe_entry(&entry))
         })

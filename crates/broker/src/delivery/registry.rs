@@ -119,6 +119,7 @@ impl Entry {
             paused: definition.paused,
             tries: 0,
             flush: 0,
+            renew: 0,
             ending: definition.ending.map(|ending| match ending {
                 DeliveryEnding::Flush => DeliveryEnd::Flush,
                 DeliveryEnding::Drop => DeliveryEnd::Drop,

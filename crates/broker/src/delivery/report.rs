@@ -101,6 +101,8 @@ pub struct DeliveryReport {
     pub last_error: Option<LastError>,
     /// The last `flush` that is done: everything that was there when it was asked is committed.
     pub flushed: u64,
+    /// The last request for a new incarnation that is done.
+    pub renewed: u64,
 }
 
 macro_rules! counters {

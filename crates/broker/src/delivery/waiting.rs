@@ -49,6 +49,40 @@ impl Node {
         Ok(self.describe_entry(&entry))
     }
 
+    /// [`crate::Broker::renew_delivery`].
+    pub(crate) async fn renew_delivery(
+        self: &Arc<Self>,
+        name: &DeliveryName,
+        wait: Duration,
+    ) -> Result<DeliveryDescription, Error> {
+        self.check_serving()?;
+        self.deliveries.check()?;
+        self.deliveries.checks()?;
+        let entry = self.deliveries.get(name)?;
+        entry.check_stays()?;
+        self.resume_delivery(name, true).await?;
+        let asked = entry.orders().renew;
+        let renewed = async {
+            let mut reports = entry.report.subscribe();
+            // Its sender is in the entry, which is ours.
+            let _ = reports.wait_for(|report| report.renewed >= asked).await;
+        };
+        let interrupted = async {
+            let mut orders = entry.orders.subscribe();
+            let stopped = orders.wait_for(|orders| orders.paused || orders.ending.is_some());
+            let _ = stopped.await;
+            check_runs(&entry)?;
+            entry.check_stays()
+        };
+        tokio::select! {
+            biased;
+            () = renewed => {}
+            refused = interrupted => refused?,
+            ended = self.patience(&entry, "new incarnation", wait) => return Err(ended),
+        }
+        Ok(self.describe_entry(&entry))
+    }
+
     /// [`crate::Broker::delete_delivery`].
     pub(crate) async fn delete_delivery(
         self: &Arc<Self>,

@@ -137,6 +137,7 @@ async fn what_the_runner_says_is_what_the_client_hears() {
             times: 8,
         }),
         flushed: 0,
+        renewed: 0,
     });
     desk.counters().incoming_records.store(9, Ordering::Relaxed);
     desk.counters().throttled.store(10, Ordering::Relaxed);

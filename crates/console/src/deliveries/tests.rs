@@ -115,6 +115,7 @@ fn every_number_has_its_name() {
         ("backlog_bytes", "41.0"),
         ("data_freshness_seconds", "2.5"),
         ("failing", "0.0"),
+        ("conflict", "0.0"),
     ] {
         has(
             &page,

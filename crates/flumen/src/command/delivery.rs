@@ -49,6 +49,13 @@ pub(crate) enum Verb {
     Resume {
         /// The delivery stream
         name: DeliveryName,
+        /// Under new names, with what this broker has that no manifest of the old ones names: after
+        /// `conflict`, when the data directory was copied or restored from a backup
+        #[arg(long)]
+        new_incarnation: bool,
+        /// Wait until that is durable, at most this long
+        #[arg(long, value_parser = parse_duration, default_value = "60s", value_name = "TIME", requires = "new_incarnation")]
+        wait: Duration,
     },
     /// Deliver what is there now, whatever the buffering hints say
     Flush {
@@ -245,8 +252,15 @@ async fn act(
             let delivery = client.pause_delivery(&name).await?;
             shown::changed(output, "paused", &delivery, &settings_of(&delivery)?)?;
         }
-        Verb::Resume { name } => {
-            let delivery = client.resume_delivery(&name).await?;
+        Verb::Resume {
+            name,
+            new_incarnation,
+            wait,
+        } => {
+            let delivery = match new_incarnation {
+                true => client.renew_delivery(&name, wait).await?,
+                false => client.resume_delivery(&name).await?,
+            };
             shown::changed(output, "resumed", &delivery, &settings_of(&delivery)?)?;
         }
         Verb::Flush { name, wait } => {

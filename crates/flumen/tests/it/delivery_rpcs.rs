@@ -318,8 +318,10 @@ pub(crate) mod resume {
     use super::*;
 
     fn request(name: &str) -> v1::ResumeDeliveryRequest {
-        let delivery = name.to_owned();
-        v1::ResumeDeliveryRequest { delivery }
+        v1::ResumeDeliveryRequest {
+            delivery: name.to_owned(),
+            ..v1::ResumeDeliveryRequest::default()
+        }
     }
 
     pub(crate) fn good(stage: &Stage) {
@@ -327,6 +329,14 @@ pub(crate) mod resume {
             .wire
             .good(stage.wire.delivery().resume_delivery(request(KEPT)));
         assert!(!resumed.delivery.expect("a delivery stream").paused);
+        let renewal = v1::ResumeDeliveryRequest {
+            new_incarnation: true,
+            ..request(KEPT)
+        };
+        let renewed = stage
+            .wire
+            .good(stage.wire.delivery().resume_delivery(renewal));
+        assert!(!renewed.delivery.expect("a delivery stream").paused);
     }
 
     pub(crate) fn refused(stage: &Stage) {

@@ -195,6 +195,8 @@ pub(crate) mod resume {
     pub(crate) fn good(stage: &Stage) {
         let resumed = &stage.json("delivery resume kept")[0];
         assert_eq!(resumed["paused"], false);
+        let renewed = &stage.json("delivery resume kept --new-incarnation --wait 30s")[0];
+        assert_eq!(renewed["paused"], false);
     }
 
     pub(crate) fn refused(stage: &Stage) {

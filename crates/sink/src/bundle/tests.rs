@@ -1,6 +1,6 @@
 //! Settings compiled, and what objects are called.
 
-use flumen_record::{DeliveryId, Timestamp};
+use flumen_record::Timestamp;
 use serde_json::{Value, json};
 
 use super::*;
@@ -81,11 +81,13 @@ fn keys_derive_from_the_cut_and_its_part_alone() {
     let bundle = compile(&json!({})).unwrap();
     let cut = |number, again| CutName {
         incarnation: crate::cut::Incarnation {
-            created: Timestamp::from_micros(9),
-            id: DeliveryId::new(1),
+            began: Timestamp::from_micros(9),
+            number: 1,
         },
         number,
+        epoch: None,
         again,
+        remade: None,
     };
     let part = |value: &str| PartName {
         by_query: vec![("p".to_owned(), value.to_owned())],

@@ -2,7 +2,7 @@
 
 use flumen_broker::Clock;
 use flumen_record::{
-    BatchBuilder, Compression, DeliveryId, FrameHeader, ProducerId, ProducerSequence, RecordLimits,
+    BatchBuilder, Compression, FrameHeader, ProducerId, ProducerSequence, RecordLimits,
     SequenceNumber, ShardEpoch, ShardId, ShardIndex,
 };
 use serde_json::{Value, json};
@@ -81,13 +81,15 @@ fn cut_after(more: &Value, known: Schema) -> Cut {
     let dir = tempfile::tempdir().unwrap();
     let spool = Spool::new(dir.path().join("1"), 1 << 30).cut(0);
     let incarnation = Incarnation {
-        created: Timestamp::from_micros(1),
-        id: DeliveryId::new(1),
+        began: Timestamp::from_micros(1),
+        number: 1,
     };
     let name = CutName {
         incarnation,
         number: 0,
+        epoch: None,
         again: 0,
+        remade: None,
     };
     let schema = known;
     let filling = Filling::new(

@@ -25,7 +25,9 @@ fn planned(number: u64, to: u64) -> Cut {
         records: 1,
         stage: CutStage::Planned,
         spooled: true,
+        epoch: None,
         again: 0,
+        remade: None,
     }
 }
 

@@ -20,7 +20,9 @@ fn cut(number: u64, ranges: &[CutRange]) -> Cut {
         records: 3,
         stage: CutStage::Planned,
         spooled: false,
+        epoch: Some(Epoch(1)),
         again: 0,
+        remade: None,
     }
 }
 
@@ -82,7 +84,7 @@ fn a_plan_moves_on_and_what_it_holds_is_held_and_not_delivered() {
 fn a_commit_lets_go_of_everything_but_what_is_counted() {
     let mut progress = planned();
     progress.seal();
-    progress.commit(schema(&["x", "y"]), 7);
+    progress.commit(schema(&["x", "y"]), 7, last(0, &[]));
     assert_eq!(
         (
             progress.next_cut(),
@@ -104,20 +106,21 @@ fn a_commit_lets_go_of_everything_but_what_is_counted() {
 #[test]
 fn only_what_has_no_manifest_for_sure_is_planned_again() {
     let mut progress = planned();
-    assert!(progress.replan(2, &settings("b")));
+    assert!(progress.replan(2, &settings("b"), Epoch(2)));
     assert_eq!(
         (progress.cuts()[0].version, progress.settings()),
         (2, Some(&settings("b")))
     );
+    assert_eq!(progress.cuts()[0].epoch, Some(Epoch(2)), "another cut");
     progress.seal();
-    assert!(!progress.replan(3, &settings("c")));
+    assert!(!progress.replan(3, &settings("c"), Epoch(2)));
     assert_eq!(
         (progress.cuts()[0].version, progress.settings()),
         (2, Some(&settings("b")))
     );
-    progress.commit(schema(&[]), 0);
+    progress.commit(schema(&[]), 0, last(0, &[]));
     assert!(
-        !progress.replan(4, &settings("d")),
+        !progress.replan(4, &settings("d"), Epoch(2)),
         "there is nothing to plan"
     );
 }
@@ -125,12 +128,85 @@ fn only_what_has_no_manifest_for_sure_is_planned_again() {
 #[test]
 fn a_lost_spool_gives_a_cut_other_names() {
     let mut progress = planned();
-    progress.forgive_spool();
+    progress.forgive_spool(Epoch(2));
     assert_eq!(progress.cuts()[0].again, 0, "it had none");
     progress.spooled();
-    progress.forgive_spool();
-    let Cut { again, spooled, .. } = progress.cuts()[0];
-    assert_eq!((again, spooled), (1, false));
+    progress.forgive_spool(Epoch(2));
+    let cut = &progress.cuts()[0];
+    assert_eq!((cut.again, cut.spooled), (1, false));
+    // The plan is what it was: only what is made of it has other names.
+    assert_eq!((cut.epoch, cut.remade), (Some(Epoch(1)), Some(Epoch(2))));
+}
+
+#[test]
+fn another_life_begins_with_what_is_in_no_manifest() {
+    let life = Incarnation {
+        began: Timestamp::from_micros(77),
+        number: 5,
+    };
+    let mut progress = planned();
+    progress.go_on_as(life, false);
+    assert_eq!(places(progress.positions()), [(1, 10), (2, 0), (3, 5)]);
+    assert_eq!((progress.next_cut(), progress.committed()), (0, 0));
+    assert!(progress.cuts().is_empty() && progress.settings().is_none());
+    let created = Incarnation {
+        began: Timestamp::ZERO,
+        number: 1,
+    };
+    assert_eq!(progress.incarnation(created), life);
+
+    // The last manifest was replaced by another one, or was not.
+    for (is_lost, expected, committed) in [
+        (false, [(1, 20), (2, 0), (3, 9)], 1),
+        (true, [(1, 10), (2, 0), (3, 5)], 0),
+    ] {
+        let mut progress = planned();
+        let ranges = progress.cuts()[0].ranges.clone();
+        progress.commit(schema(&[]), 0, last(0, &ranges));
+        assert_eq!(progress.last().unwrap().cut, 0);
+        progress.go_on_as(life, is_lost);
+        assert_eq!(places(progress.positions()), expected);
+        assert_eq!((progress.next_cut(), progress.committed()), (0, committed));
+        assert_eq!(progress.last(), None);
+    }
+}
+
+fn last(cut: u64, ranges: &[CutRange]) -> LastManifest {
+    let from = ranges.iter();
+    let from = from.map(|range| (range.shard.value(), range.from.value()));
+    LastManifest {
+        cut,
+        bytes: 9,
+        crc32: 8,
+        from: from.collect(),
+    }
+}
+
+/// As it was written before copies of a data directory were told apart.
+#[test]
+fn form_1_is_read() {
+    let form_1 = br#"{"form":1,"next_cut":8,"positions":{"0":40},"cuts":[{"number":7,"version":2,
+        "ranges":[{"shard":0,"from":30,"to":40}],"oldest_us":5,"records":10,"stage":"sealing"}],
+        "settings":{"source":{"kind":"direct","shards":1},"destination":{"kind":"memory","name":"a"},
+        "buffering":{"size_bytes":5242880,"interval_ms":300000},"format":{"kind":"verbatim"},
+        "compression":"none","keys":{}},"schema_before":[],"schema":[],"expired":3}"#;
+    let read = Progress::decode(form_1).unwrap();
+    assert_eq!(
+        (read.next_cut(), read.committed(), read.expired()),
+        (8, 7, 3)
+    );
+    assert_eq!((read.last(), read.cuts()[0].epoch), (None, None));
+    let created = Incarnation {
+        began: Timestamp::ZERO,
+        number: 1,
+    };
+    assert_eq!(read.incarnation(created), created);
+    let id = read.cuts()[0].name(created).id(2);
+    assert_eq!(
+        id, "00000000000000-0001-7-2",
+        "as what it has written is named"
+    );
+    assert_eq!(Progress::decode(&read.encode()).unwrap(), read);
 }
 
 #[test]
@@ -146,14 +222,14 @@ fn what_is_stored_is_read_and_nothing_else() {
         assert_eq!(Progress::decode(&progress.encode()).unwrap(), progress);
     }
     let mut other: serde_json::Value = serde_json::from_slice(&planned().encode()).unwrap();
-    other["form"] = json!(2);
+    other["form"] = json!(3);
     other["news"] = json!("of a later version");
     let refused = Progress::decode(other.to_string().as_bytes()).unwrap_err();
     assert!(
-        matches!(refused, ProgressError::Form { found: 2 }),
+        matches!(refused, ProgressError::Form { found: 3 }),
         "{refused}"
     );
-    other["form"] = json!(1);
+    other["form"] = json!(2);
     let refused = Progress::decode(other.to_string().as_bytes()).unwrap_err();
     assert!(matches!(refused, ProgressError::Json(_)), "{refused}");
     assert!(Progress::decode(b"{").is_err());
@@ -175,9 +251,9 @@ mod stored_form {
         assert_eq!(read.encode(), stored());
         assert_eq!(read.positions().len(), 2);
         let text = String::from_utf8(stored()).unwrap();
-        let later = text.replacen("\"form\":1", "\"form\":2,\"news\":0", 1);
+        let later = text.replacen("\"form\":2", "\"form\":3,\"news\":0", 1);
         let refused = Progress::decode(later.as_bytes()).unwrap_err();
-        assert!(matches!(refused, ProgressError::Form { found: 2 }));
+        assert!(matches!(refused, ProgressError::Form { found: 3 }));
     }
 
     proptest::proptest! {

@@ -1,9 +1,9 @@
 //! A local directory as a store.
 //!
 //! `object_store` has one too, with which a lost outcome cannot be settled: it keeps no metadata, so
-//! after a crash a file of the same cut that another version encoded differently would be taken for
-//! somebody else's. Here the cut id is an extended attribute (`user.flumen-cut`) that is set before
-//! the file gets its name. File systems without such attributes fall back to comparing contents.
+//! a file would have to be read to know whose it is. Here the cut id is an extended attribute
+//! (`user.flumen-cut`) that is set before the file gets its name, and so is the CRC-32 of its bytes.
+//! File systems without such attributes fall back to comparing contents.
 //!
 //! A file is written under `.flumen-tmp/`, synced, renamed without replacing, and then the folders
 //! above it are synced: under its key it is whole and durable, or absent. What a crash leaves under

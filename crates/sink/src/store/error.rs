@@ -65,7 +65,8 @@ pub enum StoreError {
         /// The destination.
         destination: String,
     },
-    /// Under this key is an object that another cut wrote, or another program.
+    /// Under this key is an object that another cut wrote, or another program; or the same cut, with
+    /// other content.
     #[error(
         "there is another object at {key} ({found}); something else writes under this prefix: move that object, or choose another prefix"
     )]
@@ -349,10 +350,16 @@ impl std::fmt::Display for Found {
 }
 
 impl Found {
-    /// Whether the same cut wrote this. Its size may differ from what is written now: equal records
-    /// may be encoded differently by another version.
-    pub(crate) fn is_of(&self, tag: &Tag) -> bool {
-        self.cut.as_deref() == Some(tag.cut.as_str())
+    /// Whether the same cut wrote this, and what would be written now. `None`: the store does not say
+    /// what its content is.
+    pub(crate) fn is_of(&self, tag: &Tag) -> Option<bool> {
+        let is_so = self.cut.as_deref().is_none_or(|cut| cut == tag.cut) && self.bytes == tag.bytes;
+        match (is_so, &self.cut, self.crc32) {
+            (true, Some(_), Some(crc32)) => Some(crc32 == tag.crc32),
+            // Some file systems and gateways keep no metadata.
+            (true, None, _) | (true, _, None) => None,
+            (false, ..) => Some(false),
+        }
     }
 }
 

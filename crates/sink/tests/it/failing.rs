@@ -264,16 +264,14 @@ async fn a_cut_that_may_have_its_manifest_stays_where_it_is() {
     conflict.go_elsewhere().await;
     let broker = &conflict.rig.broker;
     put(broker, &conflict.stream, 50..100).await;
-    let creates = conflict.store.keys().len();
-    let again = async {
-        while conflict.store.keys().len() == creates {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    tokio::time::timeout(crate::fixture::WAIT, again)
-        .await
-        .unwrap();
-    until_failed(broker, &conflict.name, DeliveryPhase::Stopped, "conflict").await;
+    let described = broker.describe_delivery(&conflict.name).unwrap();
+    let first = described.report.last_error.unwrap().at;
+    broker.resume_delivery(&conflict.name).await.unwrap();
+    until(broker, &conflict.name, |described| {
+        let last = described.report.last_error.as_ref().unwrap();
+        described.report.phase == DeliveryPhase::Stopped && last.at > first
+    })
+    .await;
     assert!(Delivered::read(&*conflict.there).await.objects.is_empty());
     remove(&conflict.here, &conflict.key).await;
     broker.resume_delivery(&conflict.name).await.unwrap();

@@ -12,6 +12,7 @@ mod delivering;
 mod exactly_once;
 mod failing;
 mod fixture;
+mod forks;
 mod idle;
 mod servers;
 mod shaping;

@@ -246,14 +246,19 @@ async fn a_lost_spool_stops_it_and_what_is_made_anew_is_whole() {
             std::fs::remove_dir_all(spool.path()).unwrap();
             let name = delivery_name("d");
             let rig = Rig::start(&storage, objects.clone(), spool.path()).await;
-            until_failed(&rig.broker, &name, DeliveryPhase::Stopped, "spool_lost").await;
+            // Its manifest is there: nothing has to be made anew.
+            let is_committed = died == (3, true);
+            if !is_committed {
+                until_failed(&rig.broker, &name, DeliveryPhase::Stopped, "spool_lost").await;
+            }
             let asked = server.calls.load(Ordering::Relaxed);
-            rig.broker.resume_delivery(&name).await.unwrap();
+            if !is_committed {
+                rig.broker.resume_delivery(&name).await.unwrap();
+            }
             // It dies once more, at the second create: the second answer stands from here on.
             flush(&rig.broker, &name).await;
             rig.shutdown().await;
             check(&Delivered::read(&*objects).await);
-            let is_committed = died == (3, true);
             let asked = server.calls.load(Ordering::Relaxed) - asked;
             assert_eq!(asked, u64::from(!is_committed), "{died:?}");
         }

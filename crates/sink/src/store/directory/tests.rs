@@ -87,11 +87,17 @@ async fn the_cut_id_is_with_the_file() {
     let found = store.look("k").await.unwrap().unwrap();
     assert_eq!(found.cut.as_deref(), Some("d1-7-1"));
     assert_eq!(found.crc32, Some(crc32fast::hash(b"body")));
-    // The same cut, encoded differently; another cut, encoded the same.
-    let again = create(&store, "k", "d1-7-1", "longer body").await.unwrap();
+    let again = create(&store, "k", "d1-7-1", "body").await.unwrap();
     assert_eq!((again.was_there, again.bytes), (true, 4));
-    let error = create(&store, "k", "d1-8-1", "body").await.unwrap_err();
-    assert_eq!(error.reason(), "conflict");
+    // The same cut with other content, of another size or the same; another cut with the same.
+    for (cut, body) in [
+        ("d1-7-1", "longer body"),
+        ("d1-7-1", "bodi"),
+        ("d1-8-1", "body"),
+    ] {
+        let error = create(&store, "k", cut, body).await.unwrap_err();
+        assert_eq!(error.reason(), "conflict", "{cut} {body}");
+    }
 }
 
 #[tokio::test]
