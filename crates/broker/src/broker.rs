@@ -284,7 +284,7 @@ impl Broker {
         &self,
         after: Option<&DeliveryName>,
         limit: usize,
-    ) -> (Vec<DeliveryDescription>, bool) {
+    ) -> Result<(Vec<DeliveryDescription>, bool), Error> {
         self.node.list_deliveries(after, limit)
     }
 

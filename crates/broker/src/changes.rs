@@ -175,7 +175,8 @@ impl Node {
         // The new logs must open before anything rests on them.
         for shard in &moving {
             self.lane(Catalog::log_for(&settings, shard.lane().key().lane))
-                .await?;
+                .await?
+                .check_open()?;
         }
         let held = self.hold(&moving).await?;
         let moves: Vec<_> = held

@@ -206,6 +206,15 @@ pub enum Error {
         /// File name of the damaged segment.
         segment: String,
     },
+    /// A log did not open, because it is less than what is known of it: nothing of it is served and
+    /// nothing is written to it. Nothing was attempted.
+    #[error("not served: {reason}; then start the broker again")]
+    LogRefused {
+        /// The log's folder.
+        log: String,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// Appended before, too long ago to say where. Not a failure: the record is stored once.
     #[error("already appended: producer sequence {sequence} is older than what is remembered")]
     AlreadyAppended {

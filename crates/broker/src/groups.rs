@@ -14,10 +14,11 @@ mod worker;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use flumen_log::LogReader;
 use flumen_record::{GroupName, StreamId};
 use flumen_stream::group::{Answer, Coordinator, Event, GroupError, Request, RequestId, SessionId};
 use tokio::sync::oneshot;
@@ -73,6 +74,10 @@ pub(crate) struct Groups {
     requests: AtomicU64,
     /// Its log has failed: it decides nothing any more.
     failed: AtomicBool,
+    /// Its log did not open: there is no thread.
+    refusal: OnceLock<Error>,
+    /// Says how far the log has got, also when it is closed.
+    reader: OnceLock<LogReader>,
     /// Which state of each stream was told last. Held while a stream's shards are read and told, so
     /// that the last word is the newest.
     told: Mutex<HashMap<StreamId, u64>>,
@@ -119,6 +124,8 @@ impl Groups {
             sessions: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             failed: AtomicBool::new(false),
+            refusal: OnceLock::new(),
+            reader: OnceLock::new(),
             told: Mutex::default(),
             fences: Fences::default(),
             counters: GroupCounters::default(),
@@ -128,8 +135,27 @@ impl Groups {
         }
     }
 
-    /// [`Error::GroupsFailed`] once the groups' log has failed.
+    /// Its log did not open: this is every answer.
+    pub(crate) fn refuse(&self, why: Error) {
+        let _ = self.refusal.set(why);
+    }
+
+    /// Says how far the log has got; `None` when it did not open.
+    pub(crate) fn reader(&self) -> Option<&LogReader> {
+        self.reader.get()
+    }
+
+    /// Why its log did not open, if it did not.
+    pub(crate) fn refusal(&self) -> Option<&Error> {
+        self.refusal.get()
+    }
+
+    /// [`Error::GroupsFailed`] once the groups' log has failed, [`Error::LogRefused`] when it did not
+    /// open.
     pub(crate) fn check(&self) -> Result<(), Error> {
+        if let Some(refusal) = self.refusal.get() {
+            return Err(refusal.clone());
+        }
         if self.failed.load(Ordering::Acquire) {
             Err(Error::GroupsFailed)
         } else {
@@ -180,6 +206,9 @@ impl Groups {
 
     /// A stream has other shards than before.
     pub(crate) fn stream_changed(&self, stream: &Stream) {
+        if self.refusal.get().is_some() {
+            return;
+        }
         if let Err(error) = self.tell_shards(stream, []) {
             tracing::warn!(stream = %stream.name, %error, "groups were not told of its shards");
         }
@@ -245,6 +274,9 @@ impl Groups {
 
     /// Ends the thread in order: everything said before is decided and durable.
     pub(crate) async fn close(&self) -> Result<(), Error> {
+        if self.refusal.get().is_some() {
+            return Ok(());
+        }
         let (done, closed) = oneshot::channel();
         {
             let mut inbox = lock(&self.inbox);

@@ -151,11 +151,5 @@ pub(crate) async fn ask<T>(
 ) -> Result<T, Error> {
     let (done, answer) = oneshot::channel();
     lane.send(control(done));
-    answer.await.map_err(|_| {
-        if lane.is_poisoned() {
-            Error::Poisoned
-        } else {
-            Error::Draining
-        }
-    })
+    answer.await.map_err(|_| lane.gone())
 }

@@ -58,6 +58,8 @@ pub(crate) struct Lane {
     syncing_since: AtomicU64,
     poisoned: AtomicBool,
     full: Mutex<Option<Error>>,
+    /// The log did not open: there is no thread, and this is every answer.
+    refusal: Option<Error>,
 }
 
 #[derive(Debug, Default)]
@@ -81,19 +83,8 @@ impl Lane {
         let capacity = u32::try_from(context.queue_bytes_max)
             .unwrap_or(u32::MAX)
             .max(1);
-        let lane = Arc::new(Self {
-            key,
-            reader: log.reader(),
-            clock: context.clock.clone(),
-            queue: Mutex::default(),
-            permits: Semaphore::new(capacity as usize),
-            capacity,
-            thread: OnceLock::new(),
-            join: Mutex::new(None),
-            syncing_since: AtomicU64::new(0),
-            poisoned: AtomicBool::new(false),
-            full: Mutex::new(None),
-        });
+        let clock = context.clock.clone();
+        let lane = Arc::new(Self::new(key, log.reader(), clock, capacity));
         let worker = worker::Worker::new(Arc::clone(&lane), log, shards, context);
         let thread = thread::Builder::new()
             .name(format!("lane-{}", lane.label()))
@@ -102,6 +93,50 @@ impl Lane {
         let _ = lane.thread.set(thread.thread().clone());
         *lock(&lane.join) = Some(thread);
         lane
+    }
+
+    /// The lane of a log that did not open: it takes nothing, and answers why.
+    pub(crate) fn refused(key: LogKey, reader: LogReader, clock: Clock, why: Error) -> Arc<Self> {
+        let mut lane = Self::new(key, reader, clock, 1);
+        lane.refusal = Some(why);
+        drop(lane.close_queue());
+        Arc::new(lane)
+    }
+
+    fn new(key: LogKey, reader: LogReader, clock: Clock, capacity: u32) -> Self {
+        Self {
+            key,
+            reader,
+            clock,
+            queue: Mutex::default(),
+            permits: Semaphore::new(capacity as usize),
+            capacity,
+            thread: OnceLock::new(),
+            join: Mutex::new(None),
+            syncing_since: AtomicU64::new(0),
+            poisoned: AtomicBool::new(false),
+            full: Mutex::new(None),
+            refusal: None,
+        }
+    }
+
+    /// Why its log did not open, if it did not.
+    pub(crate) fn refusal(&self) -> Option<&Error> {
+        self.refusal.as_ref()
+    }
+
+    /// [`Error::LogRefused`] when its log did not open.
+    pub(crate) fn check_open(&self) -> Result<(), Error> {
+        self.refusal.clone().map_or(Ok(()), Err)
+    }
+
+    /// Why its thread does not answer.
+    pub(crate) fn gone(&self) -> Error {
+        match &self.refusal {
+            Some(refusal) => refusal.clone(),
+            None if self.is_poisoned() => Error::Poisoned,
+            None => Error::Draining,
+        }
     }
 
     /// Its log.
@@ -153,7 +188,7 @@ impl Lane {
                 permit.forget();
                 Ok(())
             }
-            Err(_) => Err(Error::Draining),
+            Err(_) => Err(self.refusal.clone().unwrap_or(Error::Draining)),
         }
     }
 
@@ -235,8 +270,12 @@ impl Lane {
         }
     }
 
-    /// The refusal for a disk that does not answer, as long as it lasts.
+    /// The refusal for a log that did not open, or for a disk that does not answer, as long as it
+    /// lasts.
     pub(crate) fn stuck(&self) -> Option<Error> {
+        if self.refusal.is_some() {
+            return self.refusal.clone();
+        }
         if self.syncing_since.load(Ordering::Relaxed) == 0 {
             return None;
         }

@@ -48,6 +48,7 @@ mod shutdown;
 mod streams;
 mod subscription;
 mod tail;
+mod vouching;
 
 pub use broker::{Broker, OpenError};
 pub use config::{BrokerConfig, SettingError};

@@ -1,5 +1,6 @@
 //! What the parts of a running node share.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -92,20 +93,33 @@ impl Node {
             return Health::Draining;
         }
         let lanes = self.lanes.all();
+        if let Some(refused) = self.refused_logs(&lanes) {
+            return Health::Degraded(Cow::Owned(refused));
+        }
+        let degraded = |why| Health::Degraded(Cow::Borrowed(why));
         if lanes.iter().any(|lane| lane.is_poisoned()) {
-            return Health::Degraded(
-                "a log is poisoned after failed syncs: appends to it need a restart",
-            );
+            return degraded("a log is poisoned after failed syncs: appends to it need a restart");
         }
         if lanes.iter().any(|lane| lane.full().is_some()) {
-            return Health::Degraded("the disk is full: appends are refused until space is freed");
+            return degraded("the disk is full: appends are refused until space is freed");
         }
         if lanes.iter().any(|lane| lane.syncing_for() > SLOW_SYNC) {
-            return Health::Degraded(
-                "the disk is slow: a sync has been running for more than a second",
-            );
+            return degraded("the disk is slow: a sync has been running for more than a second");
         }
         Health::Serving
+    }
+
+    /// The logs that did not open, with the reason of the first; `None`: all did.
+    fn refused_logs(&self, lanes: &[Arc<Lane>]) -> Option<String> {
+        let own = [self.groups.refusal(), self.deliveries.refusal()];
+        let lanes = lanes.iter().filter_map(|lane| lane.refusal());
+        let all: Vec<&Error> = lanes.chain(own.into_iter().flatten()).collect();
+        let (first, more) = all.split_first()?;
+        let more = match more.len() {
+            0 => String::new(),
+            more => format!(" (and {more} more logs)"),
+        };
+        Some(format!("logs refused: {first}{more}"))
     }
 
     /// Makes every waiting reader look again.

@@ -1,6 +1,7 @@
 //! Opening a data directory: the catalog, every log that streams lie in, what the logs remember of
 //! each shard; then lanes and housekeeping start.
 
+mod own_logs;
 mod recover;
 
 use std::collections::BTreeMap;
@@ -8,13 +9,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use flumen_log::{Log, LogConfig, LogKey, Storage};
+use flumen_log::{Log, LogConfig, LogKey, LogReader, Storage};
 use flumen_record::ShardId;
-use flumen_stream::group::GroupLog;
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
-use crate::delivery::Deliveries;
 use crate::groups::{self, Groups};
 use crate::housekeeping::Housekeeping;
 use crate::lane::{Control, Lane, LaneContext, OpenShard};
@@ -84,24 +83,15 @@ fn open_blocking(
     let mut config = config;
     config.stream.lanes_per_class = config.lanes_per_class.max(config.stream.lanes_per_class);
     let recovered = recover::recover(&storage, &config, clock.now())?;
-    let groups_config = config.groups.clone();
-    let opened = GroupLog::open(
-        Arc::clone(&storage),
-        groups_config,
-        clock.now(),
-        clock.monotonic(),
-    )?;
     let catalog = &recovered.catalog;
-    let deliveries = Deliveries::open(
-        Arc::clone(&storage),
-        config.delivery.clone(),
-        clock.now(),
-        |stream| catalog.stream(stream).is_some(),
-    )?;
+    let opened = own_logs::open_groups(&storage, &config, &clock, catalog)?;
+    let catalog_record = Arc::new(AtomicU64::new(catalog.last_record()));
+    let deliveries =
+        own_logs::open_deliveries(&storage, &config, &clock, catalog, &catalog_record)?;
     let (stop, _) = tokio::sync::watch::channel(false);
     let node = Arc::new(Node {
         blocking_reads: Arc::new(Semaphore::new(config.blocking_reads_max.max(1) as usize)),
-        catalog_record: Arc::new(AtomicU64::new(recovered.catalog.last_record())),
+        catalog_record,
         issued: AtomicU64::new(recovered.catalog.producers_issued().value()),
         config,
         groups: Arc::new(Groups::new(clock.clone())),
@@ -122,16 +112,23 @@ fn open_blocking(
     });
     node.metrics.attach(&node);
     start(&node, recovered);
-    let (log, coordinator, _) = opened;
-    let housekeeping =
-        Housekeeping::start(log.housekeeper(), "groups".to_owned(), node.clock.clone());
-    *lock(&node.groups_housekeeping) = housekeeping;
     if let Some(housekeeper) = node.deliveries.housekeeper() {
         let label = "deliveries".to_owned();
         let housekeeping = Housekeeping::start(housekeeper, label, node.clock.clone());
         *lock(&node.deliveries_housekeeping) = housekeeping;
     }
-    groups::start(&node, log, coordinator);
+    match opened {
+        Ok((log, coordinator)) => {
+            let label = "groups".to_owned();
+            let housekeeping = Housekeeping::start(log.housekeeper(), label, node.clock.clone());
+            *lock(&node.groups_housekeeping) = housekeeping;
+            groups::start(&node, log, coordinator);
+        }
+        Err(refusal) => node.groups.refuse(refusal),
+    }
+    // Nobody is served yet.
+    node.vouch();
+    crate::vouching::start(&node);
     groups::start_loads(&node);
     crate::retention::start(&node);
     crate::housekeeping::start_resting(&node);
@@ -144,8 +141,8 @@ fn start(node: &Arc<Node>, recovered: Recovered) {
     let Recovered {
         catalog,
         logs,
+        refused,
         mut shards,
-        ..
     } = recovered;
     let mut homes: BTreeMap<LogKey, Vec<OpenShard>> = BTreeMap::new();
     let mut tails = BTreeMap::new();
@@ -157,7 +154,7 @@ fn start(node: &Arc<Node>, recovered: Recovered) {
         for placement in info
             .placements
             .iter()
-            .filter(|placement| placement.log != home)
+            .filter(|placement| placement.log != home && !refused.contains_key(&home))
         {
             left_behind.push((placement.log, home, info.id, shard.save()));
         }
@@ -167,7 +164,11 @@ fn start(node: &Arc<Node>, recovered: Recovered) {
             .or_default()
             .push(OpenShard { shard, tail });
     }
-    for (key, log) in logs {
+    for (key, refusal) in refused {
+        refuse_lane(node, key, refusal);
+    }
+    for (key, mut log) in logs {
+        crate::vouching::begin(key, &mut log, catalog.last_record(), node.clock.now());
         let shards = homes.remove(&key).unwrap_or_default();
         start_lane(node, key, log, shards);
     }
@@ -222,6 +223,36 @@ fn start_lane(node: &Arc<Node>, key: LogKey, log: Log, shards: Vec<OpenShard>) -
     lane
 }
 
+/// Makes a log known that did not open: every question about it has an answer.
+fn refuse_lane(node: &Node, key: LogKey, refusal: Error) {
+    let storage = Arc::clone(&node.storage);
+    let reader = LogReader::refused(storage, key, reason_of(&refusal));
+    let lane = Lane::refused(key, reader, node.clock.clone(), refusal);
+    node.lanes.insert(lane, Housekeeping::default());
+}
+
+fn reason_of(refusal: &Error) -> String {
+    match refusal {
+        Error::LogRefused { reason, .. } => reason.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// What a log that does not open is answered with, when the rest can be served without it. `None`: the
+/// node cannot start.
+pub(crate) fn refusal_of(key: LogKey, error: &flumen_log::OpenError) -> Option<Error> {
+    match error {
+        flumen_log::OpenError::Short(_) => {
+            tracing::error!(log = key.dir_name(), %error, "log refused; everything else is served");
+            Some(Error::LogRefused {
+                log: key.dir_name(),
+                reason: error.to_string(),
+            })
+        }
+        _ => None,
+    }
+}
+
 /// Opens a log that no stream lay in when the node started. Blocks.
 pub(crate) fn open_new_log(node: &Arc<Node>, key: LogKey) -> Result<Arc<Lane>, Error> {
     if let Some(lane) = node.lanes.get(key) {
@@ -248,6 +279,7 @@ pub(crate) fn open_new_log(node: &Arc<Node>, key: LogKey) -> Result<Arc<Lane>, E
         .shards
         .iter()
         .for_each(|shard| log.forget(shard.shard));
+    node.vouch_for_new(key, &mut log)?;
     Ok(start_lane(node, key, log, Vec::new()))
 }
 

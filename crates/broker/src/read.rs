@@ -83,7 +83,11 @@ impl Node {
         let at = match start.resolve(bounds.trim_horizon, bounds.durable_end) {
             Start::At(at) => return Ok(at),
             Start::Trimmed { asked, horizon } => return Err(Error::Trimmed { asked, horizon }),
-            Start::Beyond { asked, end } => return Err(Error::BeyondEnd { asked, end }),
+            Start::Beyond { asked, end } => {
+                // Where it ends is known only to the log that takes its appends.
+                shard.lane().check_open()?;
+                return Err(Error::BeyondEnd { asked, end });
+            }
             Start::FindTime(at) => at,
         };
         let shard = Arc::clone(shard);

@@ -1,5 +1,7 @@
 //! What the edges hand in and get back.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use flumen_record::{
     Durability, HashRange, Record, SequenceNumber, ShardIndex, StreamId, StreamName, Timestamp,
@@ -89,12 +91,12 @@ pub struct StreamDescription {
 }
 
 /// Whether the node serves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
     /// It does.
     Serving,
-    /// It reads, but a log is poisoned or the disk is full or stuck: appends are refused or slow.
-    Degraded(&'static str),
+    /// It serves in part: a log is refused or poisoned, or the disk is full or stuck.
+    Degraded(Cow<'static, str>),
     /// It is shutting down.
     Draining,
 }

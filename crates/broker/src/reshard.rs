@@ -96,7 +96,7 @@ impl Node {
             let log = state
                 .info
                 .log_of(ShardIndex::new(child), limits.lanes_per_class);
-            self.lane(log).await?;
+            self.lane(log).await?.check_open()?;
         }
         let parents = steps.iter().flat_map(Reshard::parents);
         let parents: Vec<Arc<ShardHandle>> = parents

@@ -32,6 +32,8 @@ type Trim = (Arc<ShardHandle>, SequenceNumber);
 struct Holds {
     /// Per shard, from where on.
     held: BTreeMap<ShardId, SequenceNumber>,
+    /// Nobody knows what is planned: it may be anything.
+    unknown: bool,
     /// For how long at most.
     max: Duration,
     now: Timestamp,
@@ -133,6 +135,7 @@ impl Node {
         let state = stream.state();
         let holds = Holds {
             held: self.deliveries.held(&stream.name),
+            unknown: self.deliveries.refusal().is_some(),
             max: self.config.delivery.hold_max(),
             now,
         };
@@ -273,6 +276,10 @@ fn find_trims(
     let all = stored.iter().flatten().sum();
     let mut trims = Vec::new();
     for (at, shard) in shards.iter().enumerate() {
+        // What is in a log that did not open is not known, and nothing expires by it.
+        if shard.refusal().is_some() {
+            continue;
+        }
         let bounds = shard.bounds();
         if bounds.trim_horizon >= bounds.durable_end {
             continue;
@@ -320,6 +327,10 @@ fn stored_bytes(
     let mut stored = Vec::with_capacity(shards.len());
     for shard in shards {
         let mut here = 0_u64;
+        if shard.refusal().is_some() {
+            stored.push(here);
+            continue;
+        }
         for (at, place) in shard.places.iter().enumerate() {
             let key = place.lane.key();
             let before = shard.places.iter().take(at);
@@ -348,6 +359,7 @@ impl Holds {
         settings: &StreamSettings,
     ) -> Result<SequenceNumber, Error> {
         let held = match self.held.get(&shard.id) {
+            _ if self.unknown => SequenceNumber::ZERO,
             Some(held) if *held < before => *held,
             _ => return Ok(before),
         };

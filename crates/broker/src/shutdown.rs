@@ -44,9 +44,11 @@ impl Node {
             node.groups.join();
             node.lanes.all().iter().for_each(|lane| lane.join());
             let now = node.clock.now();
+            let deliveries = node.deliveries.close(now);
+            // All others are closed: the catalog vouches for everything they hold.
+            node.vouch();
             let catalog = lock(&node.catalog).take();
             let closed = catalog.map_or(Ok(()), |catalog| Ok(catalog.close(now)?));
-            let deliveries = node.deliveries.close(now);
             closed.and(deliveries)
         })
         .await?;

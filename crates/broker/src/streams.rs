@@ -237,6 +237,11 @@ impl ShardHandle {
             stored_bytes: 0,
         };
         for (at, (place, next)) in self.places_with_next().enumerate() {
+            if place.lane.refusal().is_some() {
+                // Whatever it holds is neither readable nor gone.
+                bounds.trim_horizon = bounds.trim_horizon.min(place.from);
+                continue;
+            }
             let reader = place.lane.reader();
             let Some(here) = reader.bounds(self.id) else {
                 continue;
@@ -265,6 +270,11 @@ impl ShardHandle {
         }
         bounds.trim_horizon = bounds.trim_horizon.min(bounds.durable_end);
         bounds
+    }
+
+    /// Why a log that it lies in did not open, if one did not.
+    pub(crate) fn refusal(&self) -> Option<&Error> {
+        self.places.iter().find_map(|place| place.lane.refusal())
     }
 
     /// The number after its last, when it is closed.

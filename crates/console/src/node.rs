@@ -1,5 +1,6 @@
 //! What the node is doing, as far as somebody outside asks.
 
+use std::borrow::Cow;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use flumen_broker::{Broker, Health};
@@ -19,10 +20,10 @@ enum Phase {
 }
 
 /// An answer to "are you ready".
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Readiness {
     pub(crate) ready: bool,
-    pub(crate) says: &'static str,
+    pub(crate) says: Cow<'static, str>,
 }
 
 impl Node {
@@ -68,16 +69,16 @@ impl Node {
         match self.phase() {
             Phase::Starting => Readiness {
                 ready: false,
-                says: "recovering",
+                says: Cow::Borrowed("recovering"),
             },
             Phase::Draining(_) => Readiness {
                 ready: false,
-                says: "draining",
+                says: Cow::Borrowed("draining"),
             },
             Phase::Serving(broker) => match broker.health() {
                 Health::Serving => Readiness {
                     ready: true,
-                    says: "ready",
+                    says: Cow::Borrowed("ready"),
                 },
                 Health::Degraded(why) => Readiness {
                     ready: true,
@@ -85,7 +86,7 @@ impl Node {
                 },
                 Health::Draining => Readiness {
                     ready: false,
-                    says: "draining",
+                    says: Cow::Borrowed("draining"),
                 },
             },
         }

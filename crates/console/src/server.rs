@@ -103,10 +103,12 @@ impl Console {
     async fn with_deliveries(&self, broker: Broker, mut numbers: Numbers) -> Numbers {
         let listing = tokio::task::spawn_blocking(move || {
             // The broker bounds how many there are.
-            broker.list_deliveries(None, usize::MAX).0
+            broker.list_deliveries(None, usize::MAX)
         });
         match listing.await {
-            Ok(all) => {
+            // Its log did not open: there are no numbers, but one that says so.
+            Ok(Err(_)) => {}
+            Ok(Ok((all, _))) => {
                 deliveries::add(
                     &mut numbers,
                     &all,

@@ -1,5 +1,6 @@
 //! Looking at a data directory from outside, while no broker runs on it.
 
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use anyhow::{Context, Result};
 use flumen_broker::Clock;
 use flumen_log::{
     DiskStorage, LogConfig, LogKey, MemoryStorage, OpenError, Preparation, Quarantined, Storage,
+    Voucher,
 };
 use flumen_record::Timestamp;
 use flumen_stream::{Catalog, CatalogError, StreamConfig};
@@ -43,7 +45,7 @@ pub(crate) fn inspect(data_dir: &Path) -> Result<Inspection> {
     );
     let storage: Arc<dyn Storage> = Arc::new(storage);
     let mut found = Inspection::default();
-    let mut named = 0;
+    let (mut named, mut reaches) = (0, BTreeMap::new());
     for key in flumen_log::list_logs(&*storage).context("the logs cannot be listed")? {
         match flumen_log::inspect(Arc::clone(&storage), key, LogConfig::default()) {
             Ok(log) => {
@@ -54,15 +56,26 @@ pub(crate) fn inspect(data_dir: &Path) -> Result<Inspection> {
                 found.tail_rounds += log.tail_rounds;
                 if key.holds_records() {
                     found.records += log.records;
+                }
+                if key != LogKey::CATALOG {
                     named = named.max(log.catalog_named);
                 }
+                reaches.insert(key, log.reaches);
                 let lines = log.damage.iter().map(|damage| line(key, damage));
                 found.findings.extend(lines);
             }
-            Err(error) => found.refused(&error)?,
+            Err(error) => {
+                found.refused(&error)?;
+                // It is there, and its own finding is said: not that it is less than it was.
+                let whole = Voucher {
+                    epoch: u32::MAX,
+                    round: u64::MAX,
+                };
+                reaches.insert(key, Some(whole));
+            }
         }
     }
-    found.catalog(&*storage, named)?;
+    found.catalog(&*storage, named, &reaches)?;
     Ok(found)
 }
 
@@ -76,12 +89,22 @@ impl Inspection {
         Ok(())
     }
 
-    /// Whether the catalog's records add up, and reach as far as the logs say.
-    fn catalog(&mut self, storage: &dyn Storage, named: u64) -> Result<()> {
+    /// Whether the catalog's records add up, and reach as far as the logs say; and whether the logs
+    /// reach as far as the catalog says.
+    fn catalog(
+        &mut self,
+        storage: &dyn Storage,
+        named: u64,
+        reaches: &BTreeMap<LogKey, Option<Voucher>>,
+    ) -> Result<()> {
         let copy =
             copy_of(storage, &LogKey::CATALOG.dir_name()).context("the catalog cannot be read")?;
         let opened = Catalog::open(copy, StreamConfig::default(), now());
-        let checked = opened.and_then(|(catalog, _)| catalog.check_named(named));
+        let checked = opened.and_then(|(catalog, _)| {
+            let short = catalog.shortfalls(reaches);
+            self.findings.extend(short.iter().map(ToString::to_string));
+            catalog.check_named(named)
+        });
         match checked {
             Ok(()) => {}
             // Said already, of the log itself.

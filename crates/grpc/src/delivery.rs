@@ -78,7 +78,7 @@ pub(crate) fn list(
         }
         limit => limit,
     };
-    let (deliveries, more) = broker.list_deliveries(after.as_ref(), limit as usize);
+    let (deliveries, more) = broker.list_deliveries(after.as_ref(), limit as usize)?;
     let now = Clock::system().now();
     let deliveries = deliveries.iter().map(|one| description::describe(one, now));
     Ok(v1::ListDeliveriesResponse {

@@ -5,6 +5,8 @@ use std::io;
 use flumen_record::{SequenceNumber, ShardId};
 use thiserror::Error;
 
+use crate::voucher::Shortfall;
+
 /// Why a log does not open. (Extended: one variant per fact, naming the file.)
 #[derive(Debug, Error)]
 pub enum OpenError {
@@ -40,6 +42,10 @@ pub enum OpenError {
         /// The link.
         path: String,
     },
+    /// Another log vouches for more than is there: the folder was lost, emptied, or is an older copy.
+    /// Nothing was changed.
+    #[error("{0}")]
+    Short(Shortfall),
     /// The data directory cannot be written.
     #[error("{dir} cannot be written: {source}")]
     ReadOnly {
@@ -120,6 +126,14 @@ pub enum ReadError {
         to: SequenceNumber,
         /// File name of the damaged segment.
         segment: String,
+    },
+    /// The log did not open: nothing of it is served, and nothing is known of what it holds.
+    #[error("log {log} is refused: {reason}")]
+    Refused {
+        /// The log's folder.
+        log: String,
+        /// Why it did not open.
+        reason: String,
     },
     /// This log never held the shard.
     #[error("shard {shard} is not in this log")]

@@ -30,6 +30,7 @@ mod state;
 mod storage;
 #[cfg(test)]
 mod testing;
+mod voucher;
 mod work;
 
 pub use backlog::Backlog;
@@ -47,3 +48,4 @@ pub use storage::{
     DiskStorage, Fault, FaultError, Grain, MemoryStorage, Operation, OperationKind, Unsynced,
     UnsyncedKind,
 };
+pub use voucher::{Shortfall, Voucher};

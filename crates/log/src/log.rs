@@ -22,6 +22,7 @@ use crate::round::CLOSED;
 use crate::shared::elapsed;
 use crate::snapshot::SnapshotJob;
 use crate::storage::Storage;
+use crate::voucher::Voucher;
 use failure::Unwritten;
 use writer::{PutError, Writer};
 
@@ -119,7 +120,20 @@ impl Log {
         now: Timestamp,
         replay: &mut dyn Replay,
     ) -> Result<(Self, Recovery), OpenError> {
-        let (writer, recovery) = recovery::recover(storage, key, config, now, replay)?;
+        Self::open_vouched(storage, key, config, now, replay, None)
+    }
+
+    /// [`Log::open`] of a log of which another one remembers how far it got: one that is not there,
+    /// or is less than that, is refused ([`OpenError::Short`]) and nothing is changed.
+    pub fn open_vouched(
+        storage: Arc<dyn Storage>,
+        key: LogKey,
+        config: LogConfig,
+        now: Timestamp,
+        replay: &mut dyn Replay,
+        voucher: Option<Voucher>,
+    ) -> Result<(Self, Recovery), OpenError> {
+        let (writer, recovery) = recovery::recover(storage, key, config, now, replay, voucher)?;
         let snapshots = SnapshotClock {
             at: now,
             round: writer.chain.round,
@@ -185,6 +199,24 @@ impl Log {
             });
         }
         Ok(())
+    }
+
+    /// Writes a first round, empty, into a log that has none: then another one can vouch for it before
+    /// there is anything to lose.
+    pub fn begin(
+        &mut self,
+        catalog: u64,
+        now: Timestamp,
+    ) -> Result<Result<(), WriteError>, SyncError> {
+        if self.writer.chain.round > 0 {
+            return Ok(Ok(()));
+        }
+        Ok(self.commit(&[], catalog, now)?.map(|_| ()))
+    }
+
+    /// The last durable catalog record, for the rounds that follow to name.
+    pub fn know_catalog(&mut self, record: u64) {
+        self.writer.catalog = self.writer.catalog.max(record);
     }
 
     /// Writes one round: `frames` grouped by shard, in sequence order within a shard. It may be

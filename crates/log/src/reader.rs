@@ -11,15 +11,19 @@ mod tests;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use flumen_record::{SequenceNumber, ShardId, Timestamp};
 
+use crate::config::{LogConfig, LogKey};
 use crate::error::ReadError;
 use crate::index::{Run, ShardCell, ShardState};
 use crate::log::LogStats;
 use crate::segment::Segment;
 use crate::shared::Shared;
+use crate::storage::Storage;
+use crate::voucher::Voucher;
 
 /// Runs looked at for one reply.
 const RUNS_PER_READ: usize = 8192;
@@ -109,7 +113,31 @@ impl LogReader {
         self.shared.stats()
     }
 
+    /// Of a log that did not open: every read of it is [`ReadError::Refused`].
+    pub fn refused(storage: Arc<dyn Storage>, key: LogKey, reason: String) -> Self {
+        let mut shared = Shared::new(storage, key, LogConfig::default(), Timestamp::ZERO);
+        shared.refusal = Some(reason);
+        Self::new(Arc::new(shared))
+    }
+
+    /// How far the log has got, for another one to remember; `None` when it holds no round yet, or
+    /// is poisoned.
+    pub fn voucher(&self) -> Option<Voucher> {
+        let shared = &self.shared;
+        // In this order: an epoch is stored before its rounds are durable.
+        let round = shared.vouched_round.load(Ordering::Acquire);
+        let has_rounds = shared.durable_round() > 0;
+        let epoch = shared.epoch.load(Ordering::Acquire);
+        (has_rounds && !shared.is_poisoned()).then_some(Voucher { epoch, round })
+    }
+
     pub(crate) fn cell(&self, shard: ShardId) -> Result<Arc<ShardCell>, ReadError> {
+        if let Some(reason) = &self.shared.refusal {
+            return Err(ReadError::Refused {
+                log: self.shared.dir.clone(),
+                reason: reason.clone(),
+            });
+        }
         self.shared
             .index
             .get(shard)

@@ -11,6 +11,7 @@ mod standings;
 mod tail;
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -26,6 +27,7 @@ use crate::round::RoundEncoder;
 use crate::shared::{Shared, count};
 use crate::snapshot::{SNAPSHOT_NAME, Snapshot, SnapshotFault};
 use crate::storage::Storage;
+use crate::voucher::{Shortfall, Voucher};
 pub use inspect::{LogInspection, inspect};
 use inventory::Inventory;
 use restore::Restorer;
@@ -120,18 +122,22 @@ pub(crate) fn recover(
     config: LogConfig,
     now: Timestamp,
     replay: &mut dyn Replay,
+    voucher: Option<Voucher>,
 ) -> Result<(Writer, Recovery), OpenError> {
     let shared = Arc::new(Shared::new(storage, key, config, now));
     let at = |source| OpenError::Io {
         path: shared.dir.clone(),
         source,
     };
-    shared.storage.create_dir(&shared.dir).map_err(at)?;
+    match voucher {
+        None => shared.storage.create_dir(&shared.dir).map_err(at)?,
+        Some(vouched) => expect_dir(&shared, vouched)?,
+    }
     shared.refresh_space();
     let inventory = Inventory::take(&shared, true)?;
     let snapshot = read_snapshot(&shared)?;
     let mut restorer = Restorer::new(&shared, replay, snapshot.as_ref());
-    let scan = Scan::run(&inventory, &mut restorer, snapshot.as_ref())?;
+    let scan = Scan::run(&inventory, &mut restorer, snapshot.as_ref(), voucher)?;
     if !scan.clean {
         inventory.sync_sealed()?;
     }
@@ -151,6 +157,22 @@ pub(crate) fn recover(
         recovery.quarantined.len() as u64,
     );
     Ok((writer, recovery))
+}
+
+/// A folder that must be there is not made anew.
+fn expect_dir(shared: &Shared, vouched: Voucher) -> Result<(), OpenError> {
+    match shared.storage.list(&shared.dir) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(OpenError::Short(Shortfall {
+            log: shared.key,
+            vouched,
+            found: None,
+        })),
+        Err(source) => Err(OpenError::Io {
+            path: shared.dir.clone(),
+            source,
+        }),
+    }
 }
 
 /// A snapshot that does not verify is as good as none: everything it says is in the segments too.
@@ -188,7 +210,10 @@ fn new_writer(shared: &Arc<Shared>, inventory: &Inventory, scan: &Scan) -> Write
         work.last_used = work.next_segment;
         work.next_bytes = shared.config.segment_bytes_min;
     }
-    shared.vouched_round.store(scan.vouched, Ordering::Release);
+    // What is missing at the end is vouched by others, and no longer by what is here.
+    let vouched = scan.vouched.min(scan.reached);
+    shared.vouched_round.store(vouched, Ordering::Release);
+    shared.epoch.store(scan.kept_epoch, Ordering::Release);
     let chain = ChainEnd {
         round: scan.last_round,
         checksum: scan.last_checksum,

@@ -1,7 +1,7 @@
 //! What the writer, the readers and the housekeeper of one log share.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -85,6 +85,10 @@ pub(crate) struct Shared {
     /// Bytes of the log this process has written: how far back the hot window reaches.
     pub(crate) written: AtomicU64,
     pub(crate) durable_round: AtomicU64,
+    /// The highest epoch of which a round is durable.
+    pub(crate) epoch: AtomicU32,
+    /// Why the log did not open: then nothing of it is served.
+    pub(crate) refusal: Option<String>,
     /// The last round that a durable round names durable: what the next open knows for sure.
     pub(crate) vouched_round: AtomicU64,
     pub(crate) poisoned: AtomicBool,
@@ -124,6 +128,8 @@ impl Shared {
             counters: Counters::default(),
             written: AtomicU64::new(0),
             durable_round: AtomicU64::new(0),
+            epoch: AtomicU32::new(0),
+            refusal: None,
             vouched_round: AtomicU64::new(0),
             poisoned: AtomicBool::new(false),
             roll: AtomicBool::new(false),

@@ -6,6 +6,7 @@ mod change;
 mod stream_info;
 #[cfg(test)]
 mod tests;
+mod vouched;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -24,6 +25,7 @@ use crate::{CatalogError, Reshard, StreamConfig};
 pub use stream_info::{
     NewStream, Placement, ShardInfo, ShardState, StreamInfo, StreamSettings, StreamUpdate,
 };
+pub use vouched::Vouched;
 
 /// Everything the records of the catalog add up to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,6 +36,8 @@ struct State {
     next_stream: u32,
     /// Producer ids up to this one may have been issued.
     reserved: u64,
+    /// How far other logs have got.
+    vouched: BTreeMap<LogKey, Vouched>,
 }
 
 impl State {
@@ -62,6 +66,7 @@ impl State {
             }
             Change::SnapshotEnd { .. } => {}
             Change::PlacementsDropped(dropped) => self.drop_placements(&dropped, number),
+            Change::Vouch(vouched) | Change::SnapshotVouch(vouched) => self.vouch(vouched),
         }
     }
 
@@ -368,10 +373,13 @@ impl Catalog {
             reserved,
             next_stream,
         }];
+        if !self.state.vouched.is_empty() {
+            changes.push(Change::SnapshotVouch(self.state.all_vouched()));
+        }
         let streams = self.state.streams.values();
         changes.extend(streams.map(|stream| Change::SnapshotStream(StreamInfo::clone(stream))));
         let streams =
-            u32::try_from(changes.len() - 1).expect("BUG: streams are numbered in 32 bits");
+            u32::try_from(self.state.streams.len()).expect("BUG: streams are numbered in 32 bits");
         changes.push(Change::SnapshotEnd { streams });
         self.log.snapshot(&changes, now)
     }

@@ -23,6 +23,7 @@ pub use admission::{Admission, Refusal};
 pub use auto_scale::{AutoScale, AutoScaleChange, AutoScaleUpdate};
 pub use catalog::{
     Catalog, NewStream, Placement, ShardInfo, ShardState, StreamInfo, StreamSettings, StreamUpdate,
+    Vouched,
 };
 pub use config::StreamConfig;
 pub use error::CatalogError;

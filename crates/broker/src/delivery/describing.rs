@@ -25,10 +25,11 @@ impl Node {
         &self,
         after: Option<&DeliveryName>,
         limit: usize,
-    ) -> (Vec<DeliveryDescription>, bool) {
+    ) -> Result<(Vec<DeliveryDescription>, bool), Error> {
+        self.deliveries.check_open()?;
         let (page, more) = self.deliveries.page(after, limit);
         let page = page.iter().map(|entry| self.describe_entry(entry));
-        (page.collect(), more)
+        Ok((page.collect(), more))
     }
 
     pub(super) fn describe_entry(&self, entry: &Entry) -> DeliveryDescription {

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use bytes::Bytes;
-use flumen_log::{Housekeeper, Storage};
+use flumen_log::{Housekeeper, LogReader};
 use flumen_record::{
     DeliveryId, DeliveryName, SequenceNumber, ShardId, ShardIndex, StreamName, Timestamp,
 };
@@ -63,8 +63,14 @@ pub(crate) struct Deliveries {
     pub(super) config: DeliveryConfig,
     /// `None` once it is closed. Used on threads that may block.
     log: Mutex<Option<DeliveryLog>>,
+    /// The last durable catalog record, which rounds name.
+    catalog_record: Arc<AtomicU64>,
+    /// Says how far the log has got, also when it is closed.
+    reader: Option<LogReader>,
     /// The log has failed: nothing is changed any more.
     failed: AtomicBool,
+    /// The log did not open: nobody knows which there are.
+    refusal: Option<Error>,
     pub(super) saves: Saves,
     /// Of the sink, once it has taken its seat.
     checks: OnceLock<Arc<dyn DeliveryChecks>>,
@@ -172,14 +178,14 @@ impl Entry {
 }
 
 impl Deliveries {
-    /// Opens the log and knows what is in it. `exists` says which streams there are. Blocks.
-    pub(crate) fn open(
-        storage: Arc<dyn Storage>,
+    /// Knows what is in the log. `exists` says which streams there are. Blocks.
+    pub(crate) fn of(
+        mut log: DeliveryLog,
         config: DeliveryConfig,
+        catalog_record: Arc<AtomicU64>,
         now: Timestamp,
         exists: impl Fn(&StreamName) -> bool,
     ) -> Result<Self, OpenError> {
-        let (mut log, _) = DeliveryLog::open(storage, config.clone(), now)?;
         let mut known = Known::default();
         let mut deleted = Vec::new();
         for (id, stored) in log.deliveries() {
@@ -201,13 +207,46 @@ impl Deliveries {
         }
         Ok(Self {
             config,
+            catalog_record,
+            reader: Some(log.reader()),
             log: Mutex::new(Some(log)),
             failed: AtomicBool::new(false),
+            refusal: None,
             saves: Saves::default(),
             checks: OnceLock::new(),
             known: RwLock::new(known),
             changes: watch::Sender::default(),
         })
+    }
+
+    /// Those of a log that did not open: whatever is asked, this is the answer.
+    pub(crate) fn refused(config: DeliveryConfig, why: Error) -> Self {
+        Self {
+            config,
+            catalog_record: Arc::default(),
+            reader: None,
+            log: Mutex::new(None),
+            failed: AtomicBool::new(false),
+            refusal: Some(why),
+            saves: Saves::default(),
+            checks: OnceLock::new(),
+            known: RwLock::default(),
+            changes: watch::Sender::default(),
+        }
+    }
+
+    /// Why the log did not open, if it did not.
+    pub(crate) fn refusal(&self) -> Option<&Error> {
+        self.refusal.as_ref()
+    }
+
+    pub(super) fn check_open(&self) -> Result<(), Error> {
+        self.refusal.clone().map_or(Ok(()), Err)
+    }
+
+    /// Says how far the log has got; `None` when it did not open.
+    pub(crate) fn reader(&self) -> Option<&LogReader> {
+        self.reader.as_ref()
     }
 
     /// The handle for the thread that looks after the log's files.
@@ -225,8 +264,10 @@ impl Deliveries {
         self.checks.get().ok_or(Error::DeliveriesUnavailable)
     }
 
-    /// [`Error::DeliveriesFailed`] once the log has failed.
+    /// [`Error::DeliveriesFailed`] once the log has failed, [`Error::LogRefused`] when it did not
+    /// open.
     pub(super) fn check(&self) -> Result<(), Error> {
+        self.check_open()?;
         if self.failed.load(Ordering::Acquire) {
             Err(Error::DeliveriesFailed)
         } else {
@@ -243,6 +284,7 @@ impl Deliveries {
         let mut log = lock(&self.log);
         self.check()?;
         let log = log.as_mut().ok_or(Error::Draining)?;
+        log.know_catalog(self.catalog_record.load(Ordering::Acquire));
         change(log).map_err(|error| {
             if !error.is_refusal() {
                 tracing::error!(%error, "the log of delivery streams has failed; they need a restart");
@@ -256,6 +298,7 @@ impl Deliveries {
     pub(crate) fn rest(&self, now: Timestamp) {
         let mut log = lock(&self.log);
         let Some(log) = log.as_mut() else { return };
+        log.know_catalog(self.catalog_record.load(Ordering::Acquire));
         if self.check().is_ok()
             && let Err(error) = log.rest(now)
         {
@@ -269,16 +312,20 @@ impl Deliveries {
     pub(crate) fn close(&self, now: Timestamp) -> Result<(), Error> {
         let log = lock(&self.log).take();
         match log {
-            Some(log) if self.check().is_ok() => log.close(now).map_err(|error| {
-                tracing::error!(%error, "the log of delivery streams could not be closed");
-                Error::DeliveriesFailed
-            }),
+            Some(mut log) if self.check().is_ok() => {
+                log.know_catalog(self.catalog_record.load(Ordering::Acquire));
+                log.close(now).map_err(|error| {
+                    tracing::error!(%error, "the log of delivery streams could not be closed");
+                    Error::DeliveriesFailed
+                })
+            }
             _ => Ok(()),
         }
     }
 
     /// The one of this name.
     pub(super) fn get(&self, name: &DeliveryName) -> Result<Arc<Entry>, Error> {
+        self.check_open()?;
         let known = read(&self.known);
         let entry = known.by_name.get(name).cloned();
         entry.ok_or_else(|| Error::DeliveryNotFound {
@@ -325,6 +372,7 @@ impl Deliveries {
 
     /// [`Error::StreamInUse`] when one reads this stream, or writes what failed to it.
     pub(crate) fn check_unused(&self, stream: &StreamName) -> Result<(), Error> {
+        self.check_open()?;
         let known = read(&self.known);
         let uses = |entry: &&Arc<Entry>| {
             let orders = entry.orders();

@@ -12,7 +12,7 @@ use super::{Error, ErrorKind};
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Every reason there is, with its kind.
-pub(crate) const REASONS: [(&str, ErrorKind); 55] = [
+pub(crate) const REASONS: [(&str, ErrorKind); 56] = [
     ("STREAM_NOT_FOUND", ErrorKind::NotFound),
     ("STREAM_EXISTS", ErrorKind::AlreadyExists),
     ("SHARD_NOT_FOUND", ErrorKind::NotFound),
@@ -38,6 +38,7 @@ pub(crate) const REASONS: [(&str, ErrorKind); 55] = [
     ("TRIMMED", ErrorKind::Expired),
     ("BEYOND_END", ErrorKind::Invalid),
     ("DATA_LOSS", ErrorKind::Corrupt),
+    ("LOG_REFUSED", ErrorKind::Unavailable),
     ("ALREADY_APPENDED", ErrorKind::Conflict),
     ("OUTCOME_UNKNOWN", ErrorKind::Poisoned),
     ("POISONED", ErrorKind::Poisoned),
@@ -116,6 +117,7 @@ impl Error {
             Self::OutcomeUnknown | Self::Poisoned => ErrorKind::Poisoned,
             Self::DiskStuck { .. }
             | Self::MemberUnread
+            | Self::LogRefused { .. }
             | Self::GroupsFailed
             | Self::GroupsUnanswered { .. }
             | Self::DeliveryUnfinished { .. }
@@ -150,6 +152,7 @@ impl Error {
             Self::Trimmed { .. } => "TRIMMED",
             Self::BeyondEnd { .. } => "BEYOND_END",
             Self::DataLoss { .. } => "DATA_LOSS",
+            Self::LogRefused { .. } => "LOG_REFUSED",
             Self::AlreadyAppended { .. } => "ALREADY_APPENDED",
             Self::OutcomeUnknown => "OUTCOME_UNKNOWN",
             Self::Poisoned => "POISONED",
@@ -374,6 +377,7 @@ impl Error {
             Self::SequenceReused { sequence } | Self::AlreadyAppended { sequence } => {
                 vec![("sequence", sequence.to_string())]
             }
+            Self::LogRefused { log, .. } => vec![("log", log.clone())],
             Self::ProducerStateLost { producer } | Self::UnknownProducer { producer } => {
                 vec![("producer", producer.to_string())]
             }
@@ -386,6 +390,7 @@ impl Error {
         match self {
             Self::Throttled { retry_after } | Self::QueueFull { retry_after } => Some(*retry_after),
             Self::StorageFull { .. }
+            | Self::LogRefused { .. }
             | Self::DiskStuck { .. }
             | Self::MemberUnread
             | Self::GroupsFailed

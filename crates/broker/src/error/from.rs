@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use flumen_log::{ReadError, WriteError};
+use flumen_log::{ReadError, SyncError, WriteError};
 use flumen_record::{DeliveryName, StreamName};
 use flumen_stream::CatalogError;
 use flumen_stream::delivery::DeliveryLogError;
@@ -31,11 +31,19 @@ impl From<ReadError> for Error {
                 let kind = source.kind();
                 Self::Io { segment, kind }
             }
+            ReadError::Refused { log, reason } => Self::LogRefused { log, reason },
             ReadError::UnknownShard { shard } => Self::Io {
                 segment: format!("shard {shard}"),
                 kind: ErrorKind::NotFound,
             },
         }
+    }
+}
+
+impl From<SyncError> for Error {
+    fn from(SyncError::Poisoned { source }: SyncError) -> Self {
+        tracing::error!(error = %source, "a sync failed twice");
+        Self::OutcomeUnknown
     }
 }
 

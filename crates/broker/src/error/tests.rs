@@ -89,6 +89,10 @@ fn examples() -> Vec<Error> {
         Error::DiskStuck {
             waited: 12 * second,
         },
+        Error::LogRefused {
+            log: "log-disk-24h-0".to_owned(),
+            reason: "log-disk-24h-0: it is missing or empty".to_owned(),
+        },
         Error::SessionEnded,
         Error::Draining,
         Error::Catalog {
@@ -360,6 +364,7 @@ fn says_when_to_retry_where_waiting_helps() {
         "DRAINING",
         "GROUPS_FAILED",
         "GROUPS_UNANSWERED",
+        "LOG_REFUSED",
         "MEMBER_UNREAD",
         "QUEUE_FULL",
         "STORAGE_FULL",

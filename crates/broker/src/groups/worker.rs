@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use flumen_record::{GroupName, StreamId};
@@ -29,6 +29,8 @@ const TRY_AGAIN: Duration = Duration::from_millis(200);
 struct Worker {
     groups: Arc<Groups>,
     clock: Clock,
+    /// The last durable catalog record, which rounds name.
+    catalog_record: Arc<AtomicU64>,
     log: GroupLog,
     coordinator: Coordinator,
     sessions: Sessions,
@@ -58,6 +60,7 @@ impl Drop for Sessions {
 /// Starts the thread, and tells it the shards of every stream that has groups.
 pub(crate) fn start(node: &Arc<Node>, log: GroupLog, coordinator: Coordinator) {
     let groups = Arc::clone(&node.groups);
+    let _ = groups.reader.set(log.reader());
     let known: Vec<StreamId> = coordinator.streams().collect();
     for stream in known {
         let there = node.streams.all();
@@ -71,6 +74,7 @@ pub(crate) fn start(node: &Arc<Node>, log: GroupLog, coordinator: Coordinator) {
     let worker = Worker {
         groups: Arc::clone(&groups),
         clock: node.clock.clone(),
+        catalog_record: Arc::clone(&node.catalog_record),
         log,
         coordinator,
         sessions: Sessions {
@@ -120,6 +124,8 @@ impl Worker {
         }
         let closing = lock(&self.groups.inbox).closing.take();
         let Some(done) = closing else { return };
+        self.log
+            .know_catalog(self.catalog_record.load(Ordering::Acquire));
         let closed = self.log.close(self.clock.now());
         let closed = closed.map_err(|error| {
             tracing::error!(%error, "the log of consumer groups did not close");
@@ -192,6 +198,8 @@ impl Worker {
 
     /// Makes a step durable, however long the disk is full.
     fn commit(&mut self, step: &Step) -> Result<(), GroupLogError> {
+        self.log
+            .know_catalog(self.catalog_record.load(Ordering::Acquire));
         if step.changes.is_empty() {
             return Ok(());
         }

@@ -16,6 +16,9 @@ use crate::node::Node;
 /// Shards of groups whose lag is on a page at most.
 const SHARD_LAGS_MAX: u32 = 1_000;
 
+const REFUSED: &str =
+    "1 when the log is missing or less than the catalog vouches for: nothing of it is served";
+
 type Labels = Vec<(&'static str, String)>;
 
 /// All numbers at one moment.
@@ -229,6 +232,15 @@ fn the_groups(node: &Node, snapshot: &mut MetricsSnapshot) {
     ] {
         snapshot.gauge(name, help, Vec::new(), now(count) as f64);
     }
+    let own = [
+        ("groups", node.groups.refusal()),
+        ("deliveries", node.deliveries.refusal()),
+    ];
+    for (log, refusal) in own {
+        let labels = vec![("log", log.to_owned())];
+        let refused = f64::from(u8::from(refusal.is_some()));
+        snapshot.gauge("refused", REFUSED, labels, refused);
+    }
     let failed = f64::from(u8::from(node.groups.check().is_err()));
     let help = "1 when the log of consumer groups has failed: they need a restart";
     snapshot.gauge("groups_failed", help, Vec::new(), failed);
@@ -313,8 +325,13 @@ fn lane_counters(stats: &LogStats) -> [(&'static str, &'static str, u64); 9] {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
-fn lane_gauges(lane: &Lane, stats: &LogStats) -> [(&'static str, &'static str, f64); 7] {
+fn lane_gauges(lane: &Lane, stats: &LogStats) -> [(&'static str, &'static str, f64); 8] {
     [
+        (
+            "refused",
+            REFUSED,
+            f64::from(u8::from(lane.refusal().is_some())),
+        ),
         ("segments", "Segments of the log", stats.segments as f64),
         (
             "file_bytes",

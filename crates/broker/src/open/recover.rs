@@ -9,11 +9,11 @@ use flumen_record::{
     Durability, HashRange, ProducerId, SequenceNumber, ShardEpoch, ShardId, ShardIndex, Timestamp,
 };
 use flumen_stream::retention::RETENTION_MIN;
-use flumen_stream::{Catalog, Shard, ShardInfo, ShardState, StreamConfig, StreamInfo};
+use flumen_stream::{Catalog, Shard, ShardInfo, ShardState, StreamConfig, StreamInfo, Vouched};
 
-use super::{OpenError, log_config};
-use crate::BrokerConfig;
+use super::{OpenError, log_config, refusal_of};
 use crate::tail::Tail;
+use crate::{BrokerConfig, Error};
 
 /// How far a shard of a `memory` log resumes above where it was when numbers may have been lost.
 const JUMP: u64 = 1 << 32;
@@ -22,6 +22,8 @@ const JUMP: u64 = 1 << 32;
 pub(super) struct Recovered {
     pub(super) catalog: Catalog,
     pub(super) logs: Vec<(LogKey, Log)>,
+    /// Logs that did not open, and what they are answered with.
+    pub(super) refused: BTreeMap<LogKey, Error>,
     pub(super) shards: HashMap<ShardId, RecoveredShard>,
 }
 
@@ -42,7 +44,7 @@ pub(super) fn recover(
     let (catalog, recovery) = Catalog::open(Arc::clone(storage), config.stream.clone(), now)?;
     report(LogKey::CATALOG, &recovery);
     let mut history = History::of(&catalog, config);
-    let (mut logs, found) = open_logs(storage, config, &catalog, &mut history, now)?;
+    let (mut logs, found, refused) = open_logs(storage, config, &catalog, &mut history, now)?;
     let issued = catalog.producers_issued();
     let mut shards = HashMap::new();
     let all = catalog.streams();
@@ -50,6 +52,10 @@ pub(super) fn recover(
         all.flat_map(|stream| stream.shards.iter().map(move |info| (stream, info)))
     {
         let home = home(info);
+        if refused.contains_key(&home) {
+            shards.insert(info.id, not_served(info, config));
+            continue;
+        }
         let young = is_young(stream, info, now);
         let (shard, jump) = bring_together(info, young, &mut history, &found, issued);
         let mut log = logs.iter_mut().find(|(key, _)| *key == home);
@@ -68,11 +74,30 @@ pub(super) fn recover(
     Ok(Recovered {
         catalog,
         logs,
+        refused,
         shards,
     })
 }
 
-type Logs = (Vec<(LogKey, Log)>, BTreeMap<LogKey, Found>);
+/// A shard whose log did not open: where it stands nobody knows. It takes no appends.
+fn not_served(info: &ShardInfo, config: &BrokerConfig) -> RecoveredShard {
+    let last = info.placements.last();
+    let end = match info.state {
+        ShardState::Open => last.map_or(SequenceNumber::ZERO, |placement| placement.from),
+        ShardState::Closed { end, .. } => end,
+    };
+    RecoveredShard {
+        shard: Shard::new(info.id, info.range, &config.stream),
+        tail: Arc::new(Tail::new(end)),
+        home: home(info),
+    }
+}
+
+type Logs = (
+    Vec<(LogKey, Log)>,
+    BTreeMap<LogKey, Found>,
+    BTreeMap<LogKey, Error>,
+);
 
 /// What opening one log found.
 struct Found {
@@ -99,11 +124,25 @@ fn open_logs(
         source,
     })?;
     keys.extend(there.into_iter().filter(LogKey::holds_records));
+    let vouched = catalog.all_vouched().keys().copied();
+    keys.extend(vouched.filter(LogKey::holds_records));
     let (mut logs, mut found) = (Vec::new(), BTreeMap::new());
+    let mut refused = BTreeMap::new();
     for key in keys {
         let mut replay = Listen { key, history };
         let settings = log_config(&config.log, key);
-        let (log, recovery) = Log::open(Arc::clone(storage), key, settings, now, &mut replay)?;
+        let voucher = catalog.vouched(key).and_then(Vouched::voucher);
+        let storage = Arc::clone(storage);
+        let opened = Log::open_vouched(storage, key, settings, now, &mut replay, voucher);
+        let (log, recovery) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                let refusal = refusal_of(key, &error).ok_or(error)?;
+                refused.insert(key, refusal);
+                history.unhear(key);
+                continue;
+            }
+        };
         report(key, &recovery);
         catalog.check_named(recovery.catalog_named)?;
         let (clean, complete) = (recovery.clean, recovery.complete);
@@ -122,7 +161,7 @@ fn open_logs(
         );
         logs.push((key, log));
     }
-    Ok((logs, found))
+    Ok((logs, found, refused))
 }
 
 /// Deleted streams, and shards that moved away and have expired where they were.
@@ -348,6 +387,11 @@ impl History {
                 .for_each(|told| building.hear(told, &self.config));
         }
         building
+    }
+
+    /// Forgets what a log told that turned out not to be one.
+    fn unhear(&mut self, log: LogKey) {
+        self.told.retain(|(by, _), _| *by != log);
     }
 
     fn hear(&mut self, log: LogKey, shard: ShardId, told: Told) {

@@ -137,9 +137,9 @@ async fn it_is_created_described_and_listed() {
         let names = page.iter().map(|found| found.name.to_string());
         (names.collect::<Vec<_>>().concat(), more)
     };
-    let all = broker.list_deliveries(None, 10);
+    let all = broker.list_deliveries(None, 10).unwrap();
     assert_eq!(names(all), ("abcd".to_owned(), false));
-    let page = broker.list_deliveries(Some(&delivery("a")), 2);
+    let page = broker.list_deliveries(Some(&delivery("a")), 2).unwrap();
     assert_eq!(names(page), ("bc".to_owned(), true));
     let desks: String = seat
         .desks()
@@ -438,7 +438,7 @@ async fn a_deletion_goes_on_when_nobody_waits_and_after_a_restart() {
     let broker = open(&storage.crash_keeping(Grain::Page, 0)).await;
     let seat = attach(&broker);
     assert_eq!(ends(desk(&seat, "a")).await.unwrap(), ending);
-    assert!(broker.list_deliveries(None, 1).0.is_empty());
+    assert!(broker.list_deliveries(None, 1).unwrap().0.is_empty());
 }
 
 #[tokio::test]
@@ -475,7 +475,7 @@ async fn opened_again_everything_is_as_it_was() {
         save.await.unwrap().unwrap();
     }
     let shown = |broker: &Broker, seat: &DeliverySeat| {
-        let (all, _) = broker.list_deliveries(None, 10);
+        let (all, _) = broker.list_deliveries(None, 10).unwrap();
         let desks = seat.desks();
         let ends = desks.iter().map(|desk| {
             let ending = desk.orders().borrow().ending;
@@ -499,6 +499,7 @@ async fn opened_again_everything_is_as_it_was() {
     broker.shutdown().await.unwrap();
     let saved = desk(&seat, "a").save(Bytes::new(), Vec::new()).await;
     assert_eq!(saved, Err(Error::Draining));
+    let storage = storage.kill();
     let broker = open(&storage).await;
     let seat = attach(&broker);
     assert_eq!(shown(&broker, &seat), before);

@@ -17,3 +17,4 @@ mod read;
 mod reshard;
 mod retention;
 mod space;
+mod vouching;

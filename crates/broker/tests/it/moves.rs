@@ -237,6 +237,12 @@ async fn a_move_with_an_unknown_outcome_acknowledges_nothing_any_more() {
     let broker = open_with(Arc::new(storage.clone()), config(), clock.clone()).await;
     let stream = create(&broker, "readings", 1, level(Durability::Disk)).await;
     let other = create(&broker, "other", 1, level(Durability::Disk)).await;
+    // The log it moves to is there.
+    let settings = StreamSettings {
+        retention: HOUR,
+        ..StreamSettings::default()
+    };
+    create(&broker, "short", 1, settings).await;
     for n in 0..3 {
         append(&broker, &stream, ProducerId::NONE, n).await;
     }

@@ -64,12 +64,13 @@ async fn leaving_a_log_is_one_change() {
     storage.start_trace();
     broker.apply_retention().await.unwrap();
     let after = broker.describe_stream(&stream).unwrap();
-    assert_eq!(after.version, before.version + 1);
+    assert!(after.version > before.version);
     let of_catalog = |operation: &&flumen_log::Operation| {
         operation.kind == OperationKind::Write && operation.path.starts_with("catalog/")
     };
-    // The catalog may have rested as well by then.
-    assert!(storage.trace().iter().filter(of_catalog).count() <= 2);
+    // The other may say how far logs have got: two hours are over.
+    let written = storage.trace().iter().filter(of_catalog).count();
+    assert!((1..=2).contains(&written), "{written}");
     let horizons = after.shards.iter().map(|shard| shard.trim_horizon);
     assert!(horizons.eq([number(1); 50]));
 }

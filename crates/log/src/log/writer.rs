@@ -300,6 +300,7 @@ impl Writer {
             reclaim |= self.settle_controls(&written.controls);
         }
         self.chain.durable = self.chain.durable.max(round);
+        self.shared.epoch.store(self.chain.epoch, Ordering::Release);
         self.shared
             .durable_round
             .store(self.chain.durable, Ordering::Release);

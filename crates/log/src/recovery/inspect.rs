@@ -23,6 +23,7 @@ use crate::round::{
 use crate::shared::Shared;
 use crate::snapshot::SNAPSHOT_NAME;
 use crate::storage::Storage;
+use crate::voucher::Voucher;
 
 /// What looking at a log found.
 #[derive(Debug, Clone, Default)]
@@ -41,6 +42,9 @@ pub struct LogInspection {
     pub clean: bool,
     /// Highest catalog record that a round names.
     pub catalog_named: u64,
+    /// How far it gets, to be held against what vouches for it ([`Voucher::is_met_by`]). `None`:
+    /// there is no segment.
+    pub reaches: Option<Voucher>,
     /// Damage, as far as opening would answer it with a typed error, and damage that it would not
     /// see before somebody reads the records.
     pub damage: Vec<Quarantined>,
@@ -68,7 +72,7 @@ pub fn inspect(
     let snapshot = read_snapshot(&shared)?;
     let mut nobody = Nobody;
     let mut restorer = Restorer::new(&shared, &mut nobody, snapshot.as_ref());
-    let scan = Scan::run(&inventory, &mut restorer, snapshot.as_ref())?;
+    let scan = Scan::run(&inventory, &mut restorer, snapshot.as_ref(), None)?;
     let mut writer = new_writer(&shared, &inventory, &scan);
     restorer.install(&mut writer, &inventory, &scan);
     restorer.jump(&mut writer, scan.clean);
@@ -77,6 +81,10 @@ pub fn inspect(
         tail_rounds: scan.tail.len() as u64,
         clean: recovery.clean,
         catalog_named: recovery.catalog_named,
+        reaches: (!inventory.segments.is_empty()).then_some(Voucher {
+            epoch: scan.epoch,
+            round: scan.reached,
+        }),
         damage: recovery.quarantined,
         ..LogInspection::default()
     };

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::config::LogKey;
 use crate::error::OpenError;
 use crate::footer::{TRAILER_BYTES, Trailer};
 use crate::round::{RoundOwner, Window, read_header};
@@ -50,6 +51,7 @@ pub(super) struct Leftover {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Inventory {
+    pub(super) key: LogKey,
     /// Ascending; one generation of each id.
     pub(super) segments: Vec<Candidate>,
     pub(super) leftovers: Vec<Leftover>,
@@ -104,6 +106,7 @@ impl Inventory {
             }
         }
         let mut inventory = Self {
+            key: shared.key,
             segments: found.into_values().collect(),
             leftovers,
             highest_id,

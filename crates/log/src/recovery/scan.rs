@@ -14,6 +14,7 @@ use crate::round::{
 use crate::segment_header::{HEAD_BYTES, SECTOR_BYTES};
 use crate::snapshot::Snapshot;
 use crate::state::decode_table;
+use crate::voucher::{Shortfall, Voucher};
 
 /// A page cache works in pages: what shares one with the tail is no safer than the tail.
 const PAGE_BYTES: u64 = 4096;
@@ -51,6 +52,10 @@ pub(super) struct Scan {
     /// The last round that something on disk names durable.
     pub(super) vouched: u64,
     pub(super) epoch: u32,
+    /// The highest epoch of a round that stays where it is.
+    pub(super) kept_epoch: u32,
+    /// The last round that was seen, or that a segment continues after.
+    pub(super) reached: u64,
     pub(super) catalog: u64,
     pub(super) clean: bool,
     /// Whether the log was read from its first round on.
@@ -102,12 +107,14 @@ impl Scan {
         inventory: &Inventory,
         restorer: &mut Restorer<'_>,
         snapshot: Option<&Snapshot>,
+        voucher: Option<Voucher>,
     ) -> Result<Self, OpenError> {
-        let vouched = inventory.segments.iter().map(|segment| {
-            let sealed = sealed(segment).map_or(0, |trailer| trailer.summary.last_round);
-            segment.header.last_durable.max(sealed)
-        });
+        let sealed_end = |segment| sealed(segment).map_or(0, |trailer| trailer.summary.last_round);
+        let segments = inventory.segments.iter();
+        let vouched = segments.map(|segment| segment.header.last_durable.max(sealed_end(segment)));
         let vouched = vouched.max().unwrap_or(0);
+        let segments = inventory.segments.iter();
+        let reached = segments.map(|one| one.header.continues_after.max(sealed_end(one)));
         let epochs = inventory
             .segments
             .iter()
@@ -118,12 +125,14 @@ impl Scan {
         let covered = snapshot.map_or(0, |snapshot| snapshot.chain.round);
         let mut walk = Walk {
             covered,
-            vouched: vouched.max(covered),
-
+            vouched: vouched
+                .max(covered)
+                .max(voucher.map_or(0, |voucher| voucher.round)),
             inventory,
             restorer,
             scan: Self {
                 epoch: epoch.unwrap_or(0),
+                reached: reached.max().unwrap_or(0),
                 segments_end: inventory.segments.len(),
                 complete: snapshot.is_some()
                     || inventory
@@ -145,6 +154,9 @@ impl Scan {
             if let SegmentEnd::Tail = walk.segment(index)? {
                 break;
             }
+        }
+        if let Some(voucher) = voucher {
+            walk.check(voucher)?;
         }
         walk.check_end();
         Ok(walk.finish())
@@ -200,6 +212,7 @@ impl<'a> Walk<'a, '_> {
             }
             if covered || self.restorer.sealed(index, candidate, &trailer).is_ok() {
                 self.scan.sealed_segments += 1;
+                self.scan.kept_epoch = self.scan.kept_epoch.max(candidate.header.epoch);
                 self.scan.last_round = trailer.summary.last_round;
                 self.scan.last_checksum = trailer.summary.last_checksum;
                 self.expected = trailer.summary.last_round + 1;
@@ -214,6 +227,32 @@ impl<'a> Walk<'a, '_> {
             self.restorer.note(&candidate.name.to_string(), reason);
         }
         self.rounds(index).map_err(io_at(candidate))
+    }
+
+    /// Refuses a log that is not all that another one vouches for. A last round that is damaged
+    /// where it stands is not meant: something follows it.
+    fn check(&mut self, voucher: Voucher) -> Result<(), OpenError> {
+        let segments = &self.inventory.segments;
+        if self.scan.reached < voucher.round {
+            for segment in segments.iter().filter(|one| sealed(one).is_none()) {
+                let mut window = Window::new(&*segment.file, segment.file.bytes());
+                let owner = RoundOwner::of(&segment.header);
+                let found = search(&mut window, owner, segment.header.rounds_at(), 0);
+                self.scan.reached = self.scan.reached.max(found.map_err(io_at(segment))?.last);
+            }
+        }
+        let found = (!segments.is_empty()).then_some(Voucher {
+            epoch: self.scan.epoch,
+            round: self.scan.reached,
+        });
+        if voucher.is_met_by(found) {
+            return Ok(());
+        }
+        Err(OpenError::Short(Shortfall {
+            log: self.inventory.key,
+            vouched: voucher,
+            found,
+        }))
     }
 
     /// A log that ends below what vouches for it has lost its end.
@@ -330,6 +369,9 @@ impl<'a> Walk<'a, '_> {
     fn accept(&mut self, round: ScannedRound) {
         let header = &round.found.header;
         self.vouched = self.vouched.max(header.last_durable);
+        self.scan.reached = self.scan.reached.max(header.round);
+        // Whatever becomes of the round: the record that it names was durable before it was written.
+        self.scan.catalog = self.scan.catalog.max(header.catalog);
         self.expected = header.round + 1;
         // After copied rounds the chain goes on with the checksum of a round that was left out.
         self.previous = (header.flags & COPIED == 0).then_some(round.found.checksum);
@@ -349,7 +391,7 @@ impl<'a> Walk<'a, '_> {
             self.scan.last_round = header.round;
             self.scan.last_checksum = round.found.checksum;
             self.scan.epoch = self.scan.epoch.max(header.epoch);
-            self.scan.catalog = self.scan.catalog.max(header.catalog);
+            self.scan.kept_epoch = self.scan.kept_epoch.max(header.epoch);
             let segment = self.candidate(round.segment).name.segment;
             self.restorer.round(&round, segment);
         }

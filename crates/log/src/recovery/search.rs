@@ -12,6 +12,8 @@ pub(super) struct Later {
     pub(super) vouched: u64,
     /// Place and number of the first.
     pub(super) first: Option<(u64, u64)>,
+    /// The highest number of one.
+    pub(super) last: u64,
     /// Where the last one's round ends.
     pub(super) end: u64,
 }
@@ -34,6 +36,7 @@ pub(super) fn search(
         if header.round >= from {
             later.vouched = later.vouched.max(header.last_durable);
             later.first.get_or_insert((at, header.round));
+            later.last = later.last.max(header.round);
             later.end = later.end.max(at + header.padded_bytes());
         }
         at += SECTOR_BYTES;

@@ -271,7 +271,9 @@ impl Reading {
                 state.apply(change, number);
                 self.snapshot = Some(state);
             }
-            (Change::SnapshotStream(_), Some(state)) => state.apply(change, number),
+            (Change::SnapshotStream(_) | Change::SnapshotVouch(_), Some(state)) => {
+                state.apply(change, number);
+            }
             (Change::SnapshotEnd { streams }, Some(state)) => {
                 if state.streams.len() as u64 != u64::from(*streams) {
                     return Err("the snapshot it ends is not complete");
@@ -280,7 +282,10 @@ impl Reading {
                 self.since_snapshot = 0;
                 self.incomplete_from = None;
             }
-            (Change::SnapshotStream(_) | Change::SnapshotEnd { .. }, None) => {
+            (
+                Change::SnapshotStream(_) | Change::SnapshotVouch(_) | Change::SnapshotEnd { .. },
+                None,
+            ) => {
                 return Err("it belongs to a snapshot that does not begin");
             }
             // The snapshot before it was never finished.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, TryGetError};
-use flumen_log::LogKey;
+use flumen_log::{LogKey, Voucher};
 use flumen_record::{
     Durability, HashKey, HashRange, SequenceNumber, ShardId, ShardIndex, StreamId, Timestamp,
 };
@@ -11,9 +11,10 @@ use flumen_record::{
 use crate::AutoScale;
 
 use super::stream_info::{Placement, ShardInfo, ShardState, StreamInfo, StreamSettings};
+use super::vouched::Vouched;
 
-/// Version 1 has no automatic scaling.
-const VERSION: u8 = 2;
+/// Version 1 has no automatic scaling, version 2 no vouchers.
+const VERSION: u8 = 3;
 
 /// One change of the catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +33,10 @@ pub(super) enum Change {
     SnapshotEnd { streams: u32 },
     /// Logs that hold nothing of these shards any more.
     PlacementsDropped(Vec<(ShardId, LogKey)>),
+    /// How far other logs have got.
+    Vouch(Vec<(LogKey, Vouched)>),
+    /// The same, of all logs, as part of a snapshot.
+    SnapshotVouch(Vec<(LogKey, Vouched)>),
 }
 
 impl Change {
@@ -74,6 +79,8 @@ impl Change {
                     encode_log(*log, &mut out);
                 }
             }
+            Self::Vouch(vouched) => encode_vouched(0, vouched, &mut out),
+            Self::SnapshotVouch(vouched) => encode_vouched(1, vouched, &mut out),
         }
         out
     }
@@ -125,12 +132,33 @@ fn read(bytes: &mut &[u8]) -> Result<Change, Fault> {
             streams: bytes.try_get_u32_le()?,
         },
         7 => Change::PlacementsDropped(read_dropped(bytes)?),
+        8 => match bytes.try_get_u8()? {
+            0 => Change::Vouch(read_vouched(bytes)?),
+            1 => Change::SnapshotVouch(read_vouched(bytes)?),
+            _ => return Err(Fault::Unknown("what it vouches for is not known")),
+        },
         _ => {
             return Err(Fault::Unknown(
                 "its kind is not known; it was written by a newer Flumen",
             ));
         }
     })
+}
+
+fn encode_vouched(of_snapshot: u8, vouched: &[(LogKey, Vouched)], out: &mut Vec<u8>) {
+    out.put_u8(8);
+    out.put_u8(of_snapshot);
+    out.put_u32_le(count(vouched.len()));
+    for (log, vouched) in vouched {
+        encode_log(*log, out);
+        let (state, voucher) = match vouched {
+            Vouched::Reached(voucher) => (1, *voucher),
+            Vouched::LossAccepted => (2, Voucher::default()),
+        };
+        out.put_u8(state);
+        out.put_u32_le(voucher.epoch);
+        out.put_u64_le(voucher.round);
+    }
 }
 
 fn encode_stream(stream: &StreamInfo, out: &mut Vec<u8>) {
@@ -316,6 +344,25 @@ fn read_dropped(bytes: &mut &[u8]) -> Result<Vec<(ShardId, LogKey)>, Fault> {
         .collect()
 }
 
+fn read_vouched(bytes: &mut &[u8]) -> Result<Vec<(LogKey, Vouched)>, Fault> {
+    let vouched = bytes.try_get_u32_le()?;
+    (0..vouched)
+        .map(|_| {
+            let log = read_log(bytes)?;
+            let state = bytes.try_get_u8()?;
+            let voucher = Voucher {
+                epoch: bytes.try_get_u32_le()?,
+                round: bytes.try_get_u64_le()?,
+            };
+            match state {
+                1 => Ok((log, Vouched::Reached(voucher))),
+                2 => Ok((log, Vouched::LossAccepted)),
+                _ => Err(Fault::Unknown("what it says of a log is not known")),
+            }
+        })
+        .collect()
+}
+
 fn read_log(bytes: &mut &[u8]) -> Result<LogKey, Fault> {
     Ok(LogKey {
         durability: read_durability(bytes)?,
@@ -383,9 +430,9 @@ mod tests {
         stream
     }
 
-    /// Written before there was automatic scaling.
+    /// Written before there was automatic scaling, and before there were vouchers.
     #[test]
-    fn version_1_is_read() {
+    fn versions_before_are_read() {
         let mut bytes = Change::Stream(stream()).encode();
         bytes[0] = 1;
         let name = stream().name.as_str().len();
@@ -393,12 +440,17 @@ mod tests {
         let flag = bytes.remove(2 + 4 + 1 + name + 1 + 8 + 8 + 8);
         assert_eq!(flag, 0);
         assert_eq!(Change::decode(&bytes), Ok(Change::Stream(stream())));
-        let mut bytes = Change::Deleted(StreamId::new(5)).encode();
-        bytes[0] = 1;
-        assert_eq!(
-            Change::decode(&bytes),
-            Ok(Change::Deleted(StreamId::new(5)))
-        );
+        for version in [1, 2] {
+            let mut bytes = Change::Deleted(StreamId::new(5)).encode();
+            bytes[0] = version;
+            assert_eq!(
+                Change::decode(&bytes),
+                Ok(Change::Deleted(StreamId::new(5)))
+            );
+        }
+        let mut bytes = Change::Stream(scaled()).encode();
+        bytes[0] = 2;
+        assert_eq!(Change::decode(&bytes), Ok(Change::Stream(scaled())));
     }
 
     #[test]
@@ -418,6 +470,14 @@ mod tests {
                 (stream().shards[0].id, LogKey::CATALOG),
                 (stream().shards[1].id, stream().shards[1].placements[0].log),
             ]),
+            Change::Vouch(vec![
+                (
+                    LogKey::GROUPS,
+                    Vouched::Reached(Voucher { epoch: 3, round: 9 }),
+                ),
+                (LogKey::DELIVERIES, Vouched::LossAccepted),
+            ]),
+            Change::SnapshotVouch(vec![(LogKey::GROUPS, Vouched::LossAccepted)]),
         ];
         for change in all {
             let mut bytes = change.encode();

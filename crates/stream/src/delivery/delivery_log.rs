@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flumen_log::{
-    BatchMark, Housekeeper, Log, LogConfig, LogKey, NewFrame, Recovery, Replay, Storage,
+    BatchMark, Housekeeper, Log, LogConfig, LogKey, LogReader, NewFrame, Recovery, Replay, Storage,
+    Voucher,
 };
 use flumen_record::{DeliveryId, DeliveryName, SequenceNumber, ShardEpoch, ShardId, Timestamp};
 
@@ -88,8 +89,19 @@ impl DeliveryLog {
         config: DeliveryConfig,
         now: Timestamp,
     ) -> Result<(Self, Recovery), DeliveryLogError> {
-        let key = LogKey::DELIVERIES;
-        let (log, recovery) = Log::open(storage, key, log_config(), now, &mut Nobody)?;
+        Self::open_vouched(storage, config, now, None)
+    }
+
+    /// [`DeliveryLog::open`] of a log of which the catalog remembers how far it got.
+    pub fn open_vouched(
+        storage: Arc<dyn Storage>,
+        config: DeliveryConfig,
+        now: Timestamp,
+        voucher: Option<Voucher>,
+    ) -> Result<(Self, Recovery), DeliveryLogError> {
+        let (key, log_config) = (LogKey::DELIVERIES, log_config());
+        let (log, recovery) =
+            Log::open_vouched(storage, key, log_config, now, &mut Nobody, voucher)?;
         let shards = &recovery.shards;
         let standing = shards.iter().find(|standing| standing.shard == SHARD);
         let reading = match standing {
@@ -139,6 +151,21 @@ impl DeliveryLog {
     /// The handle of the background thread of this log.
     pub fn housekeeper(&self) -> Housekeeper {
         self.log.housekeeper()
+    }
+
+    /// Says how far this log has got, from any thread.
+    pub fn reader(&self) -> LogReader {
+        self.log.reader()
+    }
+
+    /// Writes a first round into a log that has none, so that the catalog can vouch for it.
+    pub fn begin(&mut self, now: Timestamp) -> Result<(), DeliveryLogError> {
+        Ok(self.log.begin(0, now)??)
+    }
+
+    /// The last durable catalog record, for the rounds that follow to name.
+    pub fn know_catalog(&mut self, record: u64) {
+        self.log.know_catalog(record);
     }
 
     /// Remembers a new one, which gets a number of its own.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use flumen_log::{
     BatchMark, Housekeeper, Log, LogConfig, LogKey, LogReader, NewFrame, Recovery, Replay, Storage,
+    Voucher,
 };
 use flumen_record::{
     Batch, BatchBuilder, Compression, Frame, Frames, HashKey, ProducerId, ProducerSequence, Record,
@@ -80,8 +81,20 @@ impl GroupLog {
         wall: Timestamp,
         now: Duration,
     ) -> Result<(Self, Coordinator, Recovery), GroupLogError> {
-        let key = LogKey::GROUPS;
-        let (log, recovery) = Log::open(storage, key, log_config(), wall, &mut Nobody)?;
+        Self::open_vouched(storage, config, wall, now, None)
+    }
+
+    /// [`GroupLog::open`] of a log of which the catalog remembers how far it got.
+    pub fn open_vouched(
+        storage: Arc<dyn Storage>,
+        config: GroupConfig,
+        wall: Timestamp,
+        now: Duration,
+        voucher: Option<Voucher>,
+    ) -> Result<(Self, Coordinator, Recovery), GroupLogError> {
+        let (key, log_config) = (LogKey::GROUPS, log_config());
+        let (log, recovery) =
+            Log::open_vouched(storage, key, log_config, wall, &mut Nobody, voucher)?;
         let shards = &recovery.shards;
         let standing = shards.iter().find(|standing| standing.shard == SHARD);
         let reading = match standing {
@@ -112,6 +125,21 @@ impl GroupLog {
     /// The handle of the background thread of this log.
     pub fn housekeeper(&self) -> Housekeeper {
         self.log.housekeeper()
+    }
+
+    /// Says how far this log has got, from any thread.
+    pub fn reader(&self) -> LogReader {
+        self.log.reader()
+    }
+
+    /// Writes a first round into a log that has none, so that the catalog can vouch for it.
+    pub fn begin(&mut self, wall: Timestamp) -> Result<(), GroupLogError> {
+        Ok(self.log.begin(0, wall)??)
+    }
+
+    /// The last durable catalog record, for the rounds that follow to name.
+    pub fn know_catalog(&mut self, record: u64) {
+        self.log.know_catalog(record);
     }
 
     /// Makes the changes of a step durable, all or none of them; one without changes costs

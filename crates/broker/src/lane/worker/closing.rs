@@ -1,5 +1,7 @@
 //! The lane's last rounds: everything that waits is written and saved, and the log closed in order.
 
+use std::sync::atomic::Ordering;
+
 use super::{OPEN, Worker};
 use crate::Error;
 use crate::lane::background::run_snapshot;
@@ -47,6 +49,7 @@ impl Worker {
             return Err(Error::Poisoned);
         }
         let now = self.context.clock.now();
+        log.know_catalog(self.context.catalog_record.load(Ordering::Acquire));
         run_snapshot(log.snapshot(self.desk.states(), now));
         log.close(now).map_err(|error| {
             tracing::error!(lane = %self.lane.label(), %error, "the log was not closed in order");

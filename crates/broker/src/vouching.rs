@@ -1,0 +1,125 @@
+//! The catalog vouches for every other log: how far it had got at an earlier moment, which a log that
+//! is missing, emptied or an older copy cannot say itself.
+//!
+//! What is vouched for is on disk before the record is: a crash in between leaves a log that is more
+//! than is remembered, never less. Each round names the last catalog record, which vouches for the
+//! catalog.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use flumen_log::{Log, LogKey, SyncError, Voucher};
+use flumen_record::Timestamp;
+use flumen_stream::{Catalog, CatalogError};
+
+use crate::Error;
+use crate::node::{Node, on_blocking_thread};
+use flumen_world::lock;
+
+/// How often it is written down how far logs have got.
+const VOUCH_EVERY: Duration = Duration::from_secs(600);
+/// The same while a log has nobody who vouches for it, because the disk was full.
+const VOUCH_SOON: Duration = Duration::from_secs(1);
+
+/// Writes the first round of a log that has none. Without it the log is served all the same: then
+/// nobody vouches for it before the next look.
+pub(crate) fn begin(key: LogKey, log: &mut Log, catalog: u64, now: Timestamp) {
+    let begun = log.begin(catalog, now).map_err(Error::from);
+    if let Err(error) = begun.and_then(|begun| begun.map_err(Error::from)) {
+        let log = key.dir_name();
+        tracing::warn!(log, %error, "log: no first round; nobody vouches for it yet");
+    }
+}
+
+/// Starts the loop that vouches now and then. It ends with the node.
+pub(crate) fn start(node: &Arc<Node>) {
+    let mut stop = node.stop.subscribe();
+    let (world, clock) = (Arc::clone(&node.world), node.clock.clone());
+    let node = Arc::downgrade(node);
+    world.task(Box::pin(async move {
+        let mut every = VOUCH_SOON;
+        loop {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                () = clock.sleep(every) => {}
+            }
+            let Some(node) = node.upgrade() else { return };
+            let world = Arc::clone(&node.world);
+            let all = on_blocking_thread(&*world, move || Ok(node.vouch())).await;
+            every = if all == Ok(true) {
+                VOUCH_EVERY
+            } else {
+                VOUCH_SOON
+            };
+        }
+    }));
+}
+
+impl Node {
+    /// Writes down how far every log has got. Whether all of them are vouched for now. Blocks.
+    pub(crate) fn vouch(&self) -> bool {
+        let mut catalog = lock(&self.catalog);
+        let Some(catalog) = catalog.as_mut() else {
+            return true;
+        };
+        let logs = self.logs();
+        let reached = logs.iter().filter_map(|(key, at)| Some((*key, (*at)?)));
+        let written = self.write_vouchers(catalog, reached.collect());
+        if let Err(error) = written {
+            tracing::warn!(%error, "catalog: how far logs have got was not written; trying again");
+            return false;
+        }
+        logs.iter().all(|(key, _)| catalog.vouched(*key).is_some())
+    }
+
+    /// Has a log that was opened just now vouched for, before there is anything to lose. Blocks.
+    pub(crate) fn vouch_for_new(&self, key: LogKey, log: &mut Log) -> Result<(), Error> {
+        let mut catalog = lock(&self.catalog);
+        let catalog = catalog.as_mut().ok_or(Error::Draining)?;
+        let begun = log.begin(catalog.last_record(), self.clock.now());
+        begun.map_err(|SyncError::Poisoned { source }| {
+            // Nothing was in it, so that nothing is unknown.
+            tracing::error!(log = key.dir_name(), error = %source, "log: not created");
+            Error::Io {
+                segment: key.dir_name(),
+                kind: source.kind(),
+            }
+        })??;
+        let reached = log.reader().voucher().map(|voucher| (key, voucher));
+        let written = self.write_vouchers(catalog, reached.into_iter().collect());
+        written.map_err(|error| match error {
+            // Whoever asks for the log has changed nothing yet.
+            CatalogError::Sync(_) => Error::Poisoned,
+            error => error.into(),
+        })
+    }
+
+    fn write_vouchers(
+        &self,
+        catalog: &mut Catalog,
+        reached: Vec<(LogKey, Voucher)>,
+    ) -> Result<(), CatalogError> {
+        let written = catalog.vouch(reached, self.clock.now());
+        self.catalog_record
+            .store(catalog.last_record(), Ordering::Release);
+        written
+    }
+
+    /// All logs but the catalog's that are served, and how far each has got.
+    fn logs(&self) -> Vec<(LogKey, Option<Voucher>)> {
+        let lanes = self.lanes.all().into_iter();
+        let lanes = lanes.filter(|lane| lane.refusal().is_none());
+        let mut all: Vec<_> = lanes
+            .map(|lane| (lane.key(), lane.reader().voucher()))
+            .collect();
+        if let Some(reader) = self.groups.reader() {
+            all.push((LogKey::GROUPS, reader.voucher()));
+        }
+        if let Some(reader) = self.deliveries.reader() {
+            all.push((LogKey::DELIVERIES, reader.voucher()));
+        }
+        all
+    }
+}
