@@ -363,6 +363,12 @@ pub enum Error {
         /// The first delivery stream that uses it, by name.
         delivery: DeliveryName,
     },
+    /// The system gives no thread for what was to be started.
+    #[error("the system refuses a thread for {name}; raise its limit of threads and try again")]
+    NoThread {
+        /// What it was for.
+        name: String,
+    },
     /// The node is draining.
     #[error("the broker is shutting down")]
     Draining,

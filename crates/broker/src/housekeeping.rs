@@ -1,42 +1,50 @@
-//! The thread beside a log that prepares, frees and copies its segments.
+//! Looking after files: the loop beside each log that prepares, frees and copies its segments, and the
+//! node's own logs while nothing changes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use flumen_log::Housekeeper;
+use flumen_world::{Now, Running, SpawnError, Turn, World};
 
+use crate::Error;
 use crate::node::{Node, on_blocking_thread};
-use crate::{Clock, Error};
 
-/// Also how long it takes at most to notice that it should end.
-const WAIT: Duration = Duration::from_millis(250);
-/// The catalog and the delivery streams' log are given the chance to rest this often.
-const REST_EVERY: Duration = Duration::from_secs(5);
-/// After a failure it looks again this many waits later.
-const WAITS_AFTER_FAILURE: u32 = 20;
+/// After a failure it looks again this much later.
+const AFTER_FAILURE: Duration = Duration::from_secs(5);
 
-/// The handle of the thread.
+/// The node's own logs are not looked after more often than this.
+const REST_AGAIN: Duration = Duration::from_millis(100);
+
+/// The handle of the loop.
 #[derive(Debug, Default)]
 pub(crate) struct Housekeeping {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    running: Option<Running>,
 }
 
 impl Housekeeping {
-    /// Starts the thread.
-    pub(crate) fn start(housekeeper: Housekeeper, label: String, clock: Clock) -> Self {
+    /// Starts the loop.
+    pub(crate) fn start(
+        world: &dyn World,
+        housekeeper: Housekeeper,
+        label: String,
+    ) -> Result<Self, SpawnError> {
         let stop = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&stop);
-        let thread = thread::Builder::new()
-            .name(format!("keep-{label}"))
-            .spawn(move || run(housekeeper, &label, &clock, &told))
-            .expect("BUG: the system refuses a thread");
-        Self {
+        let (bell, name) = (housekeeper.bell(), format!("keep-{label}"));
+        let mut keeper = Keeper {
+            housekeeper,
+            label,
+            stop: Arc::clone(&stop),
+            failed: None,
+        };
+        let running = Running::start(world, &name, Box::new(move |now| keeper.turn(now)))?;
+        bell.set(running.wake().clone());
+        Ok(Self {
             stop,
-            thread: Some(thread),
-        }
+            running: Some(running),
+        })
     }
 
     /// Leaves an empty handle behind.
@@ -44,16 +52,56 @@ impl Housekeeping {
         std::mem::take(self)
     }
 
-    /// Tells the thread to end.
+    /// Tells the loop to end.
     pub(crate) fn stop(&self) {
         self.stop.store(true, Ordering::Release);
+        if let Some(running) = &self.running {
+            running.wake().wake();
+        }
     }
 
-    /// Tells the thread to end and waits for it.
-    pub(crate) fn finish(self) {
+    /// Tells the loop to end and waits for it.
+    pub(crate) async fn finish(self) {
         self.stop();
-        if let Some(thread) = self.thread {
-            let _ = thread.join();
+        if let Some(running) = self.running {
+            running.ended().await;
+        }
+    }
+}
+
+struct Keeper {
+    housekeeper: Housekeeper,
+    label: String,
+    stop: Arc<AtomicBool>,
+    /// It has failed, and tries again at this monotonic time.
+    failed: Option<Duration>,
+}
+
+impl Keeper {
+    fn turn(&mut self, now: Now) -> Turn {
+        // Its lane may have ended without closing it in order.
+        if self.stop.load(Ordering::Acquire) || self.housekeeper.is_over() {
+            return Turn::Ended;
+        }
+        if let Some(again) = self.failed
+            && now.monotonic < again
+        {
+            return Turn::Wait(Some(again));
+        }
+        match self.housekeeper.turn(now) {
+            Ok(turn) => {
+                if self.failed.take().is_some() {
+                    tracing::info!(log = self.label, "housekeeping works again");
+                }
+                turn
+            }
+            Err(error) => {
+                let again = now.monotonic.saturating_add(AFTER_FAILURE);
+                if self.failed.replace(again).is_none() {
+                    tracing::warn!(log = self.label, %error, "housekeeping failed; it goes on trying");
+                }
+                Turn::Wait(Some(again))
+            }
         }
     }
 }
@@ -62,80 +110,60 @@ impl Housekeeping {
 pub(crate) fn start_resting(node: &Arc<Node>) {
     let mut stop = node.stop.subscribe();
     let (world, clock) = (Arc::clone(&node.world), node.clock.clone());
+    let changed = Arc::clone(&node.restless);
     let node = Arc::downgrade(node);
     world.task(Box::pin(async move {
         loop {
+            let Some(there) = node.upgrade() else { return };
+            let due = there.rest().await;
+            drop(there);
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
-                () = clock.sleep(REST_EVERY) => {}
-            }
-            let Some(node) = node.upgrade() else { return };
-            let now = node.clock.now();
-            let rested = node
-                .with_catalog(move |catalog| Ok(catalog.rest(now)?))
-                .await;
-            let deliveries = Arc::clone(&node);
-            let _ = on_blocking_thread(&*node.world, move || {
-                deliveries.deliveries.rest(now);
-                Ok(())
-            })
-            .await;
-            if let Err(error) = rested
-                && error != Error::Draining
-            {
-                tracing::warn!(%error, "the catalog could not be looked after");
+                () = clock.sleep(due.unwrap_or_default()), if due.is_some() => {}
+                () = changed.notified() => {}
             }
         }
     }));
 }
 
-fn run(mut housekeeper: Housekeeper, label: &str, clock: &Clock, stop: &AtomicBool) {
-    let mut failed = false;
-    while !stop.load(Ordering::Acquire) {
-        match housekeeper.step(clock.now()) {
-            Ok(report) => {
-                if std::mem::take(&mut failed) {
-                    tracing::info!(log = label, "housekeeping works again");
-                }
-                if !report.more && !housekeeper.wait(WAIT) {
-                    // Its lane has ended without closing it in order.
-                    return;
-                }
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut failed, true) {
-                    tracing::warn!(log = label, %error, "housekeeping failed; it goes on trying");
-                }
-                for _ in 0..WAITS_AFTER_FAILURE {
-                    if stop.load(Ordering::Acquire) {
-                        return;
-                    }
-                    thread::sleep(WAIT);
-                }
-            }
+impl Node {
+    /// Lets the catalog and the log of delivery streams rest if they may; in how long they may next.
+    async fn rest(self: &Arc<Self>) -> Option<Duration> {
+        let now = self.clock.now();
+        let rest = move |catalog: &mut flumen_stream::Catalog| Ok(catalog.rest(now)?);
+        let rested = self.look_at_catalog(rest).await;
+        let node = Arc::clone(self);
+        let deliveries = on_blocking_thread(&*self.world, move || node.deliveries.rest(now)).await;
+        if let Err(error) = &rested
+            && *error != Error::Draining
+        {
+            tracing::warn!(%error, "the catalog could not be looked after");
         }
+        let due = [rested, deliveries].map(|due| due.unwrap_or(Some(AFTER_FAILURE)));
+        let due = due.into_iter().flatten().min();
+        due.map(|due| due.max(REST_AGAIN))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use flumen_log::{Log, LogConfig, LogKey, MemoryStorage};
+    use flumen_world::{Clock, Threads};
 
     use super::*;
 
-    /// A lane that panics drops its log: nobody wakes the thread any more, and waiting returns at
-    /// once.
-    #[test]
-    fn ends_with_its_log() {
+    /// A lane that panics drops its log: that ends the loop, which is not told to stop.
+    #[tokio::test]
+    async fn ends_with_its_log() {
         let clock = Clock::system();
         let storage = Arc::new(MemoryStorage::new());
         let (key, config) = (LogKey::CATALOG, LogConfig::default());
         let mut ignore = crate::open::Ignore;
         let (log, _) = Log::open(storage, key, config, clock.now(), &mut ignore).unwrap();
-        let housekeeping = Housekeeping::start(log.housekeeper(), "test".to_owned(), clock);
+        let world = Threads::new(clock);
+        let housekeeping = Housekeeping::start(&world, log.housekeeper(), "test".to_owned());
         drop(log);
-        // Joined without being told to stop.
-        housekeeping.thread.unwrap().join().unwrap();
+        housekeeping.unwrap().running.unwrap().ended().await;
     }
 }

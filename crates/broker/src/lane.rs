@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 
 use crate::pending::Submission;
 use crate::{Clock, Error, Metrics};
-use flumen_world::{World, lock};
+use flumen_world::{SpawnError, World, lock};
 
 pub(crate) use control::{Control, OpenShard};
 
@@ -79,20 +79,24 @@ impl Lane {
         key: LogKey,
         shards: Vec<OpenShard>,
         context: LaneContext,
-    ) -> Arc<Self> {
+    ) -> Result<Arc<Self>, SpawnError> {
         let capacity = u32::try_from(context.queue_bytes_max)
             .unwrap_or(u32::MAX)
             .max(1);
         let clock = context.clock.clone();
         let lane = Arc::new(Self::new(key, log.reader(), clock, capacity));
         let worker = worker::Worker::new(Arc::clone(&lane), log, shards, context);
+        let name = format!("lane-{}", lane.label());
         let thread = thread::Builder::new()
-            .name(format!("lane-{}", lane.label()))
+            .name(name.clone())
             .spawn(move || worker.run_to_end())
-            .expect("BUG: the system refuses a thread");
+            .map_err(|source| SpawnError {
+                name,
+                source: Arc::new(source),
+            })?;
         let _ = lane.thread.set(thread.thread().clone());
         *lock(&lane.join) = Some(thread);
-        lane
+        Ok(lane)
     }
 
     /// The lane of a log that did not open: it takes nothing, and answers why.

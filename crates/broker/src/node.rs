@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use flumen_log::{LogKey, Storage};
 use flumen_record::ProducerId;
 use flumen_stream::Catalog;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::delivery::Deliveries;
 use crate::groups::Groups;
@@ -36,16 +36,18 @@ pub(crate) struct Node {
     pub(crate) lanes: Lanes,
     /// `None` once it is closed. Used on threads that may block.
     pub(crate) catalog: Mutex<Option<Catalog>>,
-    /// The thread that looks after the catalog's files.
+    /// The loop that looks after the catalog's files.
     pub(crate) catalog_housekeeping: Mutex<Housekeeping>,
-    /// The thread that looks after the files of the groups' log.
+    /// The loop that looks after the files of the groups' log.
     pub(crate) groups_housekeeping: Mutex<Housekeeping>,
-    /// The thread that looks after the files of the delivery streams' log.
+    /// The loop that looks after the files of the delivery streams' log.
     pub(crate) deliveries_housekeeping: Mutex<Housekeeping>,
     /// The last durable catalog record, which rounds name.
     pub(crate) catalog_record: Arc<AtomicU64>,
     /// The highest producer id that was issued.
     pub(crate) issued: AtomicU64,
+    /// The catalog or the log of delivery streams has changed: they rest later.
+    pub(crate) restless: Arc<Notify>,
     /// Held while streams change, one change at a time.
     pub(crate) changes: tokio::sync::Mutex<()>,
     /// Bounds the threads that read from disk.
@@ -75,11 +77,21 @@ impl Node {
         self: &Arc<Self>,
         change: impl FnOnce(&mut Catalog) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
+        let result = self.look_at_catalog(change).await;
+        self.restless.notify_one();
+        result
+    }
+
+    /// As [`Node::with_catalog`], for what changes nothing that has to rest.
+    pub(crate) async fn look_at_catalog<T: Send + 'static>(
+        self: &Arc<Self>,
+        look: impl FnOnce(&mut Catalog) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         let node = Arc::clone(self);
         on_blocking_thread(&*self.world, move || {
             let mut catalog = lock(&node.catalog);
             let catalog = catalog.as_mut().ok_or(Error::Draining)?;
-            let result = change(catalog);
+            let result = look(catalog);
             node.catalog_record
                 .store(catalog.last_record(), Ordering::Release);
             result
@@ -178,8 +190,8 @@ impl Lanes {
             .collect()
     }
 
-    /// Ends the threads that look after files, and waits for them.
-    pub(crate) fn finish_housekeeping(&self) {
+    /// Ends the loops that look after files, and waits for them.
+    pub(crate) async fn finish_housekeeping(&self) {
         let running: Vec<_> = {
             let mut lanes = lock(&self.by_log);
             lanes
@@ -187,7 +199,9 @@ impl Lanes {
                 .map(|(_, housekeeping)| housekeeping.take())
                 .collect()
         };
-        running.into_iter().for_each(Housekeeping::finish);
+        for housekeeping in running {
+            housekeeping.finish().await;
+        }
     }
 
     /// Tells all threads to end as they are.

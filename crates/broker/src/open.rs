@@ -20,7 +20,7 @@ use crate::lane::{Control, Lane, LaneContext, OpenShard};
 use crate::node::{Lanes, Node};
 use crate::streams::{Place, ShardHandle, Streams};
 use crate::{BrokerConfig, Clock, Error, Metrics};
-use flumen_world::{Threads, World, lock};
+use flumen_world::{SpawnError, Threads, World, lock};
 pub(crate) use recover::Ignore;
 use recover::{Recovered, RecoveredShard};
 
@@ -47,6 +47,9 @@ pub enum OpenError {
     /// The log of consumer groups does not open.
     #[error(transparent)]
     Groups(#[from] flumen_stream::group::GroupLogError),
+    /// The system gives no thread.
+    #[error(transparent)]
+    NoThread(#[from] SpawnError),
     /// The process ends while it opens.
     #[error("the node was given up before it was open: the process ends")]
     GivenUp,
@@ -100,6 +103,7 @@ fn open_blocking(
         storage,
         metrics: Metrics::default(),
         streams: Streams::default(),
+        restless: Arc::clone(&deliveries.restless),
         deliveries,
         lanes: Lanes::default(),
         catalog: Mutex::new(None),
@@ -111,16 +115,16 @@ fn open_blocking(
         stop,
     });
     node.metrics.attach(&node);
-    start(&node, recovered);
+    start(&node, recovered)?;
     if let Some(housekeeper) = node.deliveries.housekeeper() {
         let label = "deliveries".to_owned();
-        let housekeeping = Housekeeping::start(housekeeper, label, node.clock.clone());
+        let housekeeping = Housekeeping::start(&*node.world, housekeeper, label)?;
         *lock(&node.deliveries_housekeeping) = housekeeping;
     }
     match opened {
         Ok((log, coordinator)) => {
             let label = "groups".to_owned();
-            let housekeeping = Housekeeping::start(log.housekeeper(), label, node.clock.clone());
+            let housekeeping = Housekeeping::start(&*node.world, log.housekeeper(), label)?;
             *lock(&node.groups_housekeeping) = housekeeping;
             groups::start(&node, log, coordinator);
         }
@@ -137,7 +141,7 @@ fn open_blocking(
 }
 
 /// Starts the lanes with their shards, and makes streams known.
-fn start(node: &Arc<Node>, recovered: Recovered) {
+fn start(node: &Arc<Node>, recovered: Recovered) -> Result<(), SpawnError> {
     let Recovered {
         catalog,
         logs,
@@ -170,7 +174,7 @@ fn start(node: &Arc<Node>, recovered: Recovered) {
     for (key, mut log) in logs {
         crate::vouching::begin(key, &mut log, catalog.last_record(), node.clock.now());
         let shards = homes.remove(&key).unwrap_or_default();
-        start_lane(node, key, log, shards);
+        start_lane(node, key, log, shards)?;
     }
     for (log, home, shard, state) in left_behind {
         if let (Some(lane), Some(to)) = (node.lanes.get(log), node.lanes.get(home)) {
@@ -199,12 +203,18 @@ fn start(node: &Arc<Node>, recovered: Recovered) {
         node.streams.add(Arc::clone(info), handles);
     }
     let housekeeper = catalog.housekeeper();
-    let housekeeping = Housekeeping::start(housekeeper, "catalog".to_owned(), node.clock.clone());
+    let housekeeping = Housekeeping::start(&*node.world, housekeeper, "catalog".to_owned())?;
     *lock(&node.catalog_housekeeping) = housekeeping;
     *lock(&node.catalog) = Some(catalog);
+    Ok(())
 }
 
-fn start_lane(node: &Arc<Node>, key: LogKey, log: Log, shards: Vec<OpenShard>) -> Arc<Lane> {
+fn start_lane(
+    node: &Arc<Node>,
+    key: LogKey,
+    log: Log,
+    shards: Vec<OpenShard>,
+) -> Result<Arc<Lane>, SpawnError> {
     let housekeeper = log.housekeeper();
     let context = LaneContext {
         clock: node.clock.clone(),
@@ -217,10 +227,17 @@ fn start_lane(node: &Arc<Node>, key: LogKey, log: Log, shards: Vec<OpenShard>) -
         idle_vouch: Duration::from_millis(node.config.log.idle_vouch_ms),
         world: Arc::clone(&node.world),
     };
-    let lane = Lane::start(log, key, shards, context);
-    let housekeeping = Housekeeping::start(housekeeper, lane.label(), node.clock.clone());
-    node.lanes.insert(Arc::clone(&lane), housekeeping);
-    lane
+    let lane = Lane::start(log, key, shards, context)?;
+    match Housekeeping::start(&*node.world, housekeeper, lane.label()) {
+        Ok(housekeeping) => {
+            node.lanes.insert(Arc::clone(&lane), housekeeping);
+            Ok(lane)
+        }
+        Err(refused) => {
+            lane.send(Control::Stop);
+            Err(refused)
+        }
+    }
 }
 
 /// Makes a log known that did not open: every question about it has an answer.
@@ -280,7 +297,7 @@ pub(crate) fn open_new_log(node: &Arc<Node>, key: LogKey) -> Result<Arc<Lane>, E
         .iter()
         .for_each(|shard| log.forget(shard.shard));
     node.vouch_for_new(key, &mut log)?;
-    Ok(start_lane(node, key, log, Vec::new()))
+    Ok(start_lane(node, key, log, Vec::new())?)
 }
 
 /// The settings of one log.

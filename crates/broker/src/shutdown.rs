@@ -23,15 +23,15 @@ impl Node {
 
     async fn end(self: &Arc<Self>) -> Result<(), Error> {
         let _no_more_changes = self.changes.lock().await;
-        let node = Arc::clone(self);
-        on_blocking_thread(&*self.world, move || {
-            node.lanes.finish_housekeeping();
-            lock(&node.catalog_housekeeping).take().finish();
-            lock(&node.groups_housekeeping).take().finish();
-            lock(&node.deliveries_housekeeping).take().finish();
-            Ok(())
-        })
-        .await?;
+        self.lanes.finish_housekeeping().await;
+        for housekeeping in [
+            &self.catalog_housekeeping,
+            &self.groups_housekeeping,
+            &self.deliveries_housekeeping,
+        ] {
+            let housekeeping = lock(housekeeping).take();
+            housekeeping.finish().await;
+        }
         // Members are told by their sessions, which drain; what they said before is decided.
         let mut result = self.groups.close().await;
         for lane in self.lanes.all() {

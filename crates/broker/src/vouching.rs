@@ -104,6 +104,7 @@ impl Node {
         let written = catalog.vouch(reached, self.clock.now());
         self.catalog_record
             .store(catalog.last_record(), Ordering::Release);
+        self.restless.notify_one();
         written
     }
 

@@ -1,6 +1,7 @@
 //! The background work of a log: footers, segments made ready, space reclaimed.
 
 mod copy;
+mod due;
 mod hot;
 mod prepare;
 mod reclaim;
@@ -13,7 +14,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use flumen_record::Timestamp;
 
@@ -21,6 +21,8 @@ use crate::error::OpenError;
 use crate::segment::Segment;
 use crate::shared::Shared;
 use crate::work::Touched;
+
+pub use due::Bell;
 
 /// What one step of housekeeping did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -38,7 +40,7 @@ pub struct HousekeepingReport {
 }
 
 /// Prepares segments ahead, frees dead ones, copies half-dead ones, watches free space. One per
-/// log, on a thread of its own; never slows the writer.
+/// log, in a loop of its own ([`Housekeeper::turn`]); never slows the writer.
 #[derive(Debug)]
 pub struct Housekeeper {
     shared: Arc<Shared>,
@@ -50,6 +52,8 @@ pub struct Housekeeper {
     pace: prepare::Pace,
     hot: hot::HotClock,
     verified: verify::Verified,
+    /// What was written, and the last durable round, when it last came to rest.
+    seen: (u64, u64),
 }
 
 /// A sealed segment whose runs are still in memory.
@@ -70,6 +74,7 @@ impl Housekeeper {
             pace: prepare::Pace::default(),
             hot: hot::HotClock::default(),
             verified: verify::Verified::default(),
+            seen: (0, 0),
         }
     }
 
@@ -99,12 +104,6 @@ impl Housekeeper {
             self.prepare(now, report)?;
         }
         Ok(())
-    }
-
-    /// Blocks until the log asks for a segment, something became reclaimable, the log was closed,
-    /// or `timeout` passed. `false`: the log was closed, and will not ask for anything any more.
-    pub fn wait(&self, timeout: Duration) -> bool {
-        self.shared.work.wait(timeout)
     }
 
     fn is_below_floor(&self) -> bool {

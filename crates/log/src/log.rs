@@ -172,6 +172,7 @@ impl Log {
             floor_bytes,
         };
         if free_bytes < floor_bytes {
+            shared.work.stir();
             return Err(full);
         }
         let fits = |active: &active::Active| active.has_room(bytes, 1, 0);
@@ -181,6 +182,8 @@ impl Log {
         let spare = free_bytes - floor_bytes;
         let needed = bytes.max(shared.config.segment_bytes_min);
         if spare < needed && shared.work.lock().pool.is_empty() {
+            // Whether that is still so is for the housekeeper to look at.
+            shared.work.stir();
             return Err(full);
         }
         Ok(())
@@ -368,9 +371,14 @@ impl Log {
 
     /// Whether an empty round is due: something is not vouched yet, or a trim waits.
     pub fn idle_round_due(&self, now: Timestamp) -> bool {
+        self.idle_round_in(now) == Some(Duration::ZERO)
+    }
+
+    /// In how long an empty round is due, if nothing is written before; `None`: none is.
+    pub fn idle_round_in(&self, now: Timestamp) -> Option<Duration> {
         let writer = &self.writer;
         if writer.shared.is_poisoned() {
-            return false;
+            return None;
         }
         let idle = elapsed(writer.last_written, now);
         let vouch_after = Duration::from_millis(writer.shared.config.idle_vouch_ms);
@@ -382,16 +390,25 @@ impl Log {
             .as_ref()
             .is_some_and(|active| active.runs() > 0);
         let roll = writer.shared.roll.load(Ordering::Acquire) && has_runs;
-        (roll && idle >= ROLL_WAIT)
-            || (unvouched && idle >= vouch_after)
-            || (trims && idle >= TRIM_WAIT.min(vouch_after))
+        let due = [
+            roll.then_some(ROLL_WAIT),
+            unvouched.then_some(vouch_after),
+            trims.then_some(TRIM_WAIT.min(vouch_after)),
+        ];
+        let after = due.into_iter().flatten().min();
+        after.map(|after| after.saturating_sub(idle))
     }
 
     /// Whether a snapshot is due.
     pub fn snapshot_due(&self, now: Timestamp) -> bool {
+        self.snapshot_in(now) == Some(Duration::ZERO)
+    }
+
+    /// In how long a snapshot is due, if nothing is written before; `None`: none is.
+    pub fn snapshot_in(&self, now: Timestamp) -> Option<Duration> {
         let config = &self.writer.shared.config;
         if self.writer.last_loaded_round <= self.snapshots.round {
-            return false;
+            return None;
         }
         let segment = self
             .writer
@@ -399,8 +416,11 @@ impl Log {
             .as_ref()
             .map_or(0, |active| active.segment.id());
         let seals = segment.saturating_sub(self.snapshots.segment);
-        seals >= u64::from(config.snapshot_seals)
-            || elapsed(self.snapshots.at, now) >= Duration::from_millis(config.snapshot_interval_ms)
+        if seals >= u64::from(config.snapshot_seals) {
+            return Some(Duration::ZERO);
+        }
+        let interval = Duration::from_millis(config.snapshot_interval_ms);
+        Some(interval.saturating_sub(elapsed(self.snapshots.at, now)))
     }
 
     /// Captures the log's part of the node snapshot between two rounds, with what the caller wants

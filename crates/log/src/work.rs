@@ -1,8 +1,10 @@
 //! What the writer leaves for the housekeeper, and the segments the housekeeper has ready.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+
+use flumen_world::{Wake, lock};
 
 use crate::control::Control;
 use crate::footer::FooterSummary;
@@ -57,8 +59,7 @@ pub(crate) struct WorkState {
     pub(crate) wanted: usize,
     /// Something may have become reclaimable.
     pub(crate) reclaim: bool,
-    woken: bool,
-    /// The log is gone: nobody waits any more.
+    /// The log is gone: nobody asks for anything any more.
     pub(crate) closed: bool,
 }
 
@@ -66,30 +67,37 @@ pub(crate) struct WorkState {
 #[derive(Debug, Default)]
 pub(crate) struct Work {
     state: Mutex<WorkState>,
-    changed: Condvar,
+    /// Wakes the housekeeper's loop, once there is one.
+    pub(crate) bell: OnceLock<Wake>,
+    /// The housekeeper has nothing to do before something is written.
+    pub(crate) resting: AtomicBool,
 }
 
 impl Work {
     pub(crate) fn lock(&self) -> MutexGuard<'_, WorkState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
+    }
+
+    /// Wakes the housekeeper: what is in the state is for it.
+    pub(crate) fn wake(&self, state: MutexGuard<'_, WorkState>) {
+        drop(state);
+        self.ring();
     }
 
     /// Wakes the housekeeper.
-    pub(crate) fn wake(&self, mut state: MutexGuard<'_, WorkState>) {
-        state.woken = true;
-        drop(state);
-        self.changed.notify_all();
+    pub(crate) fn ring(&self) {
+        if let Some(bell) = self.bell.get() {
+            bell.wake();
+        }
     }
 
-    /// Blocks until woken, or `timeout` passed. `false`: the log is gone.
-    pub(crate) fn wait(&self, timeout: Duration) -> bool {
-        let state = self.lock();
-        let (mut state, _) = self
-            .changed
-            .wait_timeout_while(state, timeout, |state| !state.woken && !state.closed)
-            .unwrap_or_else(PoisonError::into_inner);
-        state.woken = false;
-        !state.closed
+    /// Wakes the housekeeper if it rests: something was written, or became durable. One that does not
+    /// rest looks by itself.
+    pub(crate) fn stir(&self) {
+        fence(Ordering::SeqCst);
+        if self.resting.load(Ordering::SeqCst) && self.resting.swap(false, Ordering::SeqCst) {
+            self.ring();
+        }
     }
 }
 

@@ -11,6 +11,7 @@ mod vouched;
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use flumen_log::{Housekeeper, LogKey, Recovery, Storage};
 use flumen_record::{
@@ -331,8 +332,9 @@ impl Catalog {
         self.log.housekeeper()
     }
 
-    /// What is due while nothing changes: an empty round that vouches for the last record.
-    pub fn rest(&mut self, now: Timestamp) -> Result<(), CatalogError> {
+    /// What is due while nothing changes: an empty round that vouches for the last record. In how long
+    /// there is something again; `None`: after the next change.
+    pub fn rest(&mut self, now: Timestamp) -> Result<Option<Duration>, CatalogError> {
         self.log.rest(now)
     }
 

@@ -9,7 +9,8 @@ use std::task::{Context, Poll};
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
-use crate::world::{SpawnError, TurnLoop, Wake, World};
+use crate::clock::Now;
+use crate::world::{SpawnError, Turn, TurnLoop, Wake, World};
 
 /// What was started was dropped before its result: the world ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -31,7 +32,7 @@ impl Running {
             turn,
             _alive: alive,
         };
-        let wake = world.run(name, Box::new(move |now| (held.turn)(now)))?;
+        let wake = world.run(name, Box::new(move |now| held.turn(now)))?;
         Ok(Self { wake, over })
     }
 
@@ -56,6 +57,13 @@ impl Running {
 struct Held {
     turn: TurnLoop,
     _alive: watch::Sender<()>,
+}
+
+impl Held {
+    /// A method, so that a closure which calls it holds all of it.
+    fn turn(&mut self, now: Now) -> Turn {
+        (self.turn)(now)
+    }
 }
 
 type Outcome<T> = Result<T, Box<dyn Any + Send>>;

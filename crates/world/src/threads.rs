@@ -118,6 +118,7 @@ mod tests {
         };
         let running = Running::start(&*world, "loop", Box::new(turn)).unwrap();
         assert_eq!(turns.recv().await, Some(Duration::ZERO));
+        assert!(!running.has_ended());
         running.wake().wake();
         assert_eq!(turns.recv().await, Some(Duration::ZERO));
         clock.advance(Duration::from_secs(60));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use flumen_log::{Housekeeper, LogReader};
@@ -13,7 +14,7 @@ use flumen_record::{
 use flumen_stream::delivery::{
     DeliveryConfig, DeliveryEnding, DeliveryLog, DeliveryLogError, StoredDelivery,
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::saving::Saves;
 use super::{
@@ -67,6 +68,8 @@ pub(crate) struct Deliveries {
     catalog_record: Arc<AtomicU64>,
     /// Says how far the log has got, also when it is closed.
     reader: Option<LogReader>,
+    /// Told when the log was changed.
+    pub(crate) restless: Arc<Notify>,
     /// The log has failed: nothing is changed any more.
     failed: AtomicBool,
     /// The log did not open: nobody knows which there are.
@@ -210,6 +213,7 @@ impl Deliveries {
             catalog_record,
             reader: Some(log.reader()),
             log: Mutex::new(Some(log)),
+            restless: Arc::default(),
             failed: AtomicBool::new(false),
             refusal: None,
             saves: Saves::default(),
@@ -226,6 +230,7 @@ impl Deliveries {
             catalog_record: Arc::default(),
             reader: None,
             log: Mutex::new(None),
+            restless: Arc::default(),
             failed: AtomicBool::new(false),
             refusal: Some(why),
             saves: Saves::default(),
@@ -285,6 +290,7 @@ impl Deliveries {
         self.check()?;
         let log = log.as_mut().ok_or(Error::Draining)?;
         log.know_catalog(self.catalog_record.load(Ordering::Acquire));
+        self.restless.notify_one();
         change(log).map_err(|error| {
             if !error.is_refusal() {
                 tracing::error!(%error, "the log of delivery streams has failed; they need a restart");
@@ -294,18 +300,22 @@ impl Deliveries {
         })
     }
 
-    /// What is due while nothing changes. Blocks.
-    pub(crate) fn rest(&self, now: Timestamp) {
+    /// What is due while nothing changes; in how long there is something again. Blocks.
+    pub(crate) fn rest(&self, now: Timestamp) -> Result<Option<Duration>, Error> {
         let mut log = lock(&self.log);
-        let Some(log) = log.as_mut() else { return };
+        let Some(log) = log.as_mut() else {
+            return Ok(None);
+        };
+        if self.check().is_err() {
+            return Ok(None);
+        }
         log.know_catalog(self.catalog_record.load(Ordering::Acquire));
-        if self.check().is_ok()
-            && let Err(error) = log.rest(now)
-        {
+        log.rest(now).map_err(|error| {
             let has_failed = !error.is_refusal();
             self.failed.fetch_or(has_failed, Ordering::AcqRel);
             tracing::warn!(%error, "the log of delivery streams could not be looked after");
-        }
+            Error::DeliveriesFailed
+        })
     }
 
     /// Syncs and closes; nothing is changed any more. Blocks.

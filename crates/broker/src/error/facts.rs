@@ -12,7 +12,7 @@ use super::{Error, ErrorKind};
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Every reason there is, with its kind.
-pub(crate) const REASONS: [(&str, ErrorKind); 56] = [
+pub(crate) const REASONS: &[(&str, ErrorKind)] = &[
     ("STREAM_NOT_FOUND", ErrorKind::NotFound),
     ("STREAM_EXISTS", ErrorKind::AlreadyExists),
     ("SHARD_NOT_FOUND", ErrorKind::NotFound),
@@ -68,6 +68,7 @@ pub(crate) const REASONS: [(&str, ErrorKind); 56] = [
     ("STREAM_IN_USE", ErrorKind::Conflict),
     ("DRAINING", ErrorKind::Unavailable),
     ("CATALOG_FAILED", ErrorKind::Internal),
+    ("NO_THREAD", ErrorKind::Unavailable),
     ("IO", ErrorKind::Internal),
 ];
 
@@ -123,6 +124,7 @@ impl Error {
             | Self::DeliveryUnfinished { .. }
             | Self::DeliveriesUnavailable
             | Self::DeliveriesFailed
+            | Self::NoThread { .. }
             | Self::Draining => ErrorKind::Unavailable,
             Self::Catalog { .. } | Self::Io { .. } => ErrorKind::Internal,
         }
@@ -187,6 +189,7 @@ impl Error {
             Self::StreamInUse { .. } => "STREAM_IN_USE",
             Self::Draining => "DRAINING",
             Self::Catalog { .. } => "CATALOG_FAILED",
+            Self::NoThread { .. } => "NO_THREAD",
             Self::Io { .. } => "IO",
         }
     }

@@ -161,3 +161,10 @@ impl Error {
         }
     }
 }
+
+impl From<flumen_world::SpawnError> for Error {
+    fn from(refused: flumen_world::SpawnError) -> Self {
+        tracing::error!(error = %refused, "a thread was not started");
+        Self::NoThread { name: refused.name }
+    }
+}

@@ -98,6 +98,9 @@ fn examples() -> Vec<Error> {
         Error::Catalog {
             reason: "its log does not open",
         },
+        Error::NoThread {
+            name: "lane-disk-24h-0".to_owned(),
+        },
         Error::Io {
             segment: "0001.log".to_owned(),
             kind: std::io::ErrorKind::NotFound,

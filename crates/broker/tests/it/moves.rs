@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flumen_broker::{
-    Broker, Delivery, Error, StartPosition, StreamSettings, StreamUpdate, Subscription,
+    Broker, Clock, Delivery, Error, StartPosition, StreamSettings, StreamUpdate, Subscription,
 };
 use flumen_log::{Fault, FaultError, Grain, MemoryStorage, OperationKind, Storage};
 use flumen_record::{Durability, ProducerId, StreamName};
@@ -49,7 +49,8 @@ async fn next(subscription: &mut Subscription) -> Delivery {
 /// learns of the new lane: it must neither spin nor sleep through it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_follow_a_shard_that_moves_under_load() {
-    let broker = open(&MemoryStorage::new()).await;
+    // Reads that find nothing wait, and there must be an end of that.
+    let broker = open_with(Arc::new(MemoryStorage::new()), config(), Clock::system()).await;
     let stream = create(&broker, "readings", 1, level(Durability::Memory)).await;
     let from_start = vec![(shard(0), StartPosition::TrimHorizon)];
     let mut subscription = broker.subscribe(&stream, from_start, BUDGET).await.unwrap();
@@ -138,7 +139,7 @@ async fn readers_step_over_the_jump_of_a_shard_that_left_no_trace_in_its_log() {
 struct MovedWhileIdle {
     storage: MemoryStorage,
     broker: Broker,
-    clock: flumen_broker::Clock,
+    clock: Clock,
     stream: StreamName,
     producer: ProducerId,
 }

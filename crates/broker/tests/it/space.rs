@@ -53,9 +53,16 @@ struct Full {
 
 /// Leaves so much free until appends are refused: at first a log gives back files that it had ready
 /// or left over, and that may be enough.
-async fn fill_up(storage: &MemoryStorage, bytes: u64, broker: &Broker, stream: &StreamName) {
+async fn fill_up(
+    storage: &MemoryStorage,
+    bytes: u64,
+    broker: &Broker,
+    stream: &StreamName,
+    clock: &Clock,
+) {
     for _ in 0..8 {
         leave_free(storage, bytes);
+        clock.advance(LOOKED_AGAIN);
         tokio::time::sleep(LOOKED_AGAIN).await;
         match append(broker, stream).await {
             Ok(()) => {}
@@ -84,7 +91,7 @@ async fn full(durability: Durability) -> Full {
         clock.advance(Duration::from_secs(10));
         tokio::time::sleep(LOOKED_AGAIN / 2).await;
     }
-    fill_up(&storage, FLOOR / 2, &broker, &stream).await;
+    fill_up(&storage, FLOOR / 2, &broker, &stream, &clock).await;
     assert!(matches!(broker.health(), Health::Degraded(_)));
     Full {
         storage,
@@ -184,7 +191,7 @@ async fn a_disk_that_was_filled_to_the_floor_is_usable_after_a_restart() {
     let storage = storage.kill();
     let broker = open_with(Arc::new(storage.clone()), with_floor(), clock.clone()).await;
     // What is left is less than a segment, whatever opening has tidied up.
-    fill_up(&storage, FLOOR + (1 << 19), &broker, &stream).await;
+    fill_up(&storage, FLOOR + (1 << 19), &broker, &stream, &clock).await;
     let full = Full {
         storage,
         broker,

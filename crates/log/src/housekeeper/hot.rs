@@ -28,4 +28,12 @@ impl HotClock {
         self.at = now;
         self.written = shared.written.load(Ordering::Relaxed);
     }
+
+    /// In how long the beginning moves again, if nothing is written; `None`: it has come to the end.
+    pub(super) fn due(&self, shared: &Shared, now: Timestamp) -> Option<Duration> {
+        let half = Duration::from_millis(shared.config.hot_window_ms / 2);
+        let end = shared.written.load(Ordering::Relaxed);
+        (shared.hot_from.load(Ordering::Relaxed) < end)
+            .then(|| half.saturating_sub(elapsed(self.at, now)))
+    }
 }

@@ -37,6 +37,19 @@ pub(super) struct Sweep {
     deadest: Option<(u64, u64)>,
 }
 
+impl Sweep {
+    /// In how long the next one may begin.
+    pub(super) fn due(&self, now: Timestamp, below_floor: bool) -> Duration {
+        let rows = u32::try_from(self.rows).unwrap_or(u32::MAX);
+        let pause = if below_floor {
+            SWEEP_INTERVAL / 5
+        } else {
+            SWEEP_INTERVAL.max(PAUSE_PER_ROW.saturating_mul(rows))
+        };
+        pause.saturating_sub(elapsed(self.began, now))
+    }
+}
+
 /// How much of a segment is still wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Liveness {
@@ -102,7 +115,7 @@ impl Housekeeper {
 
     /// Whether there are files which later segments have replaced: they would stand for those again
     /// if those were gone first.
-    fn has_leftovers(&self) -> bool {
+    pub(super) fn has_leftovers(&self) -> bool {
         let work = self.shared.work.lock();
         !work.discarded.is_empty() || !work.superseded.is_empty() || !work.doomed.is_empty()
     }
@@ -110,14 +123,7 @@ impl Housekeeper {
     /// Starts a sweep when something may have become reclaimable.
     fn begin_sweep(&mut self, now: Timestamp, below_floor: bool) -> bool {
         let mut work = self.shared.work.lock();
-        let rows = u32::try_from(self.sweep.rows).unwrap_or(u32::MAX);
-        let pause = if below_floor {
-            SWEEP_INTERVAL / 5
-        } else {
-            SWEEP_INTERVAL.max(PAUSE_PER_ROW.saturating_mul(rows))
-        };
-        let due = work.reclaim && elapsed(self.sweep.began, now) >= pause;
-        if !due {
+        if !work.reclaim || !self.sweep.due(now, below_floor).is_zero() {
             return false;
         }
         work.reclaim = false;

@@ -167,3 +167,57 @@ fn what_was_written_long_ago_is_not_hot() {
     assert!(!is_hot(0) && !is_hot(1));
     assert!(is_hot(3) && is_hot(4));
 }
+
+/// A thread beside each log looked four times a second, for as long as the node lived.
+#[test]
+fn a_log_that_rests_is_left_alone_until_it_is_written() {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::task::Waker;
+    use std::time::Duration;
+
+    use flumen_world::{Now, Turn, Wake};
+
+    #[derive(Default)]
+    struct Rings(AtomicU32);
+    impl std::task::Wake for Rings {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    let mut log = open(&MemoryStorage::new(), &config());
+    let mut keeper = log.housekeeper();
+    let rings = Arc::new(Rings::default());
+    keeper
+        .bell()
+        .set(Wake::new(Waker::from(Arc::clone(&rings))));
+    let mut monotonic = Duration::ZERO;
+    let mut rest = |keeper: &mut super::Housekeeper| {
+        for turns in 0..1000 {
+            let millis = 1000 + u64::try_from(monotonic.as_millis()).unwrap();
+            let now = Now {
+                wall: at(millis),
+                monotonic,
+            };
+            match keeper.turn(now).unwrap() {
+                Turn::Again => {}
+                Turn::Wait(Some(until)) if until > monotonic => monotonic = until,
+                Turn::Wait(None) => return turns,
+                other => panic!("it does not come to rest: {other:?}"),
+            }
+        }
+        panic!("it does not come to rest");
+    };
+    fill(&mut log, 0..300);
+    rest(&mut keeper);
+    let rung = rings.0.load(Ordering::SeqCst);
+    fill(&mut log, 300..301);
+    assert_eq!(rings.0.load(Ordering::SeqCst), rung + 1);
+    fill(&mut log, 301..302);
+    // One that looks by itself is not woken for each round.
+    let after = rest(&mut keeper);
+    assert!(after < 10, "{after} turns");
+    drop(log);
+    assert!(rings.0.load(Ordering::SeqCst) > rung + 1);
+    assert!(keeper.is_over());
+}

@@ -227,6 +227,7 @@ impl Writer {
             }
             self.unsynced_bytes += put.bytes;
             self.shared.written.fetch_add(put.bytes, Ordering::Relaxed);
+            self.shared.work.stir();
             if !old.frames.is_empty() || !old.controls.is_empty() {
                 self.last_loaded_round = self.last_loaded_round.max(put.round);
             }

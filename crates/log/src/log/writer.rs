@@ -220,6 +220,7 @@ impl Writer {
         }
         self.unsynced_bytes += bytes;
         self.shared.written.fetch_add(bytes, Ordering::Relaxed);
+        self.shared.work.stir();
         count(&self.shared.counters.rounds, 1);
         count(&self.shared.counters.round_bytes, bytes);
         self.unsettled.push_back(WrittenRound {
@@ -304,6 +305,7 @@ impl Writer {
         self.shared
             .durable_round
             .store(self.chain.durable, Ordering::Release);
+        self.shared.work.stir();
         if reclaim {
             let mut work = self.shared.work.lock();
             work.reclaim = true;

@@ -1,6 +1,7 @@
 //! The catalog's own log: one frame of one record per change, and now and then a snapshot.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use flumen_log::{
@@ -162,11 +163,11 @@ impl CatalogLog {
         Ok(())
     }
 
-    pub(super) fn rest(&mut self, now: Timestamp) -> Result<(), CatalogError> {
+    pub(super) fn rest(&mut self, now: Timestamp) -> Result<Option<Duration>, CatalogError> {
         if self.log.idle_round_due(now) {
             self.log.commit(&[], 0, now)??;
         }
-        Ok(())
+        Ok(self.log.idle_round_in(now))
     }
 
     pub(super) fn close(self, now: Timestamp) -> Result<(), CatalogError> {

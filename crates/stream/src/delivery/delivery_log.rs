@@ -7,6 +7,7 @@
 
 use std::ops::Bound;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use flumen_log::{
@@ -342,12 +343,13 @@ impl DeliveryLog {
         Ok(bytes)
     }
 
-    /// What is due while nothing changes: an empty round that vouches for the last record.
-    pub fn rest(&mut self, now: Timestamp) -> Result<(), DeliveryLogError> {
+    /// What is due while nothing changes: an empty round that vouches for the last record. In how long
+    /// there is something again; `None`: after the next change.
+    pub fn rest(&mut self, now: Timestamp) -> Result<Option<Duration>, DeliveryLogError> {
         if self.log.idle_round_due(now) {
             self.log.commit(&[], 0, now)??;
         }
-        Ok(())
+        Ok(self.log.idle_round_in(now))
     }
 
     /// Syncs and closes.

@@ -251,12 +251,13 @@ impl GroupLog {
         Ok(bytes)
     }
 
-    /// What is due while nothing changes: an empty round that vouches for the last record.
-    pub fn rest(&mut self, wall: Timestamp) -> Result<(), GroupLogError> {
+    /// What is due while nothing changes: an empty round that vouches for the last record. In how long
+    /// there is something again; `None`: after the next change.
+    pub fn rest(&mut self, wall: Timestamp) -> Result<Option<Duration>, GroupLogError> {
         if self.log.idle_round_due(wall) {
             self.log.commit(&[], 0, wall)??;
         }
-        Ok(())
+        Ok(self.log.idle_round_in(wall))
     }
 
     /// Syncs and closes.
