@@ -12,21 +12,20 @@ mod loads;
 mod member;
 mod worker;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use flumen_log::LogReader;
 use flumen_record::{GroupName, StreamId};
 use flumen_stream::group::{Answer, Coordinator, Event, GroupError, Request, RequestId, SessionId};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::node::Node;
 use crate::streams::Stream;
 use crate::{Clock, Error};
-use flumen_world::lock;
+use flumen_world::{Running, lock};
 
 pub use asking::{
     GroupLag, GroupPosition, GroupReset, GroupState, GroupStatus, LeaseStatus, MemberStatus,
@@ -54,8 +53,10 @@ enum Input {
     /// Who waits for the answer to a request, which follows.
     Asked(RequestId, oneshot::Sender<Result<Answer, GroupError>>),
     /// A look at what is decided and durable.
-    Look(Box<dyn FnOnce(&Coordinator) + Send>),
+    Look(Look),
 }
+
+type Look = Box<dyn FnOnce(&Coordinator) + Send>;
 
 #[derive(Default)]
 struct Inbox {
@@ -65,11 +66,10 @@ struct Inbox {
     closing: Option<oneshot::Sender<Result<(), Error>>>,
 }
 
-/// The handle of the thread.
+/// The handle of the loop.
 pub(crate) struct Groups {
     clock: Clock,
     inbox: Mutex<Inbox>,
-    woken: Condvar,
     sessions: AtomicU64,
     requests: AtomicU64,
     /// Its log has failed: it decides nothing any more.
@@ -80,14 +80,16 @@ pub(crate) struct Groups {
     reader: OnceLock<LogReader>,
     /// Which state of each stream was told last. Held while a stream's shards are read and told, so
     /// that the last word is the newest.
-    told: Mutex<HashMap<StreamId, u64>>,
+    told: Mutex<BTreeMap<StreamId, u64>>,
     pub(crate) fences: Fences,
     pub(crate) counters: GroupCounters,
     /// What metrics were told last.
     lags: tokio::sync::Mutex<listing::KeptLags>,
     /// Where times lie in shards.
     beginnings: lag::Beginnings,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    running: OnceLock<Running>,
+    /// There was no session, and there is one.
+    pub(crate) busy: Notify,
 }
 
 /// What groups did, for metrics.
@@ -120,7 +122,7 @@ impl Groups {
         Self {
             clock,
             inbox: Mutex::default(),
-            woken: Condvar::new(),
+            busy: Notify::new(),
             sessions: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             failed: AtomicBool::new(false),
@@ -131,7 +133,7 @@ impl Groups {
             counters: GroupCounters::default(),
             lags: tokio::sync::Mutex::default(),
             beginnings: lag::Beginnings::default(),
-            thread: Mutex::default(),
+            running: OnceLock::new(),
         }
     }
 
@@ -179,7 +181,7 @@ impl Groups {
         inbox.inputs.extend(inputs);
         drop(inbox);
         if was_empty {
-            self.woken.notify_one();
+            self.wake();
         }
         Ok(())
     }
@@ -285,7 +287,7 @@ impl Groups {
             inbox.stop = true;
             inbox.closing = Some(done);
         }
-        self.woken.notify_one();
+        self.wake();
         closed.await.unwrap_or(Ok(()))
     }
 
@@ -304,35 +306,40 @@ impl Groups {
         }
     }
 
-    /// Waits for the thread. Blocks.
-    pub(crate) fn join(&self) {
-        if let Some(thread) = lock(&self.thread).take() {
-            let _ = thread.join();
+    /// The loop runs.
+    fn runs(&self, running: Running) {
+        running.wake().wake();
+        // There is one.
+        let _ = self.running.set(running);
+    }
+
+    /// Waits for the loop to end.
+    pub(crate) async fn ended(&self) {
+        if let Some(running) = self.running.get() {
+            running.ended().await;
         }
     }
 
-    /// Tells the thread to end as it is.
+    /// Tells the loop to end as it is.
     pub(crate) fn stop(&self) {
         lock(&self.inbox).stop = true;
-        self.woken.notify_one();
+        self.wake();
     }
 
-    /// Blocks until there are inputs, or `patience` is over. `None`: end.
-    fn wait(&self, patience: Option<Duration>) -> Option<Vec<Input>> {
-        let inbox = lock(&self.inbox);
-        let idle = |inbox: &mut Inbox| inbox.inputs.is_empty() && !inbox.stop;
-        let mut inbox = match patience {
-            Some(patience) => {
-                self.woken
-                    .wait_timeout_while(inbox, patience, idle)
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0
-            }
-            None => self
-                .woken
-                .wait_while(inbox, idle)
-                .unwrap_or_else(PoisonError::into_inner),
-        };
+    fn wake(&self) {
+        if let Some(running) = self.running.get() {
+            running.wake().wake();
+        }
+    }
+
+    /// Whether members have sessions.
+    pub(crate) fn has_sessions(&self) -> bool {
+        self.counters.sessions.load(Ordering::Relaxed) > 0
+    }
+
+    /// What came. `None`: nothing, and nothing comes any more.
+    fn take(&self) -> Option<Vec<Input>> {
+        let mut inbox = lock(&self.inbox);
         let inputs = std::mem::take(&mut inbox.inputs);
         if inputs.is_empty() && inbox.stop {
             return None;

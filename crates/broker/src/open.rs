@@ -126,7 +126,7 @@ fn open_blocking(
             let label = "groups".to_owned();
             let housekeeping = Housekeeping::start(&*node.world, log.housekeeper(), label)?;
             *lock(&node.groups_housekeeping) = housekeeping;
-            groups::start(&node, log, coordinator);
+            groups::start(&node, log, coordinator)?;
         }
         Err(refusal) => node.groups.refuse(refusal),
     }

@@ -39,9 +39,9 @@ impl Node {
             let closed = ask(&lane, Control::Shutdown).await.unwrap_or(Ok(()));
             result = result.and(closed);
         }
+        self.groups.ended().await;
         let node = Arc::clone(self);
         on_blocking_thread(&*self.world, move || {
-            node.groups.join();
             node.lanes.all().iter().for_each(|lane| lane.join());
             let now = node.clock.now();
             let deliveries = node.deliveries.close(now);

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use flumen_record::{ShardIndex, StreamId};
@@ -21,7 +20,7 @@ type Taken = BTreeMap<StreamId, BTreeMap<ShardIndex, u64>>;
 pub(crate) fn start(node: &Arc<Node>) {
     let mut stop = node.stop.subscribe();
     let clock = node.clock.clone();
-    let world = Arc::clone(&node.world);
+    let (world, groups) = (Arc::clone(&node.world), Arc::clone(&node.groups));
     let node = Arc::downgrade(node);
     world.task(Box::pin(async move {
         let mut before = Taken::new();
@@ -29,10 +28,12 @@ pub(crate) fn start(node: &Arc<Node>) {
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
-                () = clock.sleep(TELL_EVERY) => {}
+                // Nobody has a lease whose place could depend on it.
+                () = groups.busy.notified(), if !groups.has_sessions() => {}
+                () = clock.sleep(TELL_EVERY), if groups.has_sessions() => {}
             }
             let Some(node) = node.upgrade() else { return };
-            if node.groups.counters.groups.load(Ordering::Relaxed) == 0 {
+            if !groups.has_sessions() {
                 before.clear();
                 continue;
             }

@@ -1,13 +1,13 @@
-//! The thread: everything that came since the last round is one step, one round of the groups' log,
+//! The loop: everything that came since the last round is one step, one round of the groups' log,
 //! one sync; then members are told.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use flumen_record::{GroupName, StreamId};
+use flumen_record::{GroupName, StreamId, Timestamp};
 use flumen_stream::group::{
     Answer, Assignment, Coordinator, Effect, Event, FencedReason, GroupError, GroupLog,
     GroupLogError, ReadFrom, Request, RequestId, SessionId, ShardFacts, Step,
@@ -16,33 +16,44 @@ use flumen_stream::{ShardState, StartPosition, StreamInfo};
 use tokio::sync::oneshot;
 
 use super::member::{MemberLease, MemberQueue, MemberWord, fenced};
-use super::{Groups, Input};
+use super::{Groups, Input, Look};
+use crate::Error;
 use crate::node::Node;
-use crate::{Clock, Error};
-use flumen_world::lock;
+use flumen_world::{Now, Running, SpawnError, Turn, lock};
 
-/// Without anything to do the log is given the chance to rest this often.
-const REST_EVERY: Duration = Duration::from_secs(5);
+/// When the disk has no room for the log to rest, it is tried again this much later.
+const REST_AGAIN: Duration = Duration::from_secs(5);
 /// A step that did not fit on the disk is tried again this often.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
 
 struct Worker {
     groups: Arc<Groups>,
-    clock: Clock,
     /// The last durable catalog record, which rounds name.
     catalog_record: Arc<AtomicU64>,
     log: GroupLog,
     coordinator: Coordinator,
     sessions: Sessions,
-    asked: HashMap<RequestId, oneshot::Sender<Result<Answer, GroupError>>>,
+    asked: BTreeMap<RequestId, oneshot::Sender<Result<Answer, GroupError>>>,
     /// Groups that are asked to be deleted.
-    deleting: HashMap<RequestId, (StreamId, GroupName)>,
+    deleting: BTreeMap<RequestId, (StreamId, GroupName)>,
+    /// What is decided and did not fit on the disk, and when it is tried again: nothing else is decided
+    /// before.
+    stuck: Option<(Duration, Decided)>,
+    /// That it did not fit was said.
+    said: bool,
+}
+
+/// A step that is not carried out yet.
+struct Decided {
+    step: Step,
+    looks: Vec<Look>,
+    at: Duration,
 }
 
 /// The members that are told things. However the thread ends, they are told that too.
 struct Sessions {
     groups: Arc<Groups>,
-    queues: HashMap<SessionId, Arc<MemberQueue>>,
+    queues: BTreeMap<SessionId, Arc<MemberQueue>>,
 }
 
 impl Drop for Sessions {
@@ -57,8 +68,12 @@ impl Drop for Sessions {
     }
 }
 
-/// Starts the thread, and tells it the shards of every stream that has groups.
-pub(crate) fn start(node: &Arc<Node>, log: GroupLog, coordinator: Coordinator) {
+/// Starts the loop, and tells it the shards of every stream that has groups.
+pub(crate) fn start(
+    node: &Arc<Node>,
+    log: GroupLog,
+    coordinator: Coordinator,
+) -> Result<(), SpawnError> {
     let groups = Arc::clone(&node.groups);
     let _ = groups.reader.set(log.reader());
     let known: Vec<StreamId> = coordinator.streams().collect();
@@ -73,30 +88,26 @@ pub(crate) fn start(node: &Arc<Node>, log: GroupLog, coordinator: Coordinator) {
     }
     let worker = Worker {
         groups: Arc::clone(&groups),
-        clock: node.clock.clone(),
         catalog_record: Arc::clone(&node.catalog_record),
         log,
         coordinator,
         sessions: Sessions {
             groups: Arc::clone(&groups),
-            queues: HashMap::new(),
+            queues: BTreeMap::new(),
         },
-        asked: HashMap::new(),
-        deleting: HashMap::new(),
+        asked: BTreeMap::new(),
+        deleting: BTreeMap::new(),
+        stuck: None,
+        said: false,
     };
-    let thread = std::thread::Builder::new()
-        .name("groups".to_owned())
-        .spawn(move || {
-            let groups = Arc::clone(&worker.groups);
-            if catch_unwind(AssertUnwindSafe(|| worker.run())).is_err() {
-                tracing::error!(
-                    "the thread of consumer groups has panicked; groups need a restart"
-                );
-                groups.fail();
-            }
-        })
-        .expect("BUG: the system refuses a thread");
-    *lock(&groups.thread) = Some(thread);
+    let mut turns = Turns {
+        groups: Arc::clone(&groups),
+        worker: Some(worker),
+    };
+    let turn = Box::new(move |now| turns.turn(now));
+    let running = Running::start(&*node.world, "groups", turn)?;
+    groups.runs(running);
+    Ok(())
 }
 
 /// What groups need to know of a stream's shards.
@@ -115,35 +126,99 @@ pub(super) fn shards_of(info: &StreamInfo) -> Event {
     }
 }
 
-impl Worker {
-    fn run(mut self) {
-        while let Some(inputs) = self.groups.wait(Some(self.patience())) {
-            if let Err(error) = self.step(inputs) {
-                return self.fail(&error);
+/// What the loop does next.
+enum Next {
+    Turn(Turn),
+    /// It was told to end, and everything said before is decided and durable.
+    Close,
+}
+
+/// The loop's hold on the worker, which is gone when the loop has ended.
+struct Turns {
+    groups: Arc<Groups>,
+    worker: Option<Worker>,
+}
+
+impl Turns {
+    fn turn(&mut self, now: Now) -> Turn {
+        match catch_unwind(AssertUnwindSafe(|| self.try_turn(now))) {
+            Ok(turn) => turn,
+            Err(_) => {
+                tracing::error!("consumer groups: panicked; groups need a restart");
+                self.groups.fail();
+                self.worker = None;
+                Turn::Ended
             }
         }
-        let closing = lock(&self.groups.inbox).closing.take();
-        let Some(done) = closing else { return };
-        self.log
-            .know_catalog(self.catalog_record.load(Ordering::Acquire));
-        let closed = self.log.close(self.clock.now());
-        let closed = closed.map_err(|error| {
-            tracing::error!(%error, "the log of consumer groups did not close");
-            Error::GroupsFailed
-        });
-        // Who asked may be gone.
-        let _ = done.send(closed);
     }
 
-    /// How long there is nothing to do when nothing comes.
-    fn patience(&self) -> Duration {
-        let now = self.clock.monotonic();
-        let deadline = self.coordinator.next_deadline();
-        deadline.map_or(REST_EVERY, |at| at.saturating_sub(now).min(REST_EVERY))
+    fn try_turn(&mut self, now: Now) -> Turn {
+        let next = match &mut self.worker {
+            Some(worker) => worker.turn(now),
+            None => return Turn::Ended,
+        };
+        match (next, self.worker.take()) {
+            (Ok(Next::Turn(turn)), worker) => {
+                self.worker = worker;
+                return turn;
+            }
+            (Ok(Next::Close), Some(worker)) => worker.close(now.wall),
+            (Err(error), Some(worker)) => worker.fail(&error),
+            (_, None) => {}
+        }
+        Turn::Ended
+    }
+}
+
+impl Worker {
+    /// One step, or what is due, or another try of the step that the disk had no room for.
+    fn turn(&mut self, now: Now) -> Result<Next, GroupLogError> {
+        let decided = match self.stuck.take() {
+            Some((again, decided)) => {
+                let stop = lock(&self.groups.inbox).stop;
+                if now.monotonic < again && !stop {
+                    self.stuck = Some((again, decided));
+                    return Ok(Next::Turn(Turn::Wait(Some(again))));
+                }
+                decided
+            }
+            None => match self.groups.take() {
+                Some(inputs) => self.decide(inputs, now),
+                None => return Ok(Next::Close),
+            },
+        };
+        match self.commit(&decided.step, now) {
+            Ok(()) => self.carry_out(decided),
+            Err(GroupLogError::Write(error)) => {
+                if !std::mem::replace(&mut self.said, true) {
+                    tracing::warn!(%error, "consumer groups: the log cannot be written, trying again");
+                }
+                if lock(&self.groups.inbox).stop {
+                    return Err(GroupLogError::Write(error));
+                }
+                let again = now.monotonic.saturating_add(TRY_AGAIN);
+                self.stuck = Some((again, decided));
+                return Ok(Next::Turn(Turn::Wait(Some(again))));
+            }
+            Err(error) => return Err(error),
+        }
+        self.said = false;
+        if lock(&self.groups.inbox).stop {
+            return Ok(Next::Turn(Turn::Again));
+        }
+        let rest = match self.log.rest(now.wall) {
+            Ok(rest) => rest.map(|rest| rest.max(TRY_AGAIN)),
+            // It needs little, and has time.
+            Err(GroupLogError::Write(_)) => Some(REST_AGAIN),
+            Err(error) => return Err(error),
+        };
+        let rest = rest.map(|rest| now.monotonic.saturating_add(rest));
+        let deadline = self.coordinator.next_deadline().into_iter().chain(rest);
+        Ok(Next::Turn(Turn::Wait(deadline.min())))
     }
 
-    fn step(&mut self, inputs: Vec<Input>) -> Result<(), GroupLogError> {
-        let idle = inputs.is_empty();
+    /// Decides about everything that came.
+    fn decide(&mut self, inputs: Vec<Input>, now: Now) -> Decided {
         let mut looks = Vec::new();
         let mut events = Vec::with_capacity(inputs.len());
         for input in inputs {
@@ -174,17 +249,32 @@ impl Worker {
                 _ => {}
             }
         }
-        let (now, wall) = (self.clock.monotonic(), self.clock.now());
-        let step = self.coordinator.step(now, wall, events);
-        self.commit(&step)?;
-        for effect in step.effects {
-            self.tell(effect, now);
+        Decided {
+            step: self.coordinator.step(now.monotonic, now.wall, events),
+            looks,
+            at: now.monotonic,
         }
-        for look in looks {
+    }
+
+    /// Makes a step durable.
+    fn commit(&mut self, step: &Step, now: Now) -> Result<(), GroupLogError> {
+        self.log
+            .know_catalog(self.catalog_record.load(Ordering::Acquire));
+        if step.changes.is_empty() {
+            return Ok(());
+        }
+        self.log.commit(step, &self.coordinator, now.wall)?;
+        self.groups.counters.rounds.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// What was decided is durable: everybody is told.
+    fn carry_out(&mut self, decided: Decided) {
+        for effect in decided.step.effects {
+            self.tell(effect, decided.at);
+        }
+        for look in decided.looks {
             look(&self.coordinator);
-        }
-        if idle {
-            self.log.rest(wall)?;
         }
         let counters = &self.groups.counters;
         let groups = self.coordinator.group_count() as u64;
@@ -192,35 +282,23 @@ impl Worker {
         let lost = self.coordinator.leases_lost();
         counters.leases_lost.store(lost, Ordering::Relaxed);
         let sessions = self.sessions.queues.len() as u64;
-        counters.sessions.store(sessions, Ordering::Relaxed);
-        Ok(())
+        if counters.sessions.swap(sessions, Ordering::Relaxed) == 0 && sessions > 0 {
+            self.groups.busy.notify_one();
+        }
     }
 
-    /// Makes a step durable, however long the disk is full.
-    fn commit(&mut self, step: &Step) -> Result<(), GroupLogError> {
+    /// Closes the log in order.
+    fn close(mut self, wall: Timestamp) {
+        let closing = lock(&self.groups.inbox).closing.take();
+        let Some(done) = closing else { return };
         self.log
             .know_catalog(self.catalog_record.load(Ordering::Acquire));
-        if step.changes.is_empty() {
-            return Ok(());
-        }
-        let mut said = false;
-        loop {
-            match self.log.commit(step, &self.coordinator, self.clock.now()) {
-                Ok(()) => break,
-                Err(GroupLogError::Write(error)) => {
-                    if !std::mem::replace(&mut said, true) {
-                        tracing::warn!(%error, "what consumer groups decide cannot be written; trying again");
-                    }
-                    if lock(&self.groups.inbox).stop {
-                        return Err(GroupLogError::Write(error));
-                    }
-                    std::thread::sleep(TRY_AGAIN);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        self.groups.counters.rounds.fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        let closed = self.log.close(wall).map_err(|error| {
+            tracing::error!(%error, "consumer groups: the log did not close");
+            Error::GroupsFailed
+        });
+        // Who asked may be gone.
+        let _ = done.send(closed);
     }
 
     /// Nothing more can be decided: everybody is told.
