@@ -217,17 +217,28 @@ pub(crate) fn reply(
     }
 }
 
-/// Reads from the log that holds `from`; at the end of one that was left, from the next.
+/// Reads from the log that holds `from`; at the end of one that was left, from the next. What an error
+/// names as the place to go on at can be read: it lies where the shard goes on, or is its end.
 fn walk(
     shard: &ShardHandle,
     mut from: SequenceNumber,
     read: impl Fn(&LogReader, SequenceNumber) -> Result<Option<FoundFrames>, ReadError>,
 ) -> Result<Option<FoundFrames>, Error> {
     loop {
-        let (reader, next_place) = shard.place_of(from);
-        let mut found = match (read(reader, from), next_place) {
+        let (place, next_place) = shard.place_of(from);
+        // Where what this log has of the shard surely ends. Its own word for that may be another: it
+        // jumps when later numbers may be hidden, and has lost what it does not reach.
+        let until = next_place.or_else(|| shard.closed_at());
+        if until.is_some_and(|until| from >= until) {
+            return Ok(Some(at_end(from)));
+        }
+        let mut found = match (read(place.lane.reader(), from), until) {
             (Ok(None), _) => return Ok(None),
             (Ok(Some(found)), _) => found,
+            (Err(ReadError::DataLoss { from, .. }), Some(until)) if from >= until => at_end(until),
+            (Err(error), Some(until)) if !matches!(error, ReadError::UnknownShard { .. }) => {
+                return Err(bounded(error, until).into());
+            }
             // All that lay in a log that was left has expired.
             (Err(ReadError::UnknownShard { .. }), Some(horizon)) => {
                 return Err(Error::Trimmed {
@@ -236,14 +247,22 @@ fn walk(
                 });
             }
             // Nothing was written to the newest log yet.
-            (Err(ReadError::UnknownShard { .. }), None) => {
-                return Ok(Some(FoundFrames {
-                    next: from,
-                    ..FoundFrames::default()
-                }));
-            }
+            (Err(ReadError::UnknownShard { .. }), None) => return Ok(Some(at_end(from))),
             (Err(error), _) => return Err(error.into()),
         };
+        if let Some(until) = until.filter(|_| found.pieces.is_empty()) {
+            let missing = until.value().saturating_sub(found.next.value());
+            // No log loses as many records as a jump is wide.
+            if missing > 0 && missing < JUMP {
+                return Err(Error::DataLoss {
+                    shard: shard.id.index(),
+                    from: found.next.max(from),
+                    to: until,
+                    segment: place.lane.key().dir_name(),
+                });
+            }
+            found.next = found.next.min(until);
+        }
         let Some(next_from) = next_place else {
             return Ok(Some(found));
         };
@@ -256,6 +275,36 @@ fn walk(
             return Ok(Some(found));
         }
         from = next_from;
+    }
+}
+
+/// Nothing, at `next`.
+fn at_end(next: SequenceNumber) -> FoundFrames {
+    FoundFrames {
+        next,
+        ..FoundFrames::default()
+    }
+}
+
+/// An error whose way on leads no further than `until`.
+fn bounded(error: ReadError, until: SequenceNumber) -> ReadError {
+    match error {
+        ReadError::DataLoss {
+            shard,
+            from,
+            to,
+            segment,
+        } => ReadError::DataLoss {
+            shard,
+            from,
+            to: to.min(until),
+            segment,
+        },
+        ReadError::Trimmed { asked, horizon } => ReadError::Trimmed {
+            asked,
+            horizon: horizon.min(until),
+        },
+        other => other,
     }
 }
 

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::task::Waker;
 
-use flumen_log::LogReader;
 use flumen_record::{HashKey, SequenceNumber, ShardId, ShardIndex, StreamName, Timestamp};
 use flumen_stream::{ShardInfo, ShardState, StreamInfo};
 use tokio::sync::watch;
@@ -207,17 +206,14 @@ impl ShardHandle {
     }
 
     /// The log that holds `from`, and where the next log takes over.
-    pub(crate) fn place_of(&self, from: SequenceNumber) -> (&LogReader, Option<SequenceNumber>) {
+    pub(crate) fn place_of(&self, from: SequenceNumber) -> (&Place, Option<SequenceNumber>) {
         let later = self.places.iter().position(|place| place.from > from);
         let at = later.unwrap_or(self.places.len()).saturating_sub(1);
         let place = self
             .places
             .get(at)
             .expect("BUG: a shard that lies in no log");
-        (
-            place.lane.reader(),
-            self.places.get(at + 1).map(|next| next.from),
-        )
+        (place, self.places.get(at + 1).map(|next| next.from))
     }
 
     /// The logs it lies in, each with where the next one takes over.
@@ -265,8 +261,9 @@ impl ShardHandle {
             }
         }
         if let Some(end) = self.closed_at() {
-            // A log may have jumped over numbers since; the catalog knows that none was given out.
-            bounds.durable_end = bounds.durable_end.min(end);
+            // A log may have jumped over numbers since, or have lost its end; the catalog knows where
+            // the shard ends, and that all of it was durable then.
+            bounds.durable_end = end;
         }
         bounds.trim_horizon = bounds.trim_horizon.min(bounds.durable_end);
         bounds

@@ -8,6 +8,7 @@
 )]
 
 mod consumer;
+mod damage;
 mod deliveries;
 mod end_to_end;
 mod fake;

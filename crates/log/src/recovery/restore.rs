@@ -223,7 +223,7 @@ impl<'r> Restorer<'r> {
         let mut run: Option<NewRun> = None;
         for (index, frame) in round.content.frames.iter().enumerate() {
             while let Some(spot) = damaged.next_if(|spot| spot.before <= index) {
-                self.standings.hide(spot.shard);
+                self.hide(spot.shard, covered);
             }
             if !run.as_mut().is_some_and(|run| extend(run, frame))
                 && let Some(done) = run.replace(begin(frame))
@@ -236,7 +236,14 @@ impl<'r> Restorer<'r> {
             self.run(round.segment, segment, &done, covered);
         }
         for spot in damaged {
-            self.standings.hide(spot.shard);
+            self.hide(spot.shard, covered);
+        }
+    }
+
+    /// A damaged frame may have been a shard's last, unless the snapshot says how far that got.
+    fn hide(&mut self, shard: Option<ShardId>, covered: bool) {
+        if !covered {
+            self.standings.hide(shard);
         }
     }
 

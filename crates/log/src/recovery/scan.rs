@@ -305,7 +305,7 @@ impl<'a> Walk<'a, '_> {
             None if self.vouched < candidate.first_round() => return Ok(false),
             None => {
                 let reason = "the state table is damaged".to_owned();
-                self.restorer.damage(&candidate.name.to_string(), reason);
+                self.lost(&candidate.name.to_string(), reason, continues_after);
             }
         }
         Ok(true)
@@ -446,13 +446,14 @@ impl<'a> Walk<'a, '_> {
             return Ok(Some(end));
         }
         let reason = format!("round {} is missing at {position}", self.expected);
-        self.restorer.damage(&name, reason);
+        let last = exists_until.min(until);
+        let lost_until = later.first.map_or(last, |(_, round)| round - 1);
+        self.lost(&name, reason, lost_until);
         self.previous = None;
         if let Some((next, round)) = later.first {
             self.expected = round;
             return Ok(Some(next));
         }
-        let last = exists_until.min(until);
         self.scan.last_round = last;
         self.scan.last_checksum = 0;
         self.expected = last + 1;
@@ -461,6 +462,16 @@ impl<'a> Walk<'a, '_> {
             self.torn = true;
         }
         Ok(None)
+    }
+
+    /// Rounds up to `last` are lost: which shards they held records of nobody knows, unless all of them
+    /// are in the snapshot, which says how far every shard had got.
+    fn lost(&mut self, segment: &str, reason: String, last: u64) {
+        if last <= self.covered {
+            self.restorer.note(segment, reason);
+        } else {
+            self.restorer.damage(segment, reason);
+        }
     }
 
     /// Asks the segments from `index` on what they vouch for.

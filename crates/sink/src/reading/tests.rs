@@ -5,17 +5,25 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flumen_broker::{BrokerConfig, Clock, NewStream, Reshard, StreamSettings};
-use flumen_log::MemoryStorage;
+use flumen_log::{Grain, MemoryStorage, Storage};
 use flumen_record::{Record, Timestamp};
 
 use super::*;
 
-async fn node() -> (Broker, StreamName) {
+async fn open(storage: &MemoryStorage) -> Broker {
     let clock = Clock::manual(Timestamp::from_micros(1_800_000_000_000_000));
     let config = BrokerConfig::default();
-    let broker = Broker::open(Arc::new(MemoryStorage::new()), config, clock)
+    Broker::open(Arc::new(storage.clone()), config, clock)
         .await
-        .unwrap();
+        .unwrap()
+}
+
+async fn node() -> (Broker, StreamName) {
+    node_over(&MemoryStorage::new()).await
+}
+
+async fn node_over(storage: &MemoryStorage) -> (Broker, StreamName) {
+    let broker = open(storage).await;
     let name: StreamName = "s".parse().unwrap();
     let new = NewStream {
         name: name.clone(),
@@ -27,10 +35,14 @@ async fn node() -> (Broker, StreamName) {
 }
 
 async fn put(broker: &Broker, stream: &StreamName, count: usize) {
+    put_data(broker, stream, count, "data".to_owned()).await;
+}
+
+async fn put_data(broker: &Broker, stream: &StreamName, count: usize, data: String) {
     let record = |n: usize| Record {
         partition_key: Bytes::from(format!("key-{n}")),
         explicit_hash_key: None,
-        data: Bytes::from_static(b"data"),
+        data: Bytes::from(data.clone()),
         client_timestamp: None,
         headers: Vec::new(),
     };
@@ -81,6 +93,67 @@ async fn a_closed_shard_is_read_to_its_end_before_its_children() {
         "{order:?}"
     );
     broker.shutdown().await.unwrap();
+}
+
+/// Flips a bit of each place in the stream's log where `what` stands.
+fn damage(storage: &MemoryStorage, what: &str) {
+    let dir = "log-disk-168h-0";
+    for entry in storage.list(dir).unwrap() {
+        let path = format!("{dir}/{}", entry.name);
+        let file = storage.open(&path, false).unwrap();
+        let mut bytes = vec![0; usize::try_from(entry.bytes).unwrap()];
+        file.read_at(&mut bytes, 0).unwrap();
+        drop(file);
+        let places = bytes.windows(what.len()).enumerate();
+        for (at, _) in places.filter(|(_, window)| *window == what.as_bytes()) {
+            storage.rot(&path, at as u64, |bytes| bytes[0] ^= 1, 1);
+        }
+    }
+}
+
+/// Damage at the end of a closed shard: what the error names as the place to go on at lay beyond the
+/// shard's end.
+#[tokio::test]
+async fn damage_at_the_end_of_a_closed_shard_is_passed_over_to_its_children() {
+    for lost in [0_u64, 3, 5] {
+        let storage = MemoryStorage::new();
+        let (broker, stream) = node_over(&storage).await;
+        for n in 0..6 {
+            put_data(&broker, &stream, 1, format!("parent-{n}")).await;
+        }
+        let split = Reshard::Split {
+            shard: ShardIndex::new(0),
+            at: None,
+        };
+        broker.reshard(&stream, split).await.unwrap();
+        put(&broker, &stream, 20).await;
+        let storage = storage.crash(Grain::Page, |_, _| usize::MAX);
+        damage(&storage, &format!("parent-{lost}"));
+        let broker = open(&storage).await;
+        let mut reading = Reading::new(&broker, &stream, Positions::new(), 1);
+        let (mut damaged, mut of_parent, mut of_children) = (Vec::new(), 0, 0);
+        while of_children < 20 {
+            match next(&mut reading).await {
+                Found::Piece(piece) => {
+                    let (to, records) = (piece.to, piece.to.value() - piece.from.value());
+                    match piece.shard.value() {
+                        0 => of_parent += records,
+                        _ => of_children += records,
+                    }
+                    reading.taken(piece, to);
+                }
+                Found::Damaged(range) => damaged.push(range),
+                Found::Expired(range) => panic!("{range:?} has expired"),
+            }
+        }
+        let range = CutRange {
+            shard: ShardIndex::new(0),
+            from: SequenceNumber::new(lost),
+            to: SequenceNumber::new(lost + 1),
+        };
+        assert_eq!((of_parent, damaged), (5, vec![range]), "{lost}");
+        broker.shutdown().await.unwrap();
+    }
 }
 
 #[tokio::test]
