@@ -299,7 +299,7 @@ mod tests {
         let settings = StreamSettings::default();
         let lane = node.lane(Catalog::log_for(&settings, 0)).await.unwrap();
         lane.send(Control::Stop);
-        lane.join();
+        lane.ended().await;
         for _ in 0..2 {
             let refused = node.create_stream(new_stream("readings")).await;
             assert_eq!(refused.unwrap_err(), Error::Draining);

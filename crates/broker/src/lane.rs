@@ -1,4 +1,4 @@
-//! One lane: the thread that writes one log, and the queue in front of it.
+//! One lane: the loop (a thread in production) that writes one log, and the queue in front of it.
 //!
 //! Sessions hand batches over, many at a time; the queue is bounded by bytes, which a sender
 //! acquires first and the lane gives back with the answers. A busy lane costs its senders no system
@@ -12,7 +12,6 @@ mod worker;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 
 use flumen_log::{Log, LogKey, LogReader, LogStats};
@@ -20,7 +19,7 @@ use tokio::sync::Semaphore;
 
 use crate::pending::Submission;
 use crate::{Clock, Error, Metrics};
-use flumen_world::{SpawnError, World, lock};
+use flumen_world::{Running, SpawnError, World, lock};
 
 pub(crate) use control::{Control, OpenShard};
 
@@ -52,8 +51,7 @@ pub(crate) struct Lane {
     queue: Mutex<Queue>,
     permits: Semaphore,
     capacity: u32,
-    thread: OnceLock<Thread>,
-    join: Mutex<Option<JoinHandle<()>>>,
+    running: OnceLock<Running>,
     /// Monotonic microseconds, plus one, at which the write or sync that is running began; 0: none is.
     syncing_since: AtomicU64,
     poisoned: AtomicBool,
@@ -66,9 +64,9 @@ pub(crate) struct Lane {
 struct Queue {
     submissions: Vec<Submission>,
     controls: Vec<Control>,
-    /// The thread waits for something to come.
+    /// The loop waits for something to come.
     sleeping: bool,
-    /// The thread takes nothing any more.
+    /// The loop takes nothing any more.
     closed: bool,
 }
 
@@ -83,19 +81,15 @@ impl Lane {
         let capacity = u32::try_from(context.queue_bytes_max)
             .unwrap_or(u32::MAX)
             .max(1);
-        let clock = context.clock.clone();
+        let (clock, world) = (context.clock.clone(), Arc::clone(&context.world));
         let lane = Arc::new(Self::new(key, log.reader(), clock, capacity));
+        let bell = log.bell();
         let worker = worker::Worker::new(Arc::clone(&lane), log, shards, context);
+        let mut worker = worker::Loop(Some(worker));
         let name = format!("lane-{}", lane.label());
-        let thread = thread::Builder::new()
-            .name(name.clone())
-            .spawn(move || worker.run_to_end())
-            .map_err(|source| SpawnError {
-                name,
-                source: Arc::new(source),
-            })?;
-        let _ = lane.thread.set(thread.thread().clone());
-        *lock(&lane.join) = Some(thread);
+        let running = Running::start(&*world, &name, Box::new(move |now| worker.turn(now)))?;
+        bell.set(running.wake().clone());
+        let _ = lane.running.set(running);
         Ok(lane)
     }
 
@@ -115,8 +109,7 @@ impl Lane {
             queue: Mutex::default(),
             permits: Semaphore::new(capacity as usize),
             capacity,
-            thread: OnceLock::new(),
-            join: Mutex::new(None),
+            running: OnceLock::new(),
             syncing_since: AtomicU64::new(0),
             poisoned: AtomicBool::new(false),
             full: Mutex::new(None),
@@ -219,7 +212,7 @@ impl Lane {
             std::mem::take(&mut queue.sleeping)
         };
         if was_sleeping {
-            self.unpark();
+            self.wake();
         }
     }
 
@@ -234,22 +227,22 @@ impl Lane {
             std::mem::take(&mut queue.sleeping)
         };
         if was_sleeping {
-            self.unpark();
+            self.wake();
         }
         true
     }
 
-    fn unpark(&self) {
-        if let Some(thread) = self.thread.get() {
-            thread.unpark();
+    /// Makes the loop take a turn.
+    fn wake(&self) {
+        if let Some(running) = self.running.get() {
+            running.wake().wake();
         }
     }
 
-    /// Waits for the thread to end.
-    pub(crate) fn join(&self) {
-        if let Some(thread) = lock(&self.join).take() {
-            // A panic was logged and answered where it happened.
-            let _ = thread.join();
+    /// Waits for the loop to end.
+    pub(crate) async fn ended(&self) {
+        if let Some(running) = self.running.get() {
+            running.ended().await;
         }
     }
 
@@ -312,37 +305,26 @@ impl Lane {
         )
     }
 
-    /// Swaps what came into the (empty) vectors of the thread; sleeps before when there is nothing,
-    /// at most `patience` (`None`: do not sleep, `Some(None)`: without end). With `submissions` left
-    /// out only controls are taken.
+    /// Swaps what came into the (empty) vectors of the loop. With `sleepy`, when nothing did: `false`,
+    /// and the loop is woken by what comes next. With `submissions` left out only controls are taken.
     fn take(
         &self,
-        mut submissions: Option<&mut Vec<Submission>>,
+        submissions: Option<&mut Vec<Submission>>,
         controls: &mut Vec<Control>,
-        patience: Option<Option<Duration>>,
-    ) {
-        let mut slept = false;
-        loop {
-            {
-                let mut queue = lock(&self.queue);
-                let nothing = queue.controls.is_empty()
-                    && (submissions.is_none() || queue.submissions.is_empty());
-                if !nothing || slept || patience.is_none() {
-                    queue.sleeping = false;
-                    std::mem::swap(&mut queue.controls, controls);
-                    if let Some(submissions) = &mut submissions {
-                        std::mem::swap(&mut queue.submissions, *submissions);
-                    }
-                    return;
-                }
-                queue.sleeping = true;
-            }
-            match patience {
-                Some(Some(patience)) => thread::park_timeout(patience),
-                _ => thread::park(),
-            }
-            slept = true;
+        sleepy: bool,
+    ) -> bool {
+        let mut queue = lock(&self.queue);
+        let nothing =
+            queue.controls.is_empty() && (submissions.is_none() || queue.submissions.is_empty());
+        queue.sleeping = nothing && sleepy;
+        if queue.sleeping {
+            return false;
         }
+        std::mem::swap(&mut queue.controls, controls);
+        if let Some(submissions) = submissions {
+            std::mem::swap(&mut queue.submissions, submissions);
+        }
+        true
     }
 }
 

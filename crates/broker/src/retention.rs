@@ -463,7 +463,7 @@ mod tests {
         let other = one_record(&node, "b", 24 * HOUR).await;
         let lane = Arc::clone(node.streams.get(&failing).unwrap().state().shards[0].lane());
         lane.send(Control::Stop);
-        lane.join();
+        lane.ended().await;
         clock.advance(25 * HOUR);
         let mut due = Due::new();
         node.expire_due(&mut due).await.unwrap_err();

@@ -40,9 +40,11 @@ impl Node {
             result = result.and(closed);
         }
         self.groups.ended().await;
+        for lane in self.lanes.all() {
+            lane.ended().await;
+        }
         let node = Arc::clone(self);
         on_blocking_thread(&*self.world, move || {
-            node.lanes.all().iter().for_each(|lane| lane.join());
             let now = node.clock.now();
             let deliveries = node.deliveries.close(now);
             // All others are closed: the catalog vouches for everything they hold.

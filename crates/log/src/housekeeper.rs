@@ -22,7 +22,7 @@ use crate::segment::Segment;
 use crate::shared::Shared;
 use crate::work::Touched;
 
-pub use due::Bell;
+pub use due::{Bell, WriterBell};
 
 /// What one step of housekeeping did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -36,7 +36,7 @@ mod work;
 pub use backlog::Backlog;
 pub use config::{LogConfig, LogKey, list_logs};
 pub use error::{OpenError, ReadError, SyncError, WriteError};
-pub use housekeeper::{Bell, Housekeeper, HousekeepingReport};
+pub use housekeeper::{Bell, Housekeeper, HousekeepingReport, WriterBell};
 pub use log::{Log, LogStats, NewFrame, RoundNumber, SyncDone, SyncJob};
 pub use reader::{FoundFrames, LogReader, SearchAnswer, ShardBounds};
 pub use recovery::{

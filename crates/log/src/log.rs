@@ -15,7 +15,7 @@ use flumen_record::{Batch, SequenceNumber, ShardEpoch, ShardId, Timestamp};
 
 use crate::config::{LogConfig, LogKey};
 use crate::error::{OpenError, SyncError, WriteError};
-use crate::housekeeper::Housekeeper;
+use crate::housekeeper::{Housekeeper, WriterBell};
 use crate::reader::LogReader;
 use crate::recovery::{self, Recovery, Replay};
 use crate::round::CLOSED;
@@ -151,6 +151,18 @@ impl Log {
     /// A handle for reading from any thread.
     pub fn reader(&self) -> LogReader {
         LogReader::new(Arc::clone(&self.writer.shared))
+    }
+
+    /// What connects the housekeeper to the loop that writes this log.
+    pub fn bell(&self) -> WriterBell {
+        WriterBell {
+            shared: Arc::clone(&self.writer.shared),
+        }
+    }
+
+    /// Whether the active segment is to be rolled, so that what it holds can be freed.
+    pub fn wants_roll(&self) -> bool {
+        self.writer.shared.roll.load(Ordering::Acquire)
     }
 
     /// The handle of the one background thread of this log.

@@ -69,6 +69,8 @@ pub(crate) struct Work {
     state: Mutex<WorkState>,
     /// Wakes the housekeeper's loop, once there is one.
     pub(crate) bell: OnceLock<Wake>,
+    /// Wakes the writer's loop, once there is one.
+    pub(crate) writer: OnceLock<Wake>,
     /// The housekeeper has nothing to do before something is written.
     pub(crate) resting: AtomicBool,
 }

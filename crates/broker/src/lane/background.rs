@@ -1,11 +1,11 @@
-//! The thread beside a lane that runs what would hold the lane up: background syncs of a `memory`
-//! log, and writing snapshots. Started when it is first needed.
+//! The loop beside a lane that runs what would hold the lane up: background syncs of a `memory` log,
+//! and writing snapshots. Started when it is first needed.
 
-use std::sync::Weak;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::{self, JoinHandle};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, Weak};
 
 use flumen_log::{SnapshotJob, SyncJob};
+use flumen_world::{Running, Turn, World, lock};
 
 use super::{Control, Lane};
 
@@ -18,16 +18,36 @@ enum Job {
 /// The lane's side of it.
 #[derive(Debug)]
 pub(super) struct Background {
-    lane: Weak<Lane>,
+    world: Arc<dyn World>,
     label: String,
-    running: Option<(SyncSender<Job>, JoinHandle<()>)>,
+    jobs: Arc<Jobs>,
+    running: Option<Running>,
+}
+
+/// What is to be done. One sync and one snapshot at a time: the lane asks for no more.
+#[derive(Debug)]
+struct Jobs {
+    lane: Weak<Lane>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queue: VecDeque<Job>,
+    /// One has been taken from the queue and is not done.
+    running: bool,
+    ended: bool,
 }
 
 impl Background {
-    pub(super) fn new(lane: Weak<Lane>, label: String) -> Self {
+    pub(super) fn new(lane: Weak<Lane>, label: String, world: Arc<dyn World>) -> Self {
         Self {
-            lane,
+            world,
             label,
+            jobs: Arc::new(Jobs {
+                lane,
+                state: Mutex::default(),
+            }),
             running: None,
         }
     }
@@ -43,40 +63,78 @@ impl Background {
     }
 
     fn run(&mut self, job: Job) {
-        let (sender, _) = self.running.get_or_insert_with(|| {
-            // One sync and one snapshot at a time: the lane never waits here.
-            let (sender, receiver) = sync_channel(4);
-            let lane = Weak::clone(&self.lane);
-            let thread = thread::Builder::new()
-                .name(format!("sync-{}", self.label))
-                .spawn(move || run_jobs(&receiver, &lane))
-                .expect("BUG: the system refuses a thread");
-            (sender, thread)
-        });
-        sender
-            .send(job)
-            .expect("BUG: the background thread ended before its lane");
+        if self.running.is_none() {
+            let jobs = Arc::clone(&self.jobs);
+            let name = format!("sync-{}", self.label);
+            let turn = Box::new(move |_| jobs.turn());
+            match Running::start(&*self.world, &name, turn) {
+                Ok(running) => self.running = Some(running),
+                Err(error) => {
+                    tracing::warn!(%error, "the lane does it itself");
+                    return self.jobs.run(job);
+                }
+            }
+        }
+        lock(&self.jobs.state).queue.push_back(job);
+        if let Some(running) = &self.running {
+            running.wake().wake();
+        }
     }
 
-    /// Waits until what was asked is done, and ends the thread.
-    pub(super) fn finish(&mut self) {
-        if let Some((sender, thread)) = self.running.take() {
-            drop(sender);
-            let _ = thread.join();
+    /// Whether something that was asked for is not done. Its end wakes the lane.
+    pub(super) fn is_busy(&self) -> bool {
+        let state = lock(&self.jobs.state);
+        state.running || !state.queue.is_empty()
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        lock(&self.jobs.state).ended = true;
+        if let Some(running) = &self.running {
+            running.wake().wake();
         }
     }
 }
 
-fn run_jobs(jobs: &Receiver<Job>, lane: &Weak<Lane>) {
-    for job in jobs {
+impl Jobs {
+    fn turn(&self) -> Turn {
+        let job = {
+            let mut state = lock(&self.state);
+            let job = state.queue.pop_front();
+            state.running = job.is_some();
+            match (&job, state.ended) {
+                (None, true) => return Turn::Ended,
+                (None, false) => return Turn::Wait(None),
+                (Some(_), _) => job,
+            }
+        };
+        let _done = Done(self);
+        job.into_iter().for_each(|job| self.run(job));
+        Turn::Again
+    }
+
+    fn run(&self, job: Job) {
         match job {
             Job::Sync(job) => {
                 let done = job.run();
-                if let Some(lane) = lane.upgrade() {
+                if let Some(lane) = self.lane.upgrade() {
                     lane.send(Control::Synced(done));
                 }
             }
             Job::Snapshot(job) => run_snapshot(job),
+        }
+    }
+}
+
+/// However a job ends, the lane does not wait for it any more.
+struct Done<'a>(&'a Jobs);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.state).running = false;
+        if let Some(lane) = self.0.lane.upgrade() {
+            lane.wake();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The lane's thread: what came since the last round becomes the next one.
+//! The lane's loop: what came since the last round becomes the next one.
 
 mod asked;
 mod closing;
@@ -13,18 +13,20 @@ use flumen_log::{Log, RoundNumber, SyncDone, SyncError, WriteError};
 use flumen_record::{Durability, SequenceNumber, ShardId, Timestamp};
 use tokio::sync::oneshot;
 
+use closing::Closing;
+
 use super::background::Background;
 use super::desk::{Desk, RoundOutcome};
 use super::{Control, Lane, LaneContext, OpenShard};
 use crate::Error;
 use crate::pending::Submission;
 use crate::round::{Turns, share_of_waiting};
-use flumen_world::lock;
+use flumen_world::{Now, Turn, lock};
 
 /// More readers than this are woken by the runtime, not by the lane.
 const WAKERS_MAX: usize = 16;
 
-/// How often a log is looked at while something is due later.
+/// How often a log is looked at while the disk is full, or what is due cannot be done.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Answers a hold once its round is on disk.
@@ -63,7 +65,39 @@ pub(super) struct Worker {
     /// Bytes of the round that the full disk refused last, until one like it would be taken.
     refused_bytes: Option<u64>,
     shutdown: Option<oneshot::Sender<Result<(), Error>>>,
+    closing: Option<Closing>,
     stopped: bool,
+    /// When the turn began.
+    now: Timestamp,
+    /// What came was fetched at the end of the last turn.
+    looked: bool,
+    /// When something is due for the log.
+    due: Option<Duration>,
+}
+
+/// The loop's hold on its worker, which is gone when the loop has ended.
+#[derive(Debug)]
+pub(super) struct Loop(pub(super) Option<Worker>);
+
+impl Loop {
+    /// One turn. Ends when the lane was told to end, or has broken a promise of its own code.
+    pub(super) fn turn(&mut self, now: Now) -> Turn {
+        let Some(worker) = &mut self.0 else {
+            return Turn::Ended;
+        };
+        worker.now = now.wall;
+        let turn = catch_unwind(AssertUnwindSafe(|| worker.turn()));
+        let panicked = turn.is_err();
+        match turn {
+            Ok(turn @ (Turn::Again | Turn::Wait(_))) => turn,
+            Ok(Turn::Ended) | Err(_) => {
+                if let Some(worker) = self.0.take() {
+                    worker.end(panicked);
+                }
+                Turn::Ended
+            }
+        }
+    }
 }
 
 impl Worker {
@@ -75,7 +109,8 @@ impl Worker {
     ) -> Self {
         let mut desk = Desk::new(lane.key.durability, context.metrics.clone());
         shards.into_iter().for_each(|shard| desk.open(shard));
-        let background = Background::new(Arc::downgrade(&lane), lane.label());
+        let world = Arc::clone(&context.world);
+        let background = Background::new(Arc::downgrade(&lane), lane.label(), world);
         Self {
             written: log.durable_round(),
             log: Some(log),
@@ -95,14 +130,54 @@ impl Worker {
             restless: true,
             refused_bytes: None,
             shutdown: None,
+            closing: None,
             stopped: false,
+            now: Timestamp::ZERO,
+            looked: false,
+            due: None,
             lane,
         }
     }
 
-    /// The thread: runs until it is told to end, or breaks a promise of its own code.
-    pub(super) fn run_to_end(mut self) {
-        if catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
+    /// One turn: what came, at most one round, what is due.
+    fn turn(&mut self) -> Turn {
+        if let Some(closing) = self.closing {
+            return self.close(closing);
+        }
+        if self.stopped {
+            return self.end_as_it_is();
+        }
+        if !std::mem::take(&mut self.looked) {
+            self.look(false);
+        }
+        self.work();
+        if self.shutdown.is_some() {
+            self.closing = Some(Closing::Syncing);
+            return Turn::Again;
+        }
+        if self.stopped {
+            return Turn::Again;
+        }
+        let sleepy = !self.can_write_round();
+        if self.look(sleepy) {
+            self.looked = true;
+            return Turn::Again;
+        }
+        Turn::Wait(self.deadline())
+    }
+
+    /// Nothing is written any more once what the background does is done.
+    fn end_as_it_is(&self) -> Turn {
+        if self.background.is_busy() {
+            Turn::Wait(None)
+        } else {
+            Turn::Ended
+        }
+    }
+
+    /// The end of the loop: whoever waits is answered.
+    fn end(mut self, panicked: bool) {
+        if panicked {
             tracing::error!(lane = %self.lane.label(), "the lane has panicked; its log is poisoned");
             self.lane.poisoned.store(true, Ordering::Release);
             self.lane.sync_ended();
@@ -126,30 +201,14 @@ impl Worker {
         self.finish_round();
     }
 
-    fn run(&mut self) {
-        while !self.stopped && self.shutdown.is_none() {
-            self.look();
-            self.work();
-        }
-        if self.shutdown.is_some() {
-            self.close();
-        }
-        self.background.finish();
-    }
-
-    /// Fetches what came, sleeping when there is nothing to do.
-    fn look(&mut self) {
-        let patience = if self.can_write_round() {
-            None
-        } else {
-            Some(self.patience())
-        };
+    /// Fetches what came. With `sleepy`, when nothing did: `false`, and whatever comes wakes the loop.
+    fn look(&mut self, sleepy: bool) -> bool {
         let submissions = if self.is_choked() {
             None
         } else {
             Some(&mut self.inbox)
         };
-        self.lane.take(submissions, &mut self.controls, patience);
+        self.lane.take(submissions, &mut self.controls, sleepy)
     }
 
     /// Does everything that can be done now.
@@ -177,23 +236,16 @@ impl Worker {
         !self.turns.is_empty() && !self.is_choked()
     }
 
-    /// How long to sleep when nothing comes. Also bounds how late things that are due by the clock
-    /// are done.
-    fn patience(&self) -> Option<Duration> {
-        if self.unsynced_bytes > 0 && !self.sync_running {
-            let since = self
-                .context
-                .clock
-                .monotonic()
-                .saturating_sub(self.last_sync);
-            return Some(self.context.memory_sync_interval.saturating_sub(since));
-        }
-        (self.restless || self.refused_bytes.is_some()).then_some(LOOK_AGAIN)
+    /// When something is due, if nothing comes.
+    fn deadline(&self) -> Option<Duration> {
+        let sync = (self.unsynced_bytes > 0 && !self.sync_running)
+            .then(|| self.last_sync + self.context.memory_sync_interval);
+        [self.due, sync].into_iter().flatten().min()
     }
 
     /// Writes one round of what waits, and answers it.
     fn round(&mut self) {
-        let now = self.context.clock.now();
+        let now = self.now;
         let waiting = self.turns.waiting_bytes();
         let bytes_max = share_of_waiting(waiting).min(self.context.round_bytes_max);
         let stop = self.accepts(waiting.min(bytes_max)).err();
@@ -291,45 +343,53 @@ impl Worker {
         }
     }
 
-    /// Background syncs, empty rounds that vouch for the last real one, snapshots.
+    /// Background syncs, empty rounds that vouch for the last real one, snapshots; and when there is
+    /// something again.
     fn look_after_log(&mut self) {
+        self.due = None;
         if self.lane.is_poisoned() || self.stopped {
             self.restless = false;
             return;
         }
         self.sync_when_due();
         if let Some(bytes) = self.refused_bytes {
-            // Nobody may come to ask again, and health speaks of it.
-            let _ = self.accepts(bytes);
-        }
-        if !self.restless {
-            return;
-        }
-        let now = self.context.clock.now();
-        if let Some(bytes) = self.refused_bytes {
             // Whoever watches learns that there is room again, whether or not somebody appends.
             let _ = self.accepts(bytes);
         }
-        if self.turns.is_empty() && self.log().idle_round_due(now) {
-            self.idle_round(now);
+        if !self.restless && !self.log().wants_roll() {
+            return;
         }
-        if self.snapshot_due(now) && self.snapshot.is_none() {
+        let now = self.context.clock.both();
+        if self.turns.is_empty() && self.log().idle_round_due(now.wall) {
+            self.idle_round(now.wall);
+        }
+        if self.snapshot_in(now.wall) == Some(Duration::ZERO) && self.snapshot.is_none() {
             let states = self.desk.states();
-            let job = self.log.as_mut().expect(OPEN).snapshot(states, now);
+            let job = self.log.as_mut().expect(OPEN).snapshot(states, now.wall);
             self.snapshot = Some((self.written, job));
             self.moved_in = None;
             self.reached_disk();
         }
-        let due_later = self.context.idle_vouch;
-        let later = now.saturating_add(due_later.saturating_mul(1000));
-        self.restless = self.refused_bytes.is_some()
-            || self.log().idle_round_due(later)
-            || self.snapshot_due(later);
+        let later = [
+            self.log().idle_round_in(now.wall),
+            self.snapshot_in(now.wall),
+            self.refused_bytes.map(|_| LOOK_AGAIN),
+        ];
+        let later = later.into_iter().flatten().min();
+        // What is due and could not be done is not tried in a circle.
+        let later = later.map(|later| if later.is_zero() { LOOK_AGAIN } else { later });
+        self.due = later.map(|later| now.monotonic.saturating_add(later));
+        self.restless = later.is_some();
     }
 
-    fn snapshot_due(&self, now: Timestamp) -> bool {
-        let moved_in = |since| now.since(since) >= self.context.idle_vouch;
-        self.moved_in.is_some_and(moved_in) || self.log().snapshot_due(now)
+    /// In how long a snapshot is due.
+    fn snapshot_in(&self, now: Timestamp) -> Option<Duration> {
+        let moved_in = |since| self.context.idle_vouch.saturating_sub(now.since(since));
+        let moved_in = self.moved_in.map(moved_in);
+        moved_in
+            .into_iter()
+            .chain(self.log().snapshot_in(now))
+            .min()
     }
 
     /// Not asked whether the disk is full: trims and deletes travel in it, and they free space.

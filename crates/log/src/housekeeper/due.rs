@@ -21,6 +21,22 @@ const RETIRED_AGAIN: Duration = Duration::from_secs(5);
 /// Whether there is room for another segment ahead is looked at this often while nothing is written.
 const ROOM_AGAIN: Duration = Duration::from_secs(60);
 
+/// Says to a log what wakes its writer's loop, when its housekeeper wants the active segment rolled
+/// ([`crate::Log::idle_round_in`]).
+#[derive(Debug)]
+pub struct WriterBell {
+    pub(crate) shared: std::sync::Arc<Shared>,
+}
+
+impl WriterBell {
+    /// From now on the housekeeper wakes the writer by this. Once per log.
+    pub fn set(&self, wake: Wake) {
+        wake.wake();
+        // A log has one writer.
+        let _ = self.shared.work.writer.set(wake);
+    }
+}
+
 /// Says to a log what wakes its housekeeper.
 #[derive(Debug)]
 pub struct Bell {

@@ -128,8 +128,14 @@ impl Housekeeper {
         }
         work.reclaim = false;
         // What the active segment holds can only be freed once it is not the active one any more.
-        self.shared.roll.store(below_floor, Ordering::Release);
+        let wanted = self.shared.roll.swap(below_floor, Ordering::AcqRel);
         drop(work);
+        if below_floor
+            && !wanted
+            && let Some(writer) = self.shared.work.writer.get()
+        {
+            writer.wake();
+        }
         self.sweep.at = Some(0);
         self.sweep.began = now;
         self.sweep.rows = 0;

@@ -2,30 +2,59 @@
 
 use std::sync::atomic::Ordering;
 
+use flumen_world::Turn;
+
 use super::{OPEN, Worker};
 use crate::Error;
 use crate::lane::background::run_snapshot;
 
+/// How far closing has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Closing {
+    /// A background sync may be running: its end is waited for.
+    Syncing,
+    /// The queue is closed; what was in it is written.
+    Writing,
+    /// Everything is written; what the background has to do is waited for.
+    Saving,
+}
+
 impl Worker {
-    /// Writes everything that waits, saves, and closes the log.
-    pub(super) fn close(&mut self) {
-        while self.sync_running {
-            self.lane.take(None, &mut self.controls, Some(None));
-            self.work();
-        }
-        let (submissions, controls) = self.lane.close_queue();
-        self.controls.extend(controls);
-        self.inbox.extend(submissions);
-        self.work();
-        while self.can_write_round() {
-            self.work();
-        }
-        self.sync_here();
-        self.background.finish();
-        let result = self.save_and_close();
-        if let Some(done) = self.shutdown.take() {
-            let _ = done.send(result);
-        }
+    /// Writes everything that waits, saves, and closes the log, step by step.
+    pub(super) fn close(&mut self, closing: Closing) -> Turn {
+        let next = match closing {
+            Closing::Syncing if self.sync_running => {
+                let wait = !self.lane.take(None, &mut self.controls, true);
+                self.work();
+                return if wait { Turn::Wait(None) } else { Turn::Again };
+            }
+            Closing::Syncing => {
+                let (submissions, controls) = self.lane.close_queue();
+                self.controls.extend(controls);
+                self.inbox.extend(submissions);
+                self.work();
+                Closing::Writing
+            }
+            Closing::Writing if self.can_write_round() => {
+                self.work();
+                Closing::Writing
+            }
+            Closing::Writing => {
+                self.sync_here();
+                Closing::Saving
+            }
+            // An older snapshot must not come after the last one.
+            Closing::Saving if self.background.is_busy() => return Turn::Wait(None),
+            Closing::Saving => {
+                let result = self.save_and_close();
+                if let Some(done) = self.shutdown.take() {
+                    let _ = done.send(result);
+                }
+                return Turn::Ended;
+            }
+        };
+        self.closing = Some(next);
+        Turn::Again
     }
 
     /// Syncs what a `memory` log has written, without the background thread.
