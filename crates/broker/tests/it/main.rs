@@ -6,6 +6,7 @@
     reason = "a test that is wrong may panic, and its numbers are small"
 )]
 
+mod alone;
 mod append;
 mod auto_scale;
 mod deliveries;
