@@ -7,6 +7,7 @@ mod tests;
 
 use std::time::Duration;
 
+use flumen_log::IoFault;
 use flumen_record::{
     BatchError, DeliveryName, GroupName, HashKey, HashRange, ProducerId, ProducerSequence,
     RecordError, SequenceNumber, ShardIndex, StreamName,
@@ -229,6 +230,14 @@ pub enum Error {
     /// The log is poisoned: nothing was attempted.
     #[error("the log is poisoned after failed syncs; reads go on, appends need a restart")]
     Poisoned,
+    /// The data directory is not where it was: nothing was attempted.
+    #[error(
+        "storage gone: {path} was removed, moved, replaced or unmounted while the broker ran; nothing is written any more: put it back, then restart"
+    )]
+    StorageGone {
+        /// The name that leads nowhere, or elsewhere.
+        path: String,
+    },
     /// The disk has not answered for a long time: new appends are not attempted meanwhile.
     #[error("the disk has not finished a sync for {} s; appends are refused until it does", waited.as_secs())]
     DiskStuck {
@@ -379,12 +388,12 @@ pub enum Error {
         reason: &'static str,
     },
     /// The file system failed.
-    #[error("reading {segment} failed ({kind})")]
+    #[error("{segment}: {fault}")]
     Io {
         /// Which file.
         segment: String,
         /// What the system said.
-        kind: std::io::ErrorKind,
+        fault: IoFault,
     },
 }
 

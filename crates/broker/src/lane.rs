@@ -131,7 +131,7 @@ impl Lane {
     pub(crate) fn gone(&self) -> Error {
         match &self.refusal {
             Some(refusal) => refusal.clone(),
-            None if self.is_poisoned() => Error::Poisoned,
+            None if self.is_poisoned() => self.poisoned_by(),
             None => Error::Draining,
         }
     }
@@ -244,6 +244,11 @@ impl Lane {
         if let Some(running) = self.running.get() {
             running.ended().await;
         }
+    }
+
+    /// Why the log accepts nothing any more.
+    pub(crate) fn poisoned_by(&self) -> Error {
+        self.reader.gone().map_or(Error::Poisoned, Error::from)
     }
 
     /// Whether the log accepts nothing any more.

@@ -37,6 +37,7 @@ mod metrics;
 mod node;
 mod open;
 mod pending;
+mod place;
 mod put;
 mod read;
 mod reply;
@@ -61,6 +62,7 @@ pub use delivery::{
     Processing, S3Destination, SettingRefused, StoreGuarantee, StreamNameText, SubRecords,
 };
 pub use error::{Error, ErrorKind};
+pub use flumen_log::IoFault;
 pub use groups::{
     GroupLag, GroupLags, GroupPosition, GroupReset, GroupState, GroupStatus, JoinGroup, LeaseGuard,
     LeaseStatus, MemberLease, MemberStatus, MemberWord, Membership, SavedCheckpoint,

@@ -99,10 +99,25 @@ impl Node {
         .await
     }
 
+    /// Sets space aside for what must be written on a full disk, if there is enough. Blocks.
+    pub(crate) fn keep_reserve(&self) {
+        if self.storage.gone().is_some() {
+            return;
+        }
+        if let Err(error) = flumen_log::keep_reserve(&*self.storage, &self.config.log) {
+            tracing::warn!(%error, "the reserve for a full disk was not made");
+        }
+    }
+
     /// Whether the node serves.
     pub(crate) fn health(&self) -> Health {
         if self.draining.load(Ordering::Acquire) {
             return Health::Draining;
+        }
+        if self.storage.gone().is_some() {
+            return Health::Failed(Cow::Borrowed(
+                "the data directory was removed, moved, replaced or unmounted: put it back, then restart",
+            ));
         }
         let lanes = self.lanes.all();
         if let Some(refused) = self.refused_logs(&lanes) {
@@ -112,7 +127,8 @@ impl Node {
         if lanes.iter().any(|lane| lane.is_poisoned()) {
             return degraded("a log is poisoned after failed syncs: appends to it need a restart");
         }
-        if lanes.iter().any(|lane| lane.full().is_some()) {
+        let is_full = |lane: &Arc<Lane>| lane.full().is_some() || lane.reader().is_below_floor();
+        if lanes.iter().any(is_full) {
             return degraded("the disk is full: appends are refused until space is freed");
         }
         if lanes.iter().any(|lane| lane.syncing_for() > SLOW_SYNC) {

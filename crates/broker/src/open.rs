@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use flumen_log::{Log, LogConfig, LogKey, LogReader, Storage};
+use flumen_log::{IoFault, Log, LogConfig, LogKey, LogReader, Storage};
 use flumen_record::ShardId;
 use thiserror::Error;
 use tokio::sync::Semaphore;
@@ -115,6 +115,7 @@ fn open_blocking(
         stop,
     });
     node.metrics.attach(&node);
+    node.keep_reserve();
     start(&node, recovered)?;
     if let Some(housekeeper) = node.deliveries.housekeeper() {
         let label = "deliveries".to_owned();
@@ -131,11 +132,12 @@ fn open_blocking(
         Err(refusal) => node.groups.refuse(refusal),
     }
     // Nobody is served yet.
-    node.vouch();
+    node.vouch(true);
     crate::vouching::start(&node);
     groups::start_loads(&node);
     crate::retention::start(&node);
     crate::housekeeping::start_resting(&node);
+    crate::place::start(&node);
     crate::auto_scale::start(&node);
     Ok(node)
 }
@@ -283,11 +285,11 @@ pub(crate) fn open_new_log(node: &Arc<Node>, key: LogKey) -> Result<Arc<Lane>, E
         match error {
             flumen_log::OpenError::Io { path, source } => Error::Io {
                 segment: path,
-                kind: source.kind(),
+                fault: IoFault::from(&source),
             },
             other => Error::Io {
                 segment: other.to_string(),
-                kind: std::io::ErrorKind::InvalidData,
+                fault: IoFault::Damaged,
             },
         }
     })?;

@@ -187,7 +187,7 @@ fn find_time(
             Ok(SearchAnswer::Unknown) => {
                 return Err(Error::Io {
                     segment: format!("{}: the index moves on; ask again", place.lane.label()),
-                    kind: std::io::ErrorKind::ResourceBusy,
+                    fault: std::io::ErrorKind::ResourceBusy.into(),
                 });
             }
             Err(error) => return Err(error.into()),

@@ -97,6 +97,8 @@ pub enum Health {
     Serving,
     /// It serves in part: a log is refused or poisoned, or the disk is full or stuck.
     Degraded(Cow<'static, str>),
+    /// It reads what it has open, and writes nothing any more before a restart: do not send work.
+    Failed(Cow<'static, str>),
     /// It is shutting down.
     Draining,
 }

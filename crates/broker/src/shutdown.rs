@@ -48,12 +48,14 @@ impl Node {
             let now = node.clock.now();
             let deliveries = node.deliveries.close(now);
             // All others are closed: the catalog vouches for everything they hold.
-            node.vouch();
+            node.vouch(true);
             let catalog = lock(&node.catalog).take();
             let closed = catalog.map_or(Ok(()), |catalog| Ok(catalog.close(now)?));
             closed.and(deliveries)
         })
         .await?;
-        result
+        // Also when it went after the last look of every log.
+        let gone = self.storage.look("").err().or_else(|| self.storage.gone());
+        gone.map_or(result, |gone| Err(gone.into()))
     }
 }

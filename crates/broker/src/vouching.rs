@@ -39,6 +39,8 @@ pub(crate) fn start(node: &Arc<Node>) {
     let node = Arc::downgrade(node);
     world.task(Box::pin(async move {
         let mut every = VOUCH_SOON;
+        // The first time was told by the start.
+        let mut told = true;
         loop {
             tokio::select! {
                 biased;
@@ -47,19 +49,21 @@ pub(crate) fn start(node: &Arc<Node>) {
             }
             let Some(node) = node.upgrade() else { return };
             let world = Arc::clone(&node.world);
-            let all = on_blocking_thread(&*world, move || Ok(node.vouch())).await;
-            every = if all == Ok(true) {
-                VOUCH_EVERY
-            } else {
-                VOUCH_SOON
+            let vouch = move || {
+                node.keep_reserve();
+                Ok(node.vouch(!told))
             };
+            let all = on_blocking_thread(&*world, vouch).await;
+            told = all != Ok(true);
+            every = if told { VOUCH_SOON } else { VOUCH_EVERY };
         }
     }));
 }
 
 impl Node {
-    /// Writes down how far every log has got. Whether all of them are vouched for now. Blocks.
-    pub(crate) fn vouch(&self) -> bool {
+    /// Writes down how far every log has got, and says if that failed (`tell`). Whether all of them are
+    /// vouched for now. Blocks.
+    pub(crate) fn vouch(&self, tell: bool) -> bool {
         let mut catalog = lock(&self.catalog);
         let Some(catalog) = catalog.as_mut() else {
             return true;
@@ -68,7 +72,9 @@ impl Node {
         let reached = logs.iter().filter_map(|(key, at)| Some((*key, (*at)?)));
         let written = self.write_vouchers(catalog, reached.collect());
         if let Err(error) = written {
-            tracing::warn!(%error, "catalog: how far logs have got was not written; trying again");
+            if tell {
+                tracing::warn!(%error, "catalog: how far logs have got was not written; trying again");
+            }
             return false;
         }
         logs.iter().all(|(key, _)| catalog.vouched(*key).is_some())
@@ -84,7 +90,7 @@ impl Node {
             tracing::error!(log = key.dir_name(), error = %source, "log: not created");
             Error::Io {
                 segment: key.dir_name(),
-                kind: source.kind(),
+                fault: flumen_log::IoFault::from(&source),
             }
         })??;
         let reached = log.reader().voucher().map(|voucher| (key, voucher));

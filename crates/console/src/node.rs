@@ -84,6 +84,10 @@ impl Node {
                     ready: true,
                     says: why,
                 },
+                Health::Failed(why) => Readiness {
+                    ready: false,
+                    says: why,
+                },
                 Health::Draining => Readiness {
                     ready: false,
                     says: Cow::Borrowed("draining"),

@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::storage::Storage;
 
+/// Floor of free space: clamp(2 % of the file system, 256 MiB, 5 GiB) unless set.
+const FLOOR_MIN: u64 = 256 << 20;
+const FLOOR_MAX: u64 = 5 << 30;
+
 /// One log's settings. Production values by default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -22,6 +26,9 @@ pub struct LogConfig {
     pub retention_class_hours: u32,
     /// Below this much free space new appends are refused. `None`: clamp(2 % of the file system, 256 MiB, 5 GiB).
     pub free_space_floor_bytes: Option<u64>,
+    /// So much is set aside, in files of its own, for what the node itself has to write when the disk
+    /// is full to the last byte: at most a quarter of the floor and a 32nd of the file system. 0: nothing.
+    pub reserve_bytes: u64,
     /// Of what was written last so much is served as slices of the map …
     pub hot_window_bytes: u64,
     /// … if it was written this recently, or half of it: the page cache forgets what is older.
@@ -36,6 +43,10 @@ pub struct LogConfig {
     pub snapshot_interval_ms: u64,
     /// Background sync of a `memory` log.
     pub memory_sync_interval_ms: u64,
+    /// How often it is looked whether the data directory is still where it was opened. What was
+    /// acknowledged this long before it was removed, moved or unmounted may be lost with it; after
+    /// that nothing is acknowledged. 0: never.
+    pub place_look_ms: u64,
     /// Bound of what a `memory` log keeps un-synced; writes wait for a sync beyond it.
     pub unsynced_bytes_max: u64,
 }
@@ -48,6 +59,7 @@ impl Default for LogConfig {
             segment_runs_max: 1 << 18,
             retention_class_hours: 168,
             free_space_floor_bytes: None,
+            reserve_bytes: 64 << 20,
             hot_window_bytes: 256 << 20,
             hot_window_ms: 120_000,
             idle_vouch_ms: 5_000,
@@ -55,12 +67,19 @@ impl Default for LogConfig {
             snapshot_seals: 16,
             snapshot_interval_ms: 30_000,
             memory_sync_interval_ms: 50,
+            place_look_ms: 1_000,
             unsynced_bytes_max: 64 << 20,
         }
     }
 }
 
 impl LogConfig {
+    /// Below this much free space appends are refused, on a file system of `total_bytes`.
+    pub fn floor_bytes(&self, total_bytes: u64) -> u64 {
+        self.free_space_floor_bytes
+            .unwrap_or_else(|| (total_bytes / 50).clamp(FLOOR_MIN, FLOOR_MAX))
+    }
+
     /// Age at which a segment is rolled: an eighth of the class, at most 24 h.
     pub fn segment_age(&self) -> Duration {
         Duration::from_secs(u64::from(self.retention_class_hours) * 3600 / 8)

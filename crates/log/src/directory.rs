@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::error::OpenError;
+use crate::error::{Gone, OpenError};
 
 /// Says that a directory is ours, and in which version of the format.
 pub(crate) const MARKER: &str = "flumen.version";
@@ -29,7 +29,9 @@ const LOCK_RETRY: Duration = Duration::from_millis(50);
 pub(crate) struct Directory {
     root: OwnedFd,
     /// Unlocked by the kernel when the process ends, however it ends.
-    _lock: Option<File>,
+    lock: Option<File>,
+    /// Where it was opened, from the root of the file system; `None`: that says nothing here.
+    place: Option<PathBuf>,
 }
 
 /// What lies in a directory.
@@ -54,17 +56,23 @@ impl Directory {
         }
         let mut directory = Self {
             root: open_root(&path)?,
-            _lock: None,
+            lock: None,
+            place: None,
         };
         // Before anything is written: is it ours to write to?
         let fresh = !directory.check_marker(&path)?;
         directory.check_writable(&path)?;
-        directory._lock = Some(directory.lock(&path, lock_wait)?);
+        directory.lock = Some(directory.take_lock(&path, lock_wait)?);
         // Another process may have been first.
         if fresh && !directory.check_marker(&path)? {
             directory
                 .write_marker()
                 .map_err(|source| io_error(&path.join(MARKER), source))?;
+        }
+        directory.place = std::path::absolute(&path).ok();
+        if directory.look("", |_| true).is_err() {
+            tracing::warn!(path = %path.display(), "this file system gives one file several numbers: that the directory is removed or moved will not be noticed");
+            directory.place = None;
         }
         Ok(directory)
     }
@@ -74,7 +82,8 @@ impl Directory {
         let path = without_trailing_slash(path);
         let directory = Self {
             root: open_root(&path)?,
-            _lock: None,
+            lock: None,
+            place: None,
         };
         if !directory.check_marker(&path)? {
             let reason = "not a Flumen data directory (it is empty)";
@@ -153,7 +162,7 @@ impl Directory {
             .map_err(|errno| refused(path, errno.into()))
     }
 
-    fn lock(&self, path: &Path, wait: Duration) -> Result<File, OpenError> {
+    fn take_lock(&self, path: &Path, wait: Duration) -> Result<File, OpenError> {
         let at = |source| io_error(&path.join(LOCK), source);
         let mut lock = self
             .open_file(LOCK, OFlags::RDWR | OFlags::CREATE)
@@ -184,8 +193,11 @@ impl Directory {
                 }
             }
         }
-        lock.set_len(0).map_err(at)?;
-        writeln!(lock, "pid {}", std::process::id()).map_err(at)?;
+        // Only for people, and a full disk may refuse it.
+        let pid = format!("pid {}\n", std::process::id());
+        if let Err(error) = name_holder(&mut lock, &pid) {
+            tracing::warn!(%error, "the lock file does not say who holds it");
+        }
         Ok(lock)
     }
 
@@ -297,6 +309,28 @@ impl Directory {
         Ok(all)
     }
 
+    /// Whether the names of the directory, of its lock and of a file in it still lead to what this
+    /// process holds open.
+    pub(crate) fn look(
+        &self,
+        file: &str,
+        is_open: impl Fn((u64, u64)) -> bool,
+    ) -> Result<(), Gone> {
+        let (Some(place), Some(lock)) = (&self.place, &self.lock) else {
+            return Ok(());
+        };
+        leads_to(place, |found| {
+            held(&self.root).is_none_or(|held| held == found)
+        })?;
+        leads_to(&place.join(LOCK), |found| {
+            held(lock).is_none_or(|held| held == found)
+        })?;
+        if file.is_empty() {
+            return Ok(());
+        }
+        leads_to(&place.join(file), is_open)
+    }
+
     /// Free and total bytes of the file system.
     pub(crate) fn space(&self) -> io::Result<(u64, u64)> {
         let stat = rustix::fs::fstatvfs(&self.root)?;
@@ -305,6 +339,26 @@ impl Directory {
             stat.f_blocks.saturating_mul(stat.f_frsize),
         ))
     }
+}
+
+/// Device and number of an open file; `None` when the file system does not say.
+fn held(file: impl AsFd) -> Option<(u64, u64)> {
+    let stat = rustix::fs::fstat(file).ok()?;
+    Some((stat.st_dev, stat.st_ino))
+}
+
+/// Whether a name leads to what `is_held` knows. That it cannot be told (the disk does not answer, a
+/// folder above may not be searched any more) is no loss.
+fn leads_to(path: &Path, is_held: impl FnOnce((u64, u64)) -> bool) -> Result<(), Gone> {
+    let is_there = match rustix::fs::stat(path) {
+        Ok(stat) => is_held((stat.st_dev, stat.st_ino)),
+        Err(errno) => !matches!(
+            errno,
+            Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::STALE | Errno::NODEV
+        ),
+    };
+    let path = shown(path);
+    if is_there { Ok(()) } else { Err(Gone { path }) }
 }
 
 /// Directory and name.
@@ -386,6 +440,12 @@ fn open_root(path: &Path) -> Result<OwnedFd, OpenError> {
             _ => io_error(path, errno.into()),
         }
     })
+}
+
+/// Written over what is there, and only then cut: the block stays the file's own.
+fn name_holder(lock: &mut File, pid: &str) -> io::Result<()> {
+    lock.write_all(pid.as_bytes())?;
+    lock.set_len(pid.len() as u64)
 }
 
 /// Who the lock file says holds it.

@@ -64,6 +64,15 @@ pub enum OpenError {
     },
 }
 
+/// A name does not lead any more to what this process holds open: somebody removed, moved or replaced
+/// it, or unmounted the file system. What is written to the open files from now on nobody finds again.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{path} was removed, moved, replaced or unmounted while it was in use")]
+pub struct Gone {
+    /// The name.
+    pub path: String,
+}
+
 /// Why a round was not written. Nothing of it is in the log, but for [`WriteError::Unknown`].
 #[derive(Debug, Error)]
 pub enum WriteError {
@@ -84,6 +93,9 @@ pub enum WriteError {
     /// The log failed twice in a row; it accepts nothing until the process is restarted.
     #[error("the log is poisoned: a sync failed, and so did the retry into a fresh segment")]
     Poisoned,
+    /// The data directory is not where it was: nothing is written any more.
+    #[error("{0}; put it back where it was, then restart")]
+    Gone(#[from] Gone),
     /// The write failed, and so did the retry into a fresh segment: what is in either file nobody
     /// knows. The log is poisoned from here on.
     #[error("outcome unknown: the log is poisoned: {source}")]

@@ -1,5 +1,6 @@
 //! The background work of a log: footers, segments made ready, space reclaimed.
 
+mod copies;
 mod copy;
 mod due;
 mod hot;
@@ -49,6 +50,7 @@ pub struct Housekeeper {
     /// Segments that left the log and are still held by readers.
     retired: Vec<Arc<Segment>>,
     sweep: reclaim::Sweep,
+    copies: copies::Copies,
     pace: prepare::Pace,
     hot: hot::HotClock,
     verified: verify::Verified,
@@ -71,6 +73,7 @@ impl Housekeeper {
             resident: VecDeque::new(),
             retired: Vec::new(),
             sweep: reclaim::Sweep::default(),
+            copies: copies::Copies::default(),
             pace: prepare::Pace::default(),
             hot: hot::HotClock::default(),
             verified: verify::Verified::default(),
@@ -81,6 +84,9 @@ impl Housekeeper {
     /// One bounded step. Blocks on the disk.
     pub fn step(&mut self, now: Timestamp) -> Result<HousekeepingReport, OpenError> {
         let mut report = HousekeepingReport::default();
+        if self.shared.look_when_due(now).is_err() {
+            return Ok(report);
+        }
         self.shared.refresh_space();
         self.run_step(now, &mut report)
             .map_err(|source| OpenError::Io {

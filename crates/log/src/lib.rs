@@ -16,10 +16,12 @@ mod footer;
 mod footer_cache;
 mod housekeeper;
 mod index;
+mod io_fault;
 mod log;
 mod mapped_file;
 mod reader;
 mod recovery;
+mod reserve;
 mod round;
 mod sealed_index;
 mod segment;
@@ -35,13 +37,15 @@ mod work;
 
 pub use backlog::Backlog;
 pub use config::{LogConfig, LogKey, list_logs};
-pub use error::{OpenError, ReadError, SyncError, WriteError};
+pub use error::{Gone, OpenError, ReadError, SyncError, WriteError};
 pub use housekeeper::{Bell, Housekeeper, HousekeepingReport, WriterBell};
+pub use io_fault::IoFault;
 pub use log::{Log, LogStats, NewFrame, RoundNumber, SyncDone, SyncJob};
 pub use reader::{FoundFrames, LogReader, SearchAnswer, ShardBounds};
 pub use recovery::{
     BatchMark, LogInspection, Quarantined, Recovery, Replay, ShardRecovery, inspect,
 };
+pub use reserve::keep_reserve;
 pub use snapshot::SnapshotJob;
 pub use storage::{DirEntry, Preparation, SegmentFile, Space, Storage};
 pub use storage::{

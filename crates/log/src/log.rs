@@ -6,6 +6,7 @@ pub(crate) mod fresh;
 mod sync;
 pub(crate) mod writer;
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -175,9 +176,7 @@ impl Log {
     /// [`Log::commit`].
     pub fn accepts(&self, bytes: u64) -> Result<(), WriteError> {
         let shared = &self.writer.shared;
-        if shared.is_poisoned() {
-            return Err(WriteError::Poisoned);
-        }
+        shared.refuse_when_poisoned()?;
         let (free_bytes, floor_bytes) = (shared.free_bytes(), shared.floor_bytes());
         let full = WriteError::Full {
             free_bytes,
@@ -201,11 +200,11 @@ impl Log {
         Ok(())
     }
 
-    fn refuse_when_closed(&self, frames: &[NewFrame]) -> Result<(), WriteError> {
+    fn refuse_when_closed(&self, frames: &[NewFrame], now: Timestamp) -> Result<(), WriteError> {
         let shared = &self.writer.shared;
-        if shared.is_poisoned() {
-            return Err(WriteError::Poisoned);
-        }
+        // Before anything is acknowledged, so that nothing is for longer than between two looks.
+        shared.look_when_due(now)?;
+        shared.refuse_when_poisoned()?;
         let (free_bytes, floor_bytes) = (shared.free_bytes(), shared.floor_bytes());
         if !frames.is_empty() && free_bytes < floor_bytes {
             return Err(WriteError::Full {
@@ -245,7 +244,7 @@ impl Log {
         catalog: u64,
         now: Timestamp,
     ) -> Result<RoundNumber, WriteError> {
-        self.refuse_when_closed(frames)?;
+        self.refuse_when_closed(frames, now)?;
         let writer = &mut self.writer;
         writer.catalog = writer.catalog.max(catalog);
         let is_memory = writer.shared.is_memory();
@@ -291,7 +290,7 @@ impl Log {
         catalog: u64,
         now: Timestamp,
     ) -> Result<Result<RoundNumber, WriteError>, SyncError> {
-        if let Err(refused) = self.refuse_when_closed(frames) {
+        if let Err(refused) = self.refuse_when_closed(frames, now) {
             return Ok(Err(refused));
         }
         self.writer.catalog = self.writer.catalog.max(catalog);
@@ -462,6 +461,10 @@ impl Log {
         if self.writer.shared.is_poisoned() {
             return Ok(());
         }
+        let look = self.writer.shared.look();
+        look.map_err(|gone| SyncError::Poisoned {
+            source: io::Error::other(gone),
+        })?;
         self.writer.sync_all(now)?;
         if self.writer.chain.round > 0 {
             // A refusal leaves the log as it is: the next open is not a clean one, and finds all.

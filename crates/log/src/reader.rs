@@ -17,7 +17,7 @@ use bytes::Bytes;
 use flumen_record::{SequenceNumber, ShardId, Timestamp};
 
 use crate::config::{LogConfig, LogKey};
-use crate::error::ReadError;
+use crate::error::{Gone, ReadError};
 use crate::index::{Run, ShardCell, ShardState};
 use crate::log::LogStats;
 use crate::segment::Segment;
@@ -106,6 +106,21 @@ enum Lookup {
 impl LogReader {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self { shared }
+    }
+
+    /// Looks whether the log is where it was, unless it was looked a moment ago. Blocks.
+    pub fn is_in_place(&self, now: Timestamp) -> bool {
+        self.shared.look_when_due(now).is_ok()
+    }
+
+    /// What is gone of the data directory, if anything is: the log is poisoned then.
+    pub fn gone(&self) -> Option<Gone> {
+        self.shared.storage.gone()
+    }
+
+    /// Whether there is less space than the floor, as of the last look: appends are refused.
+    pub fn is_below_floor(&self) -> bool {
+        self.shared.free_bytes() < self.shared.floor_bytes()
     }
 
     /// The log's counters, for metrics.

@@ -137,14 +137,22 @@ pub(crate) fn recover(
     let inventory = Inventory::take(&shared, true)?;
     let snapshot = read_snapshot(&shared)?;
     let mut restorer = Restorer::new(&shared, replay, snapshot.as_ref());
-    let scan = Scan::run(&inventory, &mut restorer, snapshot.as_ref(), voucher)?;
+    let mut scan = Scan::run(&inventory, &mut restorer, snapshot.as_ref(), voucher)?;
     if !scan.clean {
         inventory.sync_sealed()?;
     }
-    let mut writer = new_writer(&shared, &inventory, &scan);
+    begin_ids(&shared, &inventory, &scan);
+    let fresh = tail::make_room(&shared, &restorer, &scan)?;
+    if fresh.is_none() {
+        tail::stay(&inventory, &mut restorer, &mut scan)?;
+    }
+    let mut writer = new_writer(&shared, &scan);
     restorer.take_back_tail(&scan);
     restorer.install(&mut writer, &inventory, &scan);
-    let tail_rounds = tail::rewrite(&mut writer, &mut restorer, &scan, now)?;
+    let tail_rounds = match fresh {
+        Some(fresh) => tail::rewrite(&mut writer, &mut restorer, &scan, fresh, now)?,
+        None => 0,
+    };
     tail::sort_leftovers(&writer, &inventory, &scan);
     restorer.jump(&mut writer, scan.clean);
     writer.opened_after = writer.chain.round;
@@ -203,13 +211,15 @@ fn read_snapshot(shared: &Shared) -> Result<Option<Snapshot>, OpenError> {
     }
 }
 
-fn new_writer(shared: &Arc<Shared>, inventory: &Inventory, scan: &Scan) -> Writer {
-    {
-        let mut work = shared.work.lock();
-        work.next_segment = inventory.highest_id.max(scan.snapshot_segment);
-        work.last_used = work.next_segment;
-        work.next_bytes = shared.config.segment_bytes_min;
-    }
+/// From here on segments get new ids.
+fn begin_ids(shared: &Shared, inventory: &Inventory, scan: &Scan) {
+    let mut work = shared.work.lock();
+    work.next_segment = inventory.highest_id.max(scan.snapshot_segment);
+    work.last_used = work.next_segment;
+    work.next_bytes = shared.config.segment_bytes_min;
+}
+
+fn new_writer(shared: &Arc<Shared>, scan: &Scan) -> Writer {
     // What is missing at the end is vouched by others, and no longer by what is here.
     let vouched = scan.vouched.min(scan.reached);
     shared.vouched_round.store(vouched, Ordering::Release);

@@ -8,16 +8,13 @@ use std::time::Duration;
 use flumen_record::{Durability, SequenceNumber, ShardId, Timestamp};
 
 use crate::config::{LogConfig, LogKey};
+use crate::error::{Gone, WriteError};
 use crate::footer_cache::FooterCache;
 use crate::index::Index;
 use crate::log::LogStats;
 use crate::segment::Segment;
 use crate::storage::Storage;
 use crate::work::Work;
-
-/// Floor of free space: clamp(2 % of the file system, 256 MiB, 5 GiB) unless set.
-const FLOOR_MIN: u64 = 256 << 20;
-const FLOOR_MAX: u64 = 5 << 30;
 
 /// Adds up what happened; read for metrics.
 #[derive(Debug, Default)]
@@ -92,6 +89,8 @@ pub(crate) struct Shared {
     /// The last round that a durable round names durable: what the next open knows for sure.
     pub(crate) vouched_round: AtomicU64,
     pub(crate) poisoned: AtomicBool,
+    /// When it was last looked whether the data directory is where it was, in microseconds.
+    looked_at: AtomicU64,
     /// The writer should roll, so that the active segment can be reclaimed.
     pub(crate) roll: AtomicBool,
     pub(crate) free_bytes: AtomicU64,
@@ -132,6 +131,7 @@ impl Shared {
             refusal: None,
             vouched_round: AtomicU64::new(0),
             poisoned: AtomicBool::new(false),
+            looked_at: AtomicU64::new(0),
             roll: AtomicBool::new(false),
             free_bytes: AtomicU64::new(u64::MAX),
             total_bytes: AtomicU64::new(0),
@@ -213,6 +213,14 @@ impl Shared {
         self.poisoned.load(Ordering::Acquire)
     }
 
+    pub(crate) fn refuse_when_poisoned(&self) -> Result<(), WriteError> {
+        if !self.is_poisoned() {
+            return Ok(());
+        }
+        let gone = self.storage.gone();
+        Err(gone.map_or(WriteError::Poisoned, WriteError::Gone))
+    }
+
     pub(crate) fn durable_round(&self) -> u64 {
         self.durable_round.load(Ordering::Acquire)
     }
@@ -234,9 +242,60 @@ impl Shared {
         if !self.key.holds_records() {
             return 0;
         }
-        self.config.free_space_floor_bytes.unwrap_or_else(|| {
-            (self.total_bytes.load(Ordering::Relaxed) / 50).clamp(FLOOR_MIN, FLOOR_MAX)
-        })
+        self.config
+            .floor_bytes(self.total_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Looks whether the data directory is where it was, unless it was looked a moment ago. A log of
+    /// a directory that is gone is poisoned.
+    pub(crate) fn look_when_due(&self, now: Timestamp) -> Result<(), Gone> {
+        let interval = Duration::from_millis(self.config.place_look_ms);
+        let last = Timestamp::from_micros(self.looked_at.load(Ordering::Relaxed));
+        if interval.is_zero() {
+            return Ok(());
+        }
+        if elapsed(last, now) >= interval {
+            self.look()?;
+            self.looked_at.store(now.as_micros(), Ordering::Relaxed);
+        }
+        match self.storage.gone() {
+            None => Ok(()),
+            Some(gone) => Err(self.lose(gone)),
+        }
+    }
+
+    /// Looks whether the names of the data directory and of the newest segment still lead to what is
+    /// open here: a descriptor goes on working when they do not.
+    pub(crate) fn look(&self) -> Result<(), Gone> {
+        let newest = || self.last_segment_id().and_then(|id| self.segment(id));
+        let mut segment = newest();
+        loop {
+            let path = segment.as_ref().map_or("", |segment| &*segment.path);
+            let Err(gone) = self.storage.look(path) else {
+                return Ok(());
+            };
+            // It may have left the log meanwhile, and was removed by ourselves.
+            let again = newest();
+            let id = |segment: &Option<Arc<Segment>>| segment.as_ref().map(|segment| segment.id());
+            if id(&again) == id(&segment) {
+                return Err(self.lose(gone));
+            }
+            segment = again;
+        }
+    }
+
+    pub(crate) fn lose(&self, gone: Gone) -> Gone {
+        if !self.poisoned.swap(true, Ordering::AcqRel) {
+            tracing::error!(log = %self.dir, %gone, "log: poisoned, nothing is written any more");
+        }
+        self.storage.lose(gone.clone());
+        gone
+    }
+
+    /// Bytes of the files of all segments.
+    pub(crate) fn file_bytes(&self) -> u64 {
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        segments.values().map(|segment| segment.file.bytes()).sum()
     }
 
     pub(crate) fn stats(&self) -> LogStats {

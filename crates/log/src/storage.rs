@@ -16,6 +16,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::error::Gone;
+
 pub use disk::DiskStorage;
 pub use memory::{
     Fault, FaultError, Grain, MemoryStorage, Operation, OperationKind, Unsynced, UnsyncedKind,
@@ -90,6 +92,16 @@ pub trait Storage: Send + Sync + Debug {
     fn read_small(&self, path: &str) -> io::Result<Bytes>;
     /// Replaces a small file atomically and durably: written beside it, synced, renamed, directory synced.
     fn replace_small(&self, path: &str, contents: &[u8]) -> io::Result<()>;
+    /// Looks whether the names of the data directory, of its lock and of `path` in it ("": nothing
+    /// more) still lead to what is open here. `Ok` also where that cannot be told.
+    fn look(&self, path: &str) -> Result<(), Gone>;
+    /// Whether somebody else can take the data directory away at all.
+    fn has_a_place(&self) -> bool;
+    /// Remembers that something is gone, for everybody who shares this storage and for good: while
+    /// it was away anything may have happened to it.
+    fn lose(&self, gone: Gone);
+    /// What is gone, if anything is.
+    fn gone(&self) -> Option<Gone>;
     /// Free and total space.
     fn space(&self) -> io::Result<Space>;
 }

@@ -311,7 +311,10 @@ impl Catalog {
         if id > self.state.reserved {
             let room = u64::from(self.config.producer_id_block.max(1));
             let reserved = self.state.reserved.saturating_add(room);
-            self.commit(Change::Producers { reserved }, now)?;
+            let change = Change::Producers { reserved };
+            // Who wants to append can wait for space; what frees some cannot.
+            self.log.has_room(&change)?;
+            self.commit(change, now)?;
         }
         self.issued = id;
         Ok(ProducerId::new(id))

@@ -12,8 +12,12 @@ pub struct StreamConfig {
     pub shards_per_stream_max: u32,
     /// Streams of the node at most.
     pub streams_max: u32,
-    /// Producers one shard remembers; beyond it the longest unused is forgotten and the watermark rises.
+    /// Producers of which one shard remembers the last batches; beyond it, of the longest unused only
+    /// what comes next.
     pub producers_per_shard_max: u32,
+    /// Producers of which one shard remembers what comes next, beside those; beyond it the longest
+    /// unused is forgotten and the watermark rises.
+    pub resting_producers_per_shard_max: u32,
     /// Batches remembered per producer and shard for duplicate acks.
     pub batches_per_producer: u32,
     /// Producer ids reserved durably at a time.
@@ -34,6 +38,7 @@ impl Default for StreamConfig {
             shards_per_stream_max: 10_000,
             streams_max: 100_000,
             producers_per_shard_max: 1_024,
+            resting_producers_per_shard_max: 16_384,
             batches_per_producer: 64,
             producer_id_block: 1_024,
             shard_records_per_second: None,

@@ -2,6 +2,7 @@
 
 mod history;
 mod producers;
+mod resting;
 mod saved;
 #[cfg(test)]
 mod tests;
@@ -40,6 +41,7 @@ impl Shard {
     pub fn new(id: ShardId, range: HashRange, config: &StreamConfig) -> Self {
         let limits = TableLimits {
             producers: config.producers_per_shard_max.max(1) as usize,
+            resting: config.resting_producers_per_shard_max as usize,
             batches: config.batches_per_producer.max(1) as usize,
         };
         let quota = Quota::new(
@@ -64,10 +66,14 @@ impl Shard {
     /// replayed. Unknown or damaged state is an error naming the reason; the caller then goes on
     /// without it and says so to [`Shard::recovered`].
     pub fn restore(&mut self, state: &[u8]) -> Result<(), &'static str> {
-        let (standing, producers) = saved::decode(state).inspect_err(|_| self.history.lost())?;
+        let (standing, producers, resting) =
+            saved::decode(state).inspect_err(|_| self.history.lost())?;
         self.producers = Producers::new(self.producers.limits());
         self.producers.raise_watermark(standing.watermark);
         self.producers.jumped(standing.jump);
+        for (id, rest) in resting {
+            self.producers.restore_resting(id, rest);
+        }
         for producer in producers {
             self.producers
                 .restore(producer.id, producer.next, producer.batches);

@@ -42,6 +42,7 @@ pub(crate) const REASONS: &[(&str, ErrorKind)] = &[
     ("ALREADY_APPENDED", ErrorKind::Conflict),
     ("OUTCOME_UNKNOWN", ErrorKind::Poisoned),
     ("POISONED", ErrorKind::Poisoned),
+    ("STORAGE_GONE", ErrorKind::Poisoned),
     ("DISK_STUCK", ErrorKind::Unavailable),
     ("SESSION_ENDED", ErrorKind::Conflict),
     ("GROUP_NOT_FOUND", ErrorKind::NotFound),
@@ -69,6 +70,7 @@ pub(crate) const REASONS: &[(&str, ErrorKind)] = &[
     ("DRAINING", ErrorKind::Unavailable),
     ("CATALOG_FAILED", ErrorKind::Internal),
     ("NO_THREAD", ErrorKind::Unavailable),
+    ("DISK_FAILED", ErrorKind::Unavailable),
     ("IO", ErrorKind::Internal),
 ];
 
@@ -115,7 +117,7 @@ impl Error {
             Self::StorageFull { .. } => ErrorKind::Full,
             Self::Trimmed { .. } => ErrorKind::Expired,
             Self::DataLoss { .. } => ErrorKind::Corrupt,
-            Self::OutcomeUnknown | Self::Poisoned => ErrorKind::Poisoned,
+            Self::OutcomeUnknown | Self::Poisoned | Self::StorageGone { .. } => ErrorKind::Poisoned,
             Self::DiskStuck { .. }
             | Self::MemberUnread
             | Self::LogRefused { .. }
@@ -126,6 +128,7 @@ impl Error {
             | Self::DeliveriesFailed
             | Self::NoThread { .. }
             | Self::Draining => ErrorKind::Unavailable,
+            Self::Io { fault, .. } if fault.is_of_the_disk() => ErrorKind::Unavailable,
             Self::Catalog { .. } | Self::Io { .. } => ErrorKind::Internal,
         }
     }
@@ -158,6 +161,7 @@ impl Error {
             Self::AlreadyAppended { .. } => "ALREADY_APPENDED",
             Self::OutcomeUnknown => "OUTCOME_UNKNOWN",
             Self::Poisoned => "POISONED",
+            Self::StorageGone { .. } => "STORAGE_GONE",
             Self::DiskStuck { .. } => "DISK_STUCK",
             Self::SessionEnded => "SESSION_ENDED",
             Self::GroupNotFound { .. } => "GROUP_NOT_FOUND",
@@ -190,6 +194,7 @@ impl Error {
             Self::Draining => "DRAINING",
             Self::Catalog { .. } => "CATALOG_FAILED",
             Self::NoThread { .. } => "NO_THREAD",
+            Self::Io { fault, .. } if fault.is_of_the_disk() => "DISK_FAILED",
             Self::Io { .. } => "IO",
         }
     }
@@ -245,9 +250,6 @@ impl Error {
             ],
             Self::DiskStuck { waited } | Self::GroupsUnanswered { waited } => {
                 vec![("waited_ms", waited.as_millis().to_string())]
-            }
-            Self::Io { segment, kind } => {
-                vec![("segment", segment.clone()), ("kind", kind.to_string())]
             }
             Self::GroupNotFound { .. }
             | Self::GroupInUse(_)
@@ -354,6 +356,11 @@ impl Error {
     /// The refused values of an append or a reshard; nothing where there is nothing to say.
     fn append_metadata(&self) -> Vec<(&'static str, String)> {
         match self {
+            Self::StorageGone { path } => vec![("path", path.clone())],
+            Self::Io { segment, fault } => {
+                let fault = fault.name().to_owned();
+                vec![("segment", segment.clone()), ("kind", fault)]
+            }
             Self::WrongShard { shard, span, range } => vec![
                 ("shard", shard.to_string()),
                 ("span_start", hash_key(span.start)),

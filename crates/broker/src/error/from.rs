@@ -1,8 +1,6 @@
 //! Errors of the layers below, in the broker's words.
 
-use std::io::ErrorKind;
-
-use flumen_log::{ReadError, SyncError, WriteError};
+use flumen_log::{Gone, IoFault, ReadError, SyncError, WriteError};
 use flumen_record::{DeliveryName, StreamName};
 use flumen_stream::CatalogError;
 use flumen_stream::delivery::DeliveryLogError;
@@ -28,13 +26,13 @@ impl From<ReadError> for Error {
             ReadError::Io { segment, source } => {
                 // A client learns the kind; what exactly is wrong is for who looks after the disk.
                 tracing::error!(%segment, error = %source, "a read failed");
-                let kind = source.kind();
-                Self::Io { segment, kind }
+                let fault = IoFault::from(&source);
+                Self::Io { segment, fault }
             }
             ReadError::Refused { log, reason } => Self::LogRefused { log, reason },
             ReadError::UnknownShard { shard } => Self::Io {
                 segment: format!("shard {shard}"),
-                kind: ErrorKind::NotFound,
+                fault: IoFault::Missing,
             },
         }
     }
@@ -44,6 +42,12 @@ impl From<SyncError> for Error {
     fn from(SyncError::Poisoned { source }: SyncError) -> Self {
         tracing::error!(error = %source, "a sync failed twice");
         Self::OutcomeUnknown
+    }
+}
+
+impl From<Gone> for Error {
+    fn from(Gone { path }: Gone) -> Self {
+        Self::StorageGone { path }
     }
 }
 
@@ -57,7 +61,7 @@ impl From<WriteError> for Error {
                 free_bytes,
                 floor_bytes,
             },
-            WriteError::NoSegment { source } if source.kind() == ErrorKind::StorageFull => {
+            WriteError::NoSegment { source } if IoFault::from(&source) == IoFault::Full => {
                 Self::StorageFull {
                     free_bytes: 0,
                     floor_bytes: 0,
@@ -65,9 +69,10 @@ impl From<WriteError> for Error {
             }
             WriteError::NoSegment { source } => Self::Io {
                 segment: "a new segment".to_owned(),
-                kind: source.kind(),
+                fault: IoFault::from(&source),
             },
             WriteError::Poisoned => Self::Poisoned,
+            WriteError::Gone(gone) => gone.into(),
             WriteError::Unknown { .. } => Self::OutcomeUnknown,
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use flumen_log::IoFault;
 use flumen_record::{
     BatchError, Compression, HashKey, HashRange, ProducerId, ProducerSequence, RecordError,
     RecordFault, SequenceNumber, ShardIndex, StreamName,
@@ -86,6 +87,9 @@ fn examples() -> Vec<Error> {
         Error::AlreadyAppended { sequence },
         Error::OutcomeUnknown,
         Error::Poisoned,
+        Error::StorageGone {
+            path: "/data/LOCK".to_owned(),
+        },
         Error::DiskStuck {
             waited: 12 * second,
         },
@@ -103,7 +107,11 @@ fn examples() -> Vec<Error> {
         },
         Error::Io {
             segment: "0001.log".to_owned(),
-            kind: std::io::ErrorKind::NotFound,
+            fault: IoFault::Missing,
+        },
+        Error::Io {
+            segment: "0001.log".to_owned(),
+            fault: IoFault::Disk,
         },
     ];
     examples.extend(group_errors());

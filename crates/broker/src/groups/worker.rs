@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use flumen_log::WriteError;
 use flumen_record::{GroupName, StreamId, Timestamp};
 use flumen_stream::group::{
     Answer, Assignment, Coordinator, Effect, Event, FencedReason, GroupError, GroupLog,
@@ -189,6 +190,10 @@ impl Worker {
         };
         match self.commit(&decided.step, now) {
             Ok(()) => self.carry_out(decided),
+            // Nothing that waiting helps against.
+            Err(error @ GroupLogError::Write(WriteError::Poisoned | WriteError::Gone(_))) => {
+                return Err(error);
+            }
             Err(GroupLogError::Write(error)) => {
                 if !std::mem::replace(&mut self.said, true) {
                     tracing::warn!(%error, "consumer groups: the log cannot be written, trying again");

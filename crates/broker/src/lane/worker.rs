@@ -184,7 +184,7 @@ impl Worker {
             self.desk.settle_after_panic();
         }
         let refusal = if self.lane.is_poisoned() {
-            Error::Poisoned
+            self.lane.poisoned_by()
         } else {
             Error::Draining
         };
@@ -263,9 +263,13 @@ impl Worker {
     /// Whether a round would be taken now; asked before numbers are given out.
     fn accepts(&mut self, bytes: u64) -> Result<(), Error> {
         if self.lane.is_poisoned() {
-            return Err(Error::Poisoned);
+            return Err(self.lane.poisoned_by());
         }
         let accepted = self.log().accepts(bytes).map_err(Error::from);
+        if matches!(accepted, Err(Error::StorageGone { .. })) {
+            self.poison();
+            return accepted;
+        }
         self.note_full(accepted.as_ref().err(), bytes);
         self.restless |= accepted.is_err();
         accepted
@@ -318,7 +322,7 @@ impl Worker {
                 RoundOutcome::Unknown
             }
             Ok(Err(error)) => {
-                if matches!(error, WriteError::Poisoned) {
+                if matches!(error, WriteError::Poisoned | WriteError::Gone(_)) {
                     self.poison();
                 }
                 RoundOutcome::Refused(error.into())

@@ -231,31 +231,53 @@ async fn a_restart_on_a_full_disk_loses_nothing() {
     stage.verify_all().await;
 }
 
-/// Not even the reserve is left when the broker is started: it starts, or says why not in one line,
-/// and then starts once there is some space.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_start_without_any_space_is_clear() {
-    let Some(mut stage) = Stage::set("full disk, starts").await else {
+/// At 0 bytes free the broker did not start, so that nobody could read or delete.
+async fn starts_without_any_space(name: &str, kill: bool) {
+    let Some(mut stage) = Stage::set(name).await else {
         return;
     };
     stage.flumen("stream create probe", b"").good();
     stage.fill_spare();
     stage.fill().await;
-    stage.broker.kill();
-    let ballast = stage.disk.mounted.join("ballast");
-    take_all_space(&ballast);
-    let words = format!(
-        "serve --data-dir {} --listen-grpc 127.0.0.1:0 --listen-console 127.0.0.1:0 --log error --until-stdin-closes",
-        stage.data.display()
-    );
-    let started = run(stage.folder.path(), &words, b"");
-    if started.code != Some(0) {
-        started.refused(1, "No space left");
+    if kill {
+        stage.broker.kill();
+    } else {
+        assert_eq!(stage.broker.terminate(), Some(0));
     }
-    std::fs::remove_file(&ballast).unwrap();
+    let ballast = stage.disk.mounted.join("ballast");
+    for _ in 0..3 {
+        take_all_space(&ballast);
+        stage.broker = BrokerProcess::start_with(&stage.data, SETTINGS);
+        stage.verify_all().await;
+        let full = stage.flumen("produce keep --retry-for 100ms", b"x\n");
+        full.refused(1, "storage full");
+        let health = stage.broker.get("/readyz");
+        assert!(
+            health.starts_with("HTTP/1.1 200") && health.contains("the disk is full"),
+            "{health}"
+        );
+        stage.broker.kill();
+    }
+    // A member reads, and what it has done is remembered.
     stage.broker = BrokerProcess::start_with(&stage.data, SETTINGS);
-    stage.verify_all().await;
+    let words = "consume spare --group readers --max 3";
+    let read = stage.flumen(words, b"").good();
+    assert_eq!(read.len(), 3 * 1001);
+    let goes_on = stage.flumen(words, b"").good();
+    assert_ne!(goes_on, read);
+    // What deletes find is in the reserve, and what they free is all it takes to go on.
     stage.flumen("stream delete spare", b"").good();
     stage.resumes();
+    stage.fill().await;
     stage.verify_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_broker_starts_without_any_space() {
+    starts_without_any_space("full disk, killed", true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closed_broker_starts_without_any_space() {
+    starts_without_any_space("full disk, closed", false).await;
 }

@@ -23,6 +23,8 @@ mod failing_disk;
 #[cfg(test)]
 mod full_disk;
 #[cfg(test)]
+mod gone;
+#[cfg(test)]
 mod group_wire;
 #[cfg(test)]
 mod groups;

@@ -112,11 +112,14 @@ impl Housekeeper {
     }
 
     fn sweep_due(&self, now: Timestamp) -> Option<Duration> {
+        if self.copies.are_waiting() {
+            return Some(LOOK_AGAIN);
+        }
         // Those that later segments have replaced are taken away once one of those is written, which
         // wakes it.
         if self.has_leftovers() || !self.shared.work.lock().reclaim {
             return None;
         }
-        Some(self.sweep.due(now, self.is_below_floor()))
+        Some(self.sweep.due(now, self.is_below_floor(), self.growth()))
     }
 }

@@ -32,7 +32,12 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    fn look(&mut self, now: Timestamp, written: u64) -> u64 {
+    /// Bytes per second, as of the last look.
+    pub(super) fn rate(&self) -> u64 {
+        self.rate
+    }
+
+    pub(super) fn look(&mut self, now: Timestamp, written: u64) -> u64 {
         let millis = u64::try_from(elapsed(self.at, now).as_millis()).unwrap_or(u64::MAX);
         if millis >= 100 {
             let bytes = written.saturating_sub(self.written);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use flumen_record::{SequenceNumber, Timestamp};
 
-use super::{Housekeeper, HousekeepingReport};
+use super::{Housekeeper, HousekeepingReport, copies};
 use crate::footer::FooterRow;
 use crate::footer_cache::IndexLook;
 use crate::segment::{FooterPlace, Look, Segment};
@@ -20,10 +20,16 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// A sweep keeps the housekeeper busy for a twentieth of the time at most, if looking at a shard's
 /// row takes half a microsecond.
 const PAUSE_PER_ROW: Duration = Duration::from_micros(10);
+/// However many rows there are, no more is written to the log between two sweeps than this, or …
+const GROWTH_MIN: u64 = 64 << 20;
+/// … than this part of what it holds.
+const GROWTH_SHARE: u64 = 16;
 /// What was found in a segment is believed this long, as the bytes that were trimmed are estimates.
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
 /// Segments with less data than this are not worth a copy.
 const COPY_FROM: u64 = 64 << 10;
+/// Nor is one that will be free this soon if it is trimmed on as it was.
+const FREE_SOON: Duration = Duration::from_secs(30);
 
 /// Where the look through all segments is.
 #[derive(Debug, Default)]
@@ -33,18 +39,20 @@ pub(super) struct Sweep {
     began: Timestamp,
     /// Rows looked at in this sweep, or the last one.
     pub(super) rows: u64,
-    /// Best one to copy so far: live bytes per mille, and which.
-    deadest: Option<(u64, u64)>,
+    /// Those worth a copy so far: live bytes per mille, and which.
+    worth_a_copy: Vec<(u64, u64)>,
 }
 
 impl Sweep {
-    /// In how long the next one may begin.
-    pub(super) fn due(&self, now: Timestamp, below_floor: bool) -> Duration {
+    /// In how long the next one may begin:
+    /// however many rows the last one looked at, by when the log has grown by too much (`growth`).
+    pub(super) fn due(&self, now: Timestamp, below_floor: bool, growth: Duration) -> Duration {
         let rows = u32::try_from(self.rows).unwrap_or(u32::MAX);
         let pause = if below_floor {
             SWEEP_INTERVAL / 5
         } else {
-            SWEEP_INTERVAL.max(PAUSE_PER_ROW.saturating_mul(rows))
+            let by_rows = PAUSE_PER_ROW.saturating_mul(rows);
+            by_rows.min(growth).max(SWEEP_INTERVAL)
         };
         pause.saturating_sub(elapsed(self.began, now))
     }
@@ -69,7 +77,7 @@ impl Housekeeper {
             return Ok(());
         }
         if self.sweep.at.is_none() && !self.begin_sweep(now, below_floor) {
-            return Ok(());
+            return self.copy_next(now, below_floor, report);
         }
         let from = self.sweep.at.unwrap_or(0);
         let segments = self.shared.all_segments();
@@ -84,14 +92,14 @@ impl Housekeeper {
                 self.consider_copy(segment, known, below_floor);
                 continue;
             }
-            let before = segment.last_look().map(|look| look.live);
+            let before = segment.last_look();
             if let Some(liveness) = self.liveness(segment, now)? {
                 if liveness.live == 0 && self.may_free(segment) {
                     drop(segments);
                     report.more = true;
                     return self.free(report);
                 }
-                if below_floor || before == Some(liveness.live) {
+                if below_floor || before.is_some_and(|before| lasts(&before, liveness, now)) {
                     self.consider_copy(segment, liveness, below_floor);
                 } else if liveness.live * 2 < liveness.total {
                     // It may be trimmed further while it would be copied: look again first.
@@ -106,11 +114,42 @@ impl Housekeeper {
         }
         drop(segments);
         self.sweep.at = None;
-        if let Some((_, id)) = self.sweep.deadest.take() {
-            self.copy(id, report)?;
+        let worth_a_copy = std::mem::take(&mut self.sweep.worth_a_copy);
+        if !worth_a_copy.is_empty() {
             self.shared.work.lock().reclaim = true;
         }
-        Ok(())
+        self.copies.plan(worth_a_copy);
+        self.copy_next(now, below_floor, report)
+    }
+
+    /// Copies the deadest segment that waits for it, if the disk has been left alone for long enough.
+    fn copy_next(
+        &mut self,
+        now: Timestamp,
+        below_floor: bool,
+        report: &mut HousekeepingReport,
+    ) -> io::Result<()> {
+        let written = self.shared.written.load(Ordering::Relaxed);
+        let rate = (!below_floor).then(|| copies::rate(self.pace.look(now, written)));
+        let Some(id) = self.copies.next(now, rate) else {
+            return Ok(());
+        };
+        report.more |= self.copies.are_waiting();
+        let Some(segment) = self.shared.segment(id) else {
+            return Ok(());
+        };
+        // It may have been trimmed further since.
+        match self.liveness(&segment, now)? {
+            Some(Liveness { live: 0, .. }) | None => {
+                self.shared.work.lock().reclaim = true;
+                Ok(())
+            }
+            Some(Liveness { live, total }) => {
+                drop(segment);
+                self.copies.spend(live.saturating_add(total));
+                self.copy(id, report)
+            }
+        }
     }
 
     /// Whether there are files which later segments have replaced: they would stand for those again
@@ -122,8 +161,9 @@ impl Housekeeper {
 
     /// Starts a sweep when something may have become reclaimable.
     fn begin_sweep(&mut self, now: Timestamp, below_floor: bool) -> bool {
+        let growth = self.growth();
         let mut work = self.shared.work.lock();
-        if !work.reclaim || !self.sweep.due(now, below_floor).is_zero() {
+        if !work.reclaim || !self.sweep.due(now, below_floor, growth).is_zero() {
             return false;
         }
         work.reclaim = false;
@@ -139,8 +179,14 @@ impl Housekeeper {
         self.sweep.at = Some(0);
         self.sweep.began = now;
         self.sweep.rows = 0;
-        self.sweep.deadest = None;
+        self.sweep.worth_a_copy.clear();
         true
+    }
+
+    /// How long it takes the log to grow by so much that what is dead of it must be looked for.
+    pub(super) fn growth(&self) -> Duration {
+        let growth = GROWTH_MIN.max(self.shared.file_bytes() / GROWTH_SHARE);
+        Duration::from_secs(growth / self.pace.rate().max(1))
     }
 
     /// What the last look found, unless enough was trimmed since that the segment may have become
@@ -300,12 +346,16 @@ impl Housekeeper {
         let Some(share) = (liveness.live * 1000).checked_div(liveness.total) else {
             return;
         };
-        let best = self
-            .sweep
-            .deadest
-            .is_none_or(|(deadest, _)| share < deadest);
-        if (mostly_dead || worth) && best {
-            self.sweep.deadest = Some((share, segment.id()));
+        if mostly_dead || worth {
+            self.sweep.worth_a_copy.push((share, segment.id()));
         }
     }
+}
+
+/// Whether what is live of a segment will be for a while, by what was trimmed of it since the look
+/// before: what is about to be free needs no copy.
+fn lasts(before: &Look, now_live: Liveness, now: Timestamp) -> bool {
+    let trimmed = u128::from(before.live.saturating_sub(now_live.live));
+    let passed = elapsed(before.at, now).as_millis();
+    trimmed * FREE_SOON.as_millis() <= u128::from(now_live.live) * passed
 }

@@ -75,6 +75,71 @@ fn all_half_dead_segments_are_copied() {
     assert!(copied + 2 >= segments, "{copied} of {segments}");
 }
 
+/// 4 MiB segments under 19 MiB/s grew a bound of 8 MiB to 1 GiB, because a little of something else
+/// was live in each of them, and one segment a second was copied.
+#[test]
+fn half_dead_segments_are_copied_as_fast_as_they_come() {
+    const SECONDS: u64 = 40;
+    const ROUNDS_PER_SECOND: u64 = 16;
+    const BULK: usize = 256 << 10;
+    const TRICKLE: usize = 16 << 10;
+    const BOUND_ROUNDS: u64 = 8;
+    let storage = MemoryStorage::new();
+    let config = LogConfig {
+        segment_bytes_min: 1 << 20,
+        segment_bytes_max: 1 << 20,
+        ..config()
+    };
+    let mut log = open(&storage, &config);
+    let mut keeper = log.housekeeper();
+    let written_per_second = (BULK + TRICKLE) as u64 * ROUNDS_PER_SECOND;
+    for round in 0..SECONDS * ROUNDS_PER_SECOND {
+        let now = at(1000 + round * 1000 / ROUNDS_PER_SECOND);
+        let frames = [frame(1, round, BULK), frame(2, round, TRICKLE)];
+        log.trim(shard(1), number(round.saturating_sub(BOUND_ROUNDS)));
+        log.commit(&frames, 0, now).unwrap().unwrap();
+        if round % 4 == 0 {
+            // A thread that goes on while there is more, and otherwise looks again after 250 ms.
+            for _ in 0..100 {
+                if !keeper.step(now).unwrap().more {
+                    break;
+                }
+            }
+        }
+        let live = BOUND_ROUNDS * BULK as u64 + (round + 1) * TRICKLE as u64;
+        let stored = log.stats().file_bytes;
+        assert!(
+            stored <= 2 * live + 4 * written_per_second,
+            "{stored} bytes for {live} after {round} rounds"
+        );
+    }
+}
+
+/// Segments in which every look found a little more trimmed were never copied: many shards, each
+/// with its own bound, kept them alive until the slowest was through.
+#[test]
+fn what_dies_slowly_is_copied() {
+    let storage = MemoryStorage::new();
+    let mut log = open(&storage, &config());
+    let mut keeper = log.housekeeper();
+    let mut millis = 1000;
+    fill(&mut log, 0..300);
+    keep_house(&mut keeper, &mut millis);
+    for shard_value in 1..=8 {
+        log.trim(shard(shard_value), number(300));
+    }
+    for step in 1..=100 {
+        log.trim(shard(9), number(step));
+        log.commit(&[], 0, at(millis)).unwrap().unwrap();
+        for _ in 0..4 {
+            millis += 250;
+            keeper.step(at(millis)).unwrap();
+        }
+    }
+    let (copied, segments) = (log.stats().segments_copied, log.stats().segments);
+    assert!(copied + 3 >= segments, "{copied} of {segments}");
+}
+
 /// Shards at rest kept the runs of segments that were freed, for ever.
 #[test]
 fn a_freed_segment_leaves_no_runs_in_memory() {

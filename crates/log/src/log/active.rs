@@ -9,6 +9,8 @@ use crate::checksum;
 use crate::control::{Control, GatheredControls};
 use crate::error::WriteError;
 use crate::footer::{FooterSummary, footer_bytes};
+use crate::io_fault::IoFault;
+use crate::reserve;
 use crate::round::NewRun;
 use crate::segment::{FooterPlace, Segment, SegmentName};
 use crate::segment_header::{COPIES, HEAD, HEAD_BYTES, SECTOR, SegmentHeader};
@@ -26,6 +28,9 @@ const INTERNAL_SHARE: u64 = 64;
 
 /// Size of a segment that is made below the floor for rounds without frames.
 const INTERNAL_BYTES: u64 = 1 << 20;
+
+/// What the node itself remembers takes one part in so many of the free space for its next segment.
+const NODE_SHARE: u64 = 16;
 
 /// The segment being appended to.
 #[derive(Debug)]
@@ -248,8 +253,32 @@ pub(crate) fn segment_bytes_for(
     (used + kept).next_multiple_of(FILE_ALIGN)
 }
 
-/// The next segment's file: a prepared one, or one made on the spot.
+/// The next segment's file: a prepared one, or one made on the spot. What frees space, and what the
+/// node itself remembers, may use the reserve for it.
 pub(crate) fn next_file(
+    shared: &Shared,
+    needed: u64,
+    wanted: u64,
+    internal: bool,
+) -> Result<PreparedFile, WriteError> {
+    let urgent = internal || !shared.key.holds_records();
+    let next = spare_file(shared, needed, wanted, internal);
+    if !urgent || !matches!(next, Err(WriteError::Full { .. })) {
+        return next;
+    }
+    let name = SegmentName {
+        segment: shared.work.lock().take_id(),
+        generation: 0,
+    };
+    let Some(reserved) = reserve::take(shared, name, needed) else {
+        return next;
+    };
+    shared.work.lock().last_used = name.segment;
+    Ok(reserved)
+}
+
+/// As [`next_file`], without the reserve.
+pub(crate) fn spare_file(
     shared: &Shared,
     needed: u64,
     wanted: u64,
@@ -269,12 +298,20 @@ pub(crate) fn next_file(
     };
     let bytes = affordable(shared, needed, wanted, internal)?;
     let prepared = create_file(shared, name, bytes, Preparation::Allocated).map_err(|source| {
-        if source.kind() == io::ErrorKind::StorageFull {
+        if IoFault::from(&source) == IoFault::Full {
             full(shared)
         } else {
-            WriteError::NoSegment { source }
+            // A folder that was removed takes no new file, and says no more than that.
+            let gone = shared.look().err();
+            gone.map_or(WriteError::NoSegment { source }, WriteError::Gone)
         }
     })?;
+    // Every new segment is looked for under its name before it is used.
+    if shared.config.place_look_ms > 0
+        && let Err(gone) = shared.storage.look(&prepared.path)
+    {
+        return Err(WriteError::Gone(shared.lose(gone)));
+    }
     count(&shared.counters.segments_unprepared, 1);
     shared.work.lock().last_used = name.segment;
     Ok(prepared)
@@ -299,6 +336,12 @@ fn affordable(
     shared.refresh_space();
     let spare = shared.free_bytes().saturating_sub(shared.floor_bytes());
     let mut bytes = wanted;
+    if !shared.key.holds_records() {
+        // It has no floor: what is left when records are refused must last.
+        bytes = bytes
+            .min(shared.free_bytes() / NODE_SHARE)
+            .max(INTERNAL_BYTES.min(wanted) / 4);
+    }
     while bytes > spare && bytes / 2 >= shared.config.segment_bytes_min.min(wanted) {
         bytes /= 2;
     }

@@ -73,7 +73,7 @@ pub fn inspect(
     let mut nobody = Nobody;
     let mut restorer = Restorer::new(&shared, &mut nobody, snapshot.as_ref());
     let scan = Scan::run(&inventory, &mut restorer, snapshot.as_ref(), None)?;
-    let mut writer = new_writer(&shared, &inventory, &scan);
+    let mut writer = new_writer(&shared, &scan);
     restorer.install(&mut writer, &inventory, &scan);
     restorer.jump(&mut writer, scan.clean);
     let recovery = restorer.report(&writer, &scan, 0);

@@ -87,6 +87,11 @@ impl<'r> Restorer<'r> {
         }
     }
 
+    /// About what the table of all shards takes at the head of a segment.
+    pub(super) fn state_bytes(&self) -> u64 {
+        self.standings.state_bytes()
+    }
+
     /// The state at the head of a segment whose predecessors are gone: it names all shards.
     pub(super) fn state(&mut self, table: &[ShardStanding]) {
         self.standings.take_over(table);

@@ -7,6 +7,7 @@ use std::io;
 use super::inventory::{Candidate, Inventory};
 use super::restore::Restorer;
 use super::search::search;
+use super::tail::stays;
 use crate::error::OpenError;
 use crate::round::{
     CLOSED, COPIED, FoundFrames, FoundHeader, RoundOwner, Window, read_frames, read_header,
@@ -387,13 +388,8 @@ impl<'a> Walk<'a, '_> {
 
     fn emit_front(&mut self) {
         if let Some(round) = self.line.pop_front() {
-            let header = &round.found.header;
-            self.scan.last_round = header.round;
-            self.scan.last_checksum = round.found.checksum;
-            self.scan.epoch = self.scan.epoch.max(header.epoch);
-            self.scan.kept_epoch = self.scan.kept_epoch.max(header.epoch);
             let segment = self.candidate(round.segment).name.segment;
-            self.restorer.round(&round, segment);
+            stays(&mut self.scan, self.restorer, &round, segment);
         }
     }
 

@@ -67,6 +67,12 @@ pub(super) struct Standings {
 }
 
 impl Standings {
+    /// What the table of all shards takes, were it written now.
+    pub(super) fn state_bytes(&self) -> u64 {
+        let bytes = |restored: &Restored| restored.standing.encoded_bytes() as u64;
+        self.shards.values().map(bytes).sum()
+    }
+
     pub(super) fn new(snapshot: Option<&Snapshot>) -> Self {
         let mut standings = Self::default();
         for shard in snapshot

@@ -1,6 +1,7 @@
 //! Writing the tail again into a fresh segment, and what is left over.
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::sync::Arc;
 
 use flumen_record::Timestamp;
@@ -10,39 +11,119 @@ use super::restore::Restorer;
 use super::scan::{Scan, ScannedRound};
 use crate::control::Control;
 use crate::error::{OpenError, WriteError};
+use crate::io_fault::IoFault;
 use crate::log::active::{self, Active};
 use crate::log::fresh::{FreshSegment, OldRound};
 use crate::log::writer::Writer;
 use crate::round::FoundFrame;
+use crate::shared::Shared;
+use crate::storage::SegmentFile;
 use crate::work::PreparedFile;
+
+/// What one more shard takes in a segment's table of shards, at most.
+const STATE_ROW_BYTES: u64 = 256;
+
+/// The file for a tail that is to be written again; `None`: there is no tail, or no space for one.
+pub(super) fn make_room(
+    shared: &Shared,
+    restorer: &Restorer<'_>,
+    scan: &Scan,
+) -> Result<Option<PreparedFile>, OpenError> {
+    if scan.tail.is_empty() {
+        return Ok(None);
+    }
+    let old_rounds: Vec<OldRound> = scan.tail.iter().map(old_round).collect();
+    let bytes: u64 = old_rounds.iter().map(OldRound::bytes).sum();
+    let frames: usize = old_rounds.iter().map(|round| round.frames.len()).sum();
+    let controls = old_rounds.iter().map(|round| round.controls.len()).sum();
+    // Any of the frames may be of a shard that is not known yet.
+    let state = restorer.state_bytes() + frames as u64 * STATE_ROW_BYTES;
+    let needed = active::segment_bytes_for(shared, bytes + state, frames, controls);
+    match active::spare_file(shared, needed, shared.config.segment_bytes_min, true) {
+        Ok(prepared) => Ok(Some(prepared)),
+        Err(WriteError::NoSegment { source }) if IoFault::from(&source) != IoFault::Full => {
+            Err(OpenError::Io {
+                path: shared.dir.clone(),
+                source,
+            })
+        }
+        Err(error) => {
+            tracing::warn!(log = %shared.dir, %error, "log: the last rounds are not copied for want of space; they are made durable where they are");
+            Ok(None)
+        }
+    }
+}
+
+/// Makes the tail durable where it stands, for want of space for a copy: every byte of it is written
+/// over itself and synced, because a page cache that still has it proves nothing. Nothing vouches for
+/// it afterwards either, so that the next start looks at it again.
+pub(super) fn stay(
+    inventory: &Inventory,
+    restorer: &mut Restorer<'_>,
+    scan: &mut Scan,
+) -> Result<(), OpenError> {
+    let tail = std::mem::take(&mut scan.tail);
+    let candidate = |round: &ScannedRound| {
+        let candidate = inventory.segments.get(round.segment);
+        candidate.expect("BUG: a round of no segment")
+    };
+    for rounds in tail.chunk_by(|one, next| one.segment == next.segment) {
+        let Some(segment) = rounds.first().map(candidate) else {
+            continue;
+        };
+        let written = rounds
+            .iter()
+            .try_for_each(|round| write_over(&*segment.file, round.position..round.end()))
+            .and_then(|()| segment.file.sync());
+        written.map_err(|source| OpenError::Io {
+            path: segment.path.clone(),
+            source,
+        })?;
+    }
+    for round in &tail {
+        let segment = candidate(round).name.segment;
+        stays(scan, restorer, round, segment);
+    }
+    Ok(())
+}
+
+/// A round, the next after the last one, stays where it is.
+pub(super) fn stays(
+    scan: &mut Scan,
+    restorer: &mut Restorer<'_>,
+    round: &ScannedRound,
+    segment: u64,
+) {
+    let header = &round.found.header;
+    scan.last_round = header.round;
+    scan.last_checksum = round.found.checksum;
+    scan.epoch = scan.epoch.max(header.epoch);
+    scan.kept_epoch = scan.kept_epoch.max(header.epoch);
+    scan.catalog = scan.catalog.max(header.catalog);
+    restorer.round(round, segment);
+}
+
+fn write_over(file: &dyn SegmentFile, range: Range<u64>) -> io::Result<()> {
+    let length = usize::try_from(range.end - range.start).map_err(io::Error::other)?;
+    let mut bytes = vec![0; length];
+    file.read_at(&mut bytes, range.start)?;
+    file.write_at(&[IoSlice::new(&bytes)], range.start)
+}
 
 /// Writes the tail again. Returns how many rounds that were.
 pub(super) fn rewrite(
     writer: &mut Writer,
     restorer: &mut Restorer<'_>,
     scan: &Scan,
+    prepared: PreparedFile,
     now: Timestamp,
 ) -> Result<u64, OpenError> {
-    if scan.tail.is_empty() {
-        return Ok(0);
-    }
     let shared = Arc::clone(&writer.shared);
     let at = |source: io::Error| OpenError::Io {
         path: shared.dir.clone(),
         source,
     };
     let old_rounds: Vec<OldRound> = scan.tail.iter().map(old_round).collect();
-    let bytes: u64 = old_rounds.iter().map(OldRound::bytes).sum();
-    let frames = old_rounds.iter().map(|round| round.frames.len()).sum();
-    let controls = old_rounds.iter().map(|round| round.controls.len()).sum();
-    let needed = active::segment_bytes_for(&shared, bytes, frames, controls);
-    let prepared =
-        active::next_file(&shared, needed, writer.next_bytes, true).map_err(|refused| {
-            at(match refused {
-                WriteError::NoSegment { source } => source,
-                other => io::Error::new(io::ErrorKind::StorageFull, other),
-            })
-        })?;
     let active = Active::new(&shared, prepared, writer.chain, 0, now);
     let mut fresh = FreshSegment::begin(active, writer.chain).map_err(at)?;
     let mut puts = Vec::with_capacity(old_rounds.len());

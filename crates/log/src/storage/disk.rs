@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, IoSlice, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use rustix::io::{Errno, ReadWriteFlags};
 use super::open_files::OpenFiles;
 use super::{DirEntry, Preparation, SMALL_BYTES_MAX, SegmentFile, Space, Storage, is_unfinished};
 use crate::directory::{Directory, LOCK, LOST_AND_FOUND, MARKER};
-use crate::error::OpenError;
+use crate::error::{Gone, OpenError};
 use crate::mapped_file::{MappedFile, write_all};
 
 /// Zeroes written ahead at once, and the rest in between: about 150 MB/s, which costs a lane that
@@ -31,6 +31,7 @@ pub struct DiskStorage {
     /// Nothing is written; another process may.
     read_only: bool,
     holder: Option<String>,
+    gone: OnceLock<Gone>,
 }
 
 impl DiskStorage {
@@ -50,6 +51,7 @@ impl DiskStorage {
             files: OpenFiles::default(),
             read_only: false,
             holder: None,
+            gone: OnceLock::new(),
         })
     }
 
@@ -65,6 +67,7 @@ impl DiskStorage {
             files: OpenFiles::default(),
             read_only: true,
             holder,
+            gone: OnceLock::new(),
         })
     }
 
@@ -197,6 +200,24 @@ impl Storage for DiskStorage {
     fn replace_small(&self, path: &str, contents: &[u8]) -> io::Result<()> {
         self.check_writable()?;
         self.directory.replace(path, contents)
+    }
+
+    fn look(&self, path: &str) -> Result<(), Gone> {
+        self.directory
+            .look(path, |identity| self.files.is_open(identity))
+    }
+
+    fn has_a_place(&self) -> bool {
+        true
+    }
+
+    fn lose(&self, gone: Gone) {
+        // The first loss is the one to tell.
+        let _ = self.gone.set(gone);
+    }
+
+    fn gone(&self) -> Option<Gone> {
+        self.gone.get().cloned()
     }
 
     fn space(&self) -> io::Result<Space> {

@@ -28,6 +28,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
+use crate::error::Gone;
+
 pub use crash::{Grain, Unsynced, UnsyncedKind};
 use disk::{Disk, Inode, InodeId, NameChange, parent};
 use fault::{Fate, Script};
@@ -68,6 +70,11 @@ impl MemoryStorage {
     /// Sets the size of the file system; free is what no file takes.
     pub fn set_total_bytes(&self, bytes: u64) {
         self.lock().total_bytes = bytes;
+    }
+
+    /// Somebody moves the data directory away: what is open stays open, its names lead nowhere.
+    pub fn move_away(&self) {
+        self.lock().moved_away = true;
     }
 
     /// Makes every sync do nothing and say OK: a suite that still passes proves nothing.
@@ -388,6 +395,28 @@ impl Storage for MemoryStorage {
             return Err(error);
         }
         self.sync_dir(parent(path))
+    }
+
+    fn look(&self, path: &str) -> Result<(), Gone> {
+        let disk = self.lock();
+        let is_there = path.is_empty() || disk.lookup(path).is_ok();
+        if is_there && !disk.moved_away {
+            return Ok(());
+        }
+        let path = path.to_owned();
+        Err(Gone { path })
+    }
+
+    fn has_a_place(&self) -> bool {
+        false
+    }
+
+    fn lose(&self, gone: Gone) {
+        self.lock().gone.get_or_insert(gone);
+    }
+
+    fn gone(&self) -> Option<Gone> {
+        self.lock().gone.clone()
     }
 
     fn space(&self) -> io::Result<Space> {

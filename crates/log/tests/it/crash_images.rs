@@ -9,7 +9,9 @@
 
 use std::collections::HashSet;
 
-use flumen_log::{Fault, FaultError, Grain, LogKey, MemoryStorage, OperationKind, UnsyncedKind};
+use flumen_log::{
+    Fault, FaultError, Grain, LogKey, MemoryStorage, OperationKind, Storage, UnsyncedKind,
+};
 
 use crate::fixture::{DISK, MEMORY};
 use crate::machine::{Machine, Stop, tiny_segments};
@@ -189,10 +191,26 @@ fn check_opened(machine: &mut Machine, thorough: bool) -> Result<(), Stop> {
         .map_err(|stop| stop.when("after an append"))
 }
 
-/// Cuts the power after each operation of the recovery from `image`.
-fn check_recovery(before: &Machine, image: &MemoryStorage) -> Result<usize, Stop> {
+/// Others take all the space that is left.
+fn fill(twin: &MemoryStorage) {
+    let space = twin.space().unwrap();
+    twin.set_total_bytes(space.total_bytes - space.free_bytes);
+}
+
+/// Cuts the power after each operation of the recovery from `image`, and after it. On a disk that is
+/// `full` what should be written again stays where it is; then there is space again.
+fn check_recovery(before: &Machine, image: &MemoryStorage, full: bool) -> Result<usize, Stop> {
+    let image = image.duplicate();
+    if full {
+        fill(&image);
+    }
     let mut whole = before.restarted(image.duplicate());
     whole.open_cut()?;
+    if full {
+        let cut = whole.twin.crash_keeping(Grain::Page, 0);
+        cut.set_total_bytes(1 << 40);
+        check_image(&whole, cut, true).map_err(|stop| stop.when("with space again"))?;
+    }
     let operations = whole.twin.operations();
     let mut images = 0;
     for operation in 1..=operations {
@@ -209,6 +227,7 @@ fn check_recovery(before: &Machine, image: &MemoryStorage) -> Result<usize, Stop
         left.push(twin.crash_keeping(Grain::Page, u64::MAX));
         left.extend((0..6).map(|seed| twin.crash_seeded(Grain::Sector, seed)));
         for image in left {
+            image.set_total_bytes(1 << 40);
             images += 1;
             let mut again = machine.restarted(image);
             let when = format!("operation {operation} of recovery");
@@ -264,7 +283,16 @@ fn run(key: LogKey, without_sync: bool) -> Result<Extent, Broken> {
                 }
                 extent.images += 1;
                 if (number + after as usize).is_multiple_of(stride) {
-                    extent.recovery_images += check_recovery(&machine, &image).map_err(broken)?;
+                    for full in [false, true] {
+                        let checked = check_recovery(&machine, &image, full);
+                        extent.recovery_images += checked.map_err(|stop| {
+                            broken(if full {
+                                stop.when("on a full disk")
+                            } else {
+                                stop
+                            })
+                        })?;
+                    }
                 }
                 let thorough = extent.images % HOUSE_STRIDE == 0;
                 check_image(&machine, image, thorough).map_err(broken)?;

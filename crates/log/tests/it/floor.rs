@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use flumen_log::{Housekeeper, Log, LogConfig, MemoryStorage, Storage, WriteError};
+use flumen_log::{
+    Grain, Housekeeper, Log, LogConfig, MemoryStorage, Storage, WriteError, keep_reserve,
+};
 
-use crate::fixture::{DISK, at, frame, number, open, shard, small_segments};
+use crate::fixture::{DISK, at, frame, number, open, read_all, shard, small_segments};
 
 const FLOOR: u64 = 8 << 20;
 
@@ -123,4 +125,76 @@ fn prepared_files_are_given_back_below_the_floor() {
     leave(&twin, 1 << 20);
     while keeper.step(at(7000)).unwrap().more {}
     assert_eq!(segment_files(&storage).len() as u64, log.stats().segments);
+}
+
+/// A log that was killed did not open when its last rounds could not be copied, and nobody could read
+/// what is in it, or delete something.
+#[test]
+fn a_killed_log_opens_without_any_space() {
+    let (twin, storage) = memory();
+    let (mut log, ..) = open(&storage, DISK, &config(), at(0));
+    for base in 0..10 {
+        let frames = [frame(1, base, 1, 10_000, at(base))];
+        log.commit(&frames, 0, at(base)).unwrap().unwrap();
+    }
+    drop(log);
+    let mut twin = twin.kill();
+    for start in 0..3 {
+        leave(&twin, 0);
+        let storage: Arc<dyn Storage> = Arc::new(twin.clone());
+        let (mut log, recovery, seen) = open(&storage, DISK, &config(), at(1000 + start));
+        assert_eq!(recovery.tail_rounds_rewritten, 0);
+        assert_eq!(seen.batches.len(), 10);
+        assert_eq!(read_all(&log.reader(), 1, 0).len(), 10);
+        assert!(matches!(log.accepts(100), Err(WriteError::Full { .. })));
+        let append = [frame(1, 10, 1, 100, at(2000))];
+        let refused = log.commit(&append, 0, at(2000)).unwrap();
+        assert!(matches!(refused, Err(WriteError::Full { .. })));
+        drop(log);
+        // Nothing is left in the page cache but what was synced.
+        twin = twin.crash_keeping(Grain::Page, 0);
+    }
+    twin.set_total_bytes(1 << 40);
+    let storage: Arc<dyn Storage> = Arc::new(twin);
+    let (mut log, recovery, _) = open(&storage, DISK, &config(), at(3000));
+    assert!(recovery.tail_rounds_rewritten > 0);
+    let append = [frame(1, 10, 1, 100, at(3000))];
+    log.commit(&append, 0, at(3000)).unwrap().unwrap();
+    assert_eq!(read_all(&log.reader(), 1, 0).len(), 11);
+}
+
+/// What frees space finds some, once others have taken everything: the reserve.
+#[test]
+fn a_trim_uses_the_reserve_and_it_is_made_again() {
+    let (twin, storage) = memory();
+    let config = LogConfig {
+        reserve_bytes: 2 << 20,
+        ..config()
+    };
+    keep_reserve(&*storage, &config).unwrap();
+    let reserved = || {
+        storage
+            .list("")
+            .unwrap()
+            .iter()
+            .map(|file| file.bytes)
+            .sum::<u64>()
+    };
+    assert_eq!(reserved(), 2 << 20);
+    let (mut log, ..) = open(&storage, DISK, &config, at(0));
+    let mut keeper = log.housekeeper();
+    fill(&mut log, &mut keeper, 0..40);
+    drop(keeper);
+    log.close(at(100)).unwrap();
+    leave(&twin, 0);
+    let (mut log, ..) = open(&storage, DISK, &config, at(200));
+    let mut keeper = log.housekeeper();
+    assert_eq!(reserved(), 2 << 20);
+    log.trim(shard(1), number(40));
+    idle(&mut log, &mut keeper, 10..40);
+    assert!(reserved() < 2 << 20);
+    log.accepts(100).unwrap();
+    twin.set_total_bytes(1 << 40);
+    keep_reserve(&*storage, &config).unwrap();
+    assert_eq!(reserved(), 2 << 20);
 }

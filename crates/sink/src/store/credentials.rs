@@ -59,12 +59,12 @@ pub enum CredentialError {
         place: String,
     },
     /// A file cannot be read.
-    #[error("cannot read {}: {kind}", path.display())]
+    #[error("cannot read {}: {fault}", path.display())]
     File {
         /// Which.
         path: PathBuf,
         /// Why not.
-        kind: std::io::ErrorKind,
+        fault: flumen_broker::IoFault,
     },
 }
 

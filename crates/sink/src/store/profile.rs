@@ -114,7 +114,7 @@ fn section(
     let Some(path) = path else { return Ok(None) };
     let failed = |error: &std::io::Error| CredentialError::File {
         path: path.to_owned(),
-        kind: error.kind(),
+        fault: flumen_broker::IoFault::from(error),
     };
     let file = match std::fs::File::open(path) {
         Ok(file) => file,

@@ -99,6 +99,13 @@ impl CatalogLog {
         Ok(self.log.accepts(bytes.saturating_add(RESERVED_BYTES))?)
     }
 
+    /// Whether there is room for a change that can wait, without what is set aside for those that free
+    /// space on a full disk.
+    pub(super) fn has_room(&self, change: &Change) -> Result<(), CatalogError> {
+        let bytes = encode(change)?.bytes().len() as u64;
+        Ok(self.log.accepts(bytes)?)
+    }
+
     /// Makes changes durable, all or none of them.
     pub(super) fn commit(
         &mut self,

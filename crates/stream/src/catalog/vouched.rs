@@ -74,7 +74,10 @@ impl Catalog {
         if reached.is_empty() {
             return Ok(());
         }
-        self.commit(Change::Vouch(reached), now)
+        let change = Change::Vouch(reached);
+        // It can wait for space; what frees some cannot.
+        self.log.has_room(&change)?;
+        self.commit(change, now)
     }
 
     /// The logs that are less than is remembered of them. `reaches`: how far each log that is there

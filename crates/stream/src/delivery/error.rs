@@ -67,7 +67,9 @@ impl DeliveryLogError {
             | Self::Write(WriteError::Full { .. } | WriteError::NoSegment { .. }) => true,
             Self::Damaged { .. }
             | Self::Open(_)
-            | Self::Write(WriteError::Poisoned | WriteError::Unknown { .. })
+            | Self::Write(
+                WriteError::Poisoned | WriteError::Gone(_) | WriteError::Unknown { .. },
+            )
             | Self::Sync(_)
             | Self::Read(_) => false,
         }

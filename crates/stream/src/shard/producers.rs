@@ -1,13 +1,17 @@
 //! What a shard remembers of producers: which batch comes next from each, and where its last ones
 //! lie.
 //!
-//! The table is bounded. It forgets the producer that has not appended for longest, and raises the
-//! watermark to its id: what an unknown producer at or below the watermark sent, nobody knows.
+//! The table is bounded. Of the producer that has not appended for longest it keeps only what comes
+//! next ([`Resting`]); of those it forgets the longest unused, and raises the watermark to its id: what
+//! an unknown producer at or below the watermark sent, nobody knows.
 
+use std::cmp::{Ordering, Reverse};
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use flumen_record::{ProducerId, ProducerSequence, SequenceNumber, Timestamp};
+
+use super::resting::{Rest, Resting};
 
 /// A batch that was admitted, as far as its duplicates need it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +62,8 @@ struct Producer {
     next: u64,
     /// How many of its last batches are not durable. They are all remembered, however many.
     in_flight: usize,
+    /// Where its last batch began before these, when it has come back from rest.
+    rested: Option<SequenceNumber>,
     /// Its last batches, without gaps in their sequences.
     batches: VecDeque<Remembered>,
 }
@@ -72,8 +78,10 @@ struct InFlight {
 /// What limits a table.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TableLimits {
-    /// Producers at most; at least 1.
+    /// Producers at most, beside those with batches in flight; at least 1.
     pub(crate) producers: usize,
+    /// Resting producers at most.
+    pub(crate) resting: usize,
     /// Durable batches remembered of each; at least 1.
     pub(crate) batches: usize,
 }
@@ -84,6 +92,8 @@ pub(crate) struct Producers {
     limits: TableLimits,
     places: HashMap<ProducerId, usize, BuildHasherDefault<IdHasher>>,
     known: Vec<Producer>,
+    /// Others of which only that is known which comes next.
+    resting: Resting,
     /// By place: where each producer's last batch begins. Apart, because it is searched.
     last_used: Vec<SequenceNumber>,
     /// The place that was looked up last: mostly it is the next one, too.
@@ -100,6 +110,7 @@ impl Producers {
             limits,
             places: HashMap::default(),
             known: Vec::new(),
+            resting: Resting::default(),
             last_used: Vec::new(),
             recent: 0,
             in_flight: VecDeque::new(),
@@ -151,12 +162,7 @@ impl Producers {
                 .batches
                 .back()
                 .map_or(SequenceNumber::ZERO, |last| last.base);
-            let expected = ProducerSequence::new(producer.next);
-            return if id <= self.jump.issued && last < self.jump.resumed_at {
-                Known::Lost
-            } else {
-                Known::Ahead { expected }
-            };
+            return self.look_up_ahead(id, producer.next, last);
         }
         let back = usize::try_from(producer.next - sequence).unwrap_or(usize::MAX);
         let place = producer.batches.len().checked_sub(back);
@@ -167,8 +173,24 @@ impl Producers {
         }
     }
 
+    /// A batch is missing, or was lost.
+    fn look_up_ahead(&self, id: ProducerId, next: u64, last: SequenceNumber) -> Known {
+        if id <= self.jump.issued && last < self.jump.resumed_at {
+            return Known::Lost;
+        }
+        let expected = ProducerSequence::new(next);
+        Known::Ahead { expected }
+    }
+
     fn look_up_unknown(&self, id: ProducerId, sequence: ProducerSequence) -> Known {
         let first = ProducerSequence::new(0);
+        if let Some(rest) = self.resting.get(id) {
+            return match sequence.value().cmp(&rest.next) {
+                Ordering::Less => Known::Forgotten,
+                Ordering::Equal => Known::Next,
+                Ordering::Greater => self.look_up_ahead(id, rest.next, rest.last),
+            };
+        }
         if id <= self.watermark {
             Known::Lost
         } else if sequence == first {
@@ -212,9 +234,11 @@ impl Producers {
                 producer.remember(batch);
             }
             None => {
-                let mut producer = Producer::new(id, 1, batch);
+                let rest = self.resting.take(id);
+                let next = rest.map_or(0, |rest| rest.next);
+                let mut producer = Producer::new(id, next.saturating_add(1), batch);
+                producer.rested = rest.map(|rest| rest.last);
                 producer.in_flight = 1;
-                self.make_room();
                 self.insert(producer);
             }
         }
@@ -225,12 +249,13 @@ impl Producers {
     pub(crate) fn settle(&mut self, end: SequenceNumber) {
         let remembered = self.limits.batches;
         while let Some(batch) = self.in_flight.pop_front_if(|batch| batch.end <= end) {
-            // A producer that was forgotten meanwhile never comes back under its id.
             if let Some((producer, _)) = self.find(batch.producer) {
                 producer.in_flight -= 1;
                 producer.trim(remembered);
             }
         }
+        // Here and not for each newcomer: what a round takes in is put to rest in one pass.
+        self.make_room_within(self.limits.producers);
     }
 
     /// Takes back every batch at or above `from`.
@@ -244,7 +269,13 @@ impl Producers {
             producer.in_flight -= 1;
             match producer.batches.back() {
                 Some(last) => *last_used = last.base,
-                None => self.remove(self.recent),
+                None => {
+                    let removed = self.remove(self.recent);
+                    if let Some(last) = removed.rested {
+                        let next = removed.next;
+                        self.rest(removed.id, Rest { next, last });
+                    }
+                }
             }
         }
     }
@@ -253,6 +284,9 @@ impl Producers {
     pub(crate) fn learn(&mut self, id: ProducerId, sequence: ProducerSequence, batch: Remembered) {
         let next = sequence.value().saturating_add(1);
         let remembered = self.limits.batches;
+        if self.resting.get(id).is_some_and(|rest| next <= rest.next) {
+            return;
+        }
         match self.find(id) {
             Some((producer, _)) if next <= producer.next => {}
             Some((producer, last_used)) => {
@@ -265,10 +299,16 @@ impl Producers {
                 producer.trim(remembered);
             }
             None => {
+                self.resting.take(id);
                 self.insert(Producer::new(id, next, batch));
                 self.make_room_within(self.limits.producers);
             }
         }
+    }
+
+    /// Takes in a producer that was saved at rest.
+    pub(crate) fn restore_resting(&mut self, id: ProducerId, rest: Rest) {
+        self.rest(id, rest);
     }
 
     /// Takes in a producer that was saved. Its batches are not empty.
@@ -295,22 +335,55 @@ impl Producers {
         })
     }
 
-    fn make_room(&mut self) {
-        self.make_room_within(self.limits.producers.saturating_sub(1));
+    /// What is to be saved of each producer of which no durable batch is remembered.
+    pub(crate) fn saved_resting(&self) -> impl Iterator<Item = (ProducerId, Rest)> {
+        let back = self.known.iter().filter_map(|producer| {
+            let last = producer.rested?;
+            let next = producer.next.checked_sub(producer.in_flight as u64)?;
+            let none_durable = producer.batches.len() <= producer.in_flight;
+            none_durable.then_some((producer.id, Rest { next, last }))
+        });
+        self.resting.iter().chain(back)
     }
 
-    /// Forgets producers until there are at most `most`.
-    fn make_room_within(&mut self, most: usize) {
-        while self.known.len() > most {
-            let places = self.last_used.iter().enumerate();
-            let Some((oldest, _)) = places.min_by_key(|(_, last_used)| **last_used) else {
-                return;
-            };
-            if let Some(producer) = self.known.get(oldest) {
-                self.raise_watermark(producer.id);
-            }
-            self.remove(oldest);
+    /// Remembers only what comes next from a producer.
+    fn rest(&mut self, id: ProducerId, rest: Rest) {
+        if let Some(forgotten) = self.resting.put(id, rest, self.limits.resting) {
+            self.raise_watermark(forgotten);
         }
+    }
+
+    /// Puts the longest unused producers to rest until there are at most `most`, beside those with
+    /// batches in flight: whether these stay is not known yet.
+    fn make_room_within(&mut self, most: usize) {
+        let excess = self.known.len().saturating_sub(most);
+        if excess == 0 {
+            return;
+        }
+        let mut oldest = self.oldest(excess);
+        // Removing moves the last one to its place.
+        oldest.sort_unstable_by_key(|place| Reverse(*place));
+        for place in oldest {
+            if self.known.get(place).is_none_or(|one| one.in_flight > 0) {
+                continue;
+            }
+            let removed = self.remove(place);
+            if let Some(last) = removed.batches.back() {
+                let (next, last) = (removed.next, last.base);
+                self.rest(removed.id, Rest { next, last });
+            }
+        }
+    }
+
+    /// The places of the longest unused producers.
+    fn oldest(&self, count: usize) -> Vec<usize> {
+        let mut places: Vec<usize> = (0..self.known.len()).collect();
+        let last_used = |place: &usize| self.last_used.get(*place).copied();
+        if count < places.len() {
+            places.select_nth_unstable_by_key(count, last_used);
+            places.truncate(count);
+        }
+        places
     }
 
     fn insert(&mut self, producer: Producer) {
@@ -324,13 +397,14 @@ impl Producers {
         self.known.push(producer);
     }
 
-    fn remove(&mut self, place: usize) {
+    fn remove(&mut self, place: usize) -> Producer {
         let removed = self.known.swap_remove(place);
         self.last_used.swap_remove(place);
         self.places.remove(&removed.id);
         if let Some(moved) = self.known.get(place) {
             self.places.insert(moved.id, place);
         }
+        removed
     }
 }
 
@@ -340,6 +414,7 @@ impl Producer {
             id,
             next,
             in_flight: 0,
+            rested: None,
             batches: VecDeque::from([batch]),
         }
     }

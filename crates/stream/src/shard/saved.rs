@@ -6,9 +6,11 @@ use bytes::{Buf, BufMut};
 use flumen_record::{ProducerId, SequenceNumber, Timestamp};
 
 use super::producers::{Jump, Producers, Remembered};
+use super::resting::Rest;
 use crate::varint::{get_varint, put_varint};
 
-const VERSION: u8 = 1;
+/// Version 1 has no resting producers.
+const VERSION: u8 = 2;
 /// Checksum and version.
 const HEADER_BYTES: usize = 5;
 /// Of a batch: base, count and arrival take at least one byte each, the checksum four.
@@ -53,6 +55,12 @@ pub(super) fn encode(standing: &Standing, producers: &Producers) -> Vec<u8> {
             (base, arrival) = (batch.base.value(), batch.arrival.as_micros());
         }
     }
+    for (id, rest) in producers.saved_resting() {
+        put_varint(&mut out, id.value());
+        put_varint(&mut out, rest.next);
+        put_varint(&mut out, 0);
+        put_varint(&mut out, rest.last.value());
+    }
     if let Some((header, state)) = out.split_first_chunk_mut::<HEADER_BYTES>() {
         let checksum = checksum(VERSION, state);
         let mut fields = header.as_mut_slice();
@@ -62,7 +70,10 @@ pub(super) fn encode(standing: &Standing, producers: &Producers) -> Vec<u8> {
     out
 }
 
-pub(super) fn decode(mut bytes: &[u8]) -> Result<(Standing, Vec<SavedProducer>), &'static str> {
+/// What a state says: of the shard, of producers with batches, of resting ones.
+pub(super) type Saved = (Standing, Vec<SavedProducer>, Vec<(ProducerId, Rest)>);
+
+pub(super) fn decode(mut bytes: &[u8]) -> Result<Saved, &'static str> {
     if bytes.len() < HEADER_BYTES {
         return Err("the saved state ends early");
     }
@@ -71,13 +82,13 @@ pub(super) fn decode(mut bytes: &[u8]) -> Result<(Standing, Vec<SavedProducer>),
     if checksum(version, bytes) != expected {
         return Err("the saved state's checksum differs");
     }
-    if version != VERSION {
+    if !(1..=VERSION).contains(&version) {
         return Err("the saved state is of an unknown version");
     }
-    decode_fields(bytes).ok_or("the saved state is malformed")
+    decode_fields(version, bytes).ok_or("the saved state is malformed")
 }
 
-fn decode_fields(mut bytes: &[u8]) -> Option<(Standing, Vec<SavedProducer>)> {
+fn decode_fields(version: u8, mut bytes: &[u8]) -> Option<Saved> {
     let bytes = &mut bytes;
     let standing = Standing {
         next: SequenceNumber::new(get_varint(bytes)?),
@@ -88,17 +99,29 @@ fn decode_fields(mut bytes: &[u8]) -> Option<(Standing, Vec<SavedProducer>)> {
             resumed_at: SequenceNumber::new(get_varint(bytes)?),
         },
     };
-    let mut producers = Vec::new();
+    let (mut producers, mut resting) = (Vec::new(), Vec::new());
     while !bytes.is_empty() {
-        producers.push(decode_producer(bytes, &standing)?);
+        let id = ProducerId::new(get_varint(bytes)?);
+        let next = get_varint(bytes)?;
+        let count = usize::try_from(get_varint(bytes)?).ok()?;
+        if version > 1 && count == 0 {
+            let last = SequenceNumber::new(get_varint(bytes)?);
+            let possible = id != ProducerId::NONE && next > 0 && last < standing.next;
+            resting.push(possible.then_some((id, Rest { next, last }))?);
+        } else {
+            producers.push(decode_producer(id, next, count, bytes, &standing)?);
+        }
     }
-    Some((standing, producers))
+    Some((standing, producers, resting))
 }
 
-fn decode_producer(bytes: &mut &[u8], standing: &Standing) -> Option<SavedProducer> {
-    let id = ProducerId::new(get_varint(bytes)?);
-    let next = get_varint(bytes)?;
-    let count = usize::try_from(get_varint(bytes)?).ok()?;
+fn decode_producer(
+    id: ProducerId,
+    next: u64,
+    count: usize,
+    bytes: &mut &[u8],
+    standing: &Standing,
+) -> Option<SavedProducer> {
     let possible = id != ProducerId::NONE && count > 0 && count as u64 <= next;
     if !possible || count > bytes.len() / BATCH_BYTES_MIN {
         return None;

@@ -316,6 +316,7 @@ fn a_quota_goes_by_the_clock_and_not_by_arrival_times() {
 fn forgetting_a_producer_raises_the_watermark_to_its_id() {
     let mut shard = shard_with(&StreamConfig {
         producers_per_shard_max: 3,
+        resting_producers_per_shard_max: 0,
         ..StreamConfig::default()
     });
     for (base, producer) in [(0, 5), (1, 9), (2, 7)] {
@@ -324,16 +325,18 @@ fn forgetting_a_producer_raises_the_watermark_to_its_id() {
     check(&mut shard, batch(5, 1, 1), 1, appended(3, 1));
     // 9 has not appended for longest.
     check(&mut shard, batch(20, 0, 1), 1, appended(4, 1));
+    shard.durable(number(5));
     for sequence in [0, 1, 2] {
         check(&mut shard, batch(9, sequence, 1), 1, lost(9));
         // Never seen here, but nobody can tell.
         check(&mut shard, batch(8, sequence, 1), 1, lost(8));
     }
     // The others are still known, whatever the watermark.
-    check(&mut shard, batch(5, 1, 1), 1, duplicate(3, 1, false));
+    check(&mut shard, batch(5, 1, 1), 1, duplicate(3, 1, true));
     check(&mut shard, batch(5, 2, 1), 1, appended(5, 1));
     check(&mut shard, batch(7, 2, 1), 1, out_of_sequence(1, 2));
     check(&mut shard, batch(10, 0, 1), 1, appended(6, 1));
+    shard.durable(number(7));
     // 7 was forgotten for it: the watermark does not fall.
     check(&mut shard, batch(9, 0, 1), 1, lost(9));
     check(&mut shard, batch(7, 1, 1), 1, lost(7));
@@ -343,6 +346,7 @@ fn forgetting_a_producer_raises_the_watermark_to_its_id() {
 fn a_closed_shard_does_not_say_of_a_forgotten_producer_that_nothing_was_appended() {
     let mut shard = shard_with(&StreamConfig {
         producers_per_shard_max: 1,
+        resting_producers_per_shard_max: 0,
         ..StreamConfig::default()
     });
     check(&mut shard, batch(1, 0, 1), 1, appended(0, 1));
@@ -391,10 +395,89 @@ fn abandoning_more_than_is_remembered_finds_the_sequence_again() {
     check(&mut shard, batch(1, 100, 1), 1, appended(100, 1));
 }
 
+/// With more producers in turn than the table holds, every batch was refused once, and went again
+/// under a new producer id; so was the first batch of a producer opened before those.
+#[test]
+fn more_producers_in_turn_than_the_table_holds() {
+    const PRODUCERS: u64 = 5_000;
+    let mut shard = shard();
+    let mut base = 0;
+    for turn in 0..4 {
+        for producer in 1..=PRODUCERS {
+            // One is opened first of all, and sends its first batch in the last turn.
+            if producer == 7 && turn < 3 {
+                continue;
+            }
+            let sequence = if producer == 7 { 0 } else { turn };
+            check(
+                &mut shard,
+                batch(producer, sequence, 1),
+                1,
+                appended(base, 1),
+            );
+            base += 1;
+            if base % 100 == 0 {
+                shard.durable(number(base));
+            }
+        }
+        shard.durable(number(base));
+        // What it was sent before is known to be stored.
+        let again = batch(3, turn, 1);
+        assert_eq!(shard.admit(&again, at(1)), Admission::AlreadyAppended);
+        check(
+            &mut shard,
+            batch(3, turn + 2, 1),
+            1,
+            out_of_sequence(turn + 1, turn + 2),
+        );
+        if turn == 1 {
+            // So it is after a restart.
+            let state = shard.save();
+            let next = shard.next();
+            shard = self::shard();
+            shard.restore(&state).unwrap();
+            let recovery = ShardRecovery {
+                shard: shard.id(),
+                trim_horizon: number(0),
+                next,
+                epoch: ShardEpoch::new(1),
+                last_arrival: at(1),
+                jumped: None,
+            };
+            shard.recovered(&recovery, true, ProducerId::new(PRODUCERS));
+        }
+    }
+}
+
+/// A producer that comes back from rest, and whose batch is taken back, rests again.
+#[test]
+fn coming_back_from_rest_can_be_taken_back() {
+    let mut shard = shard_with(&StreamConfig {
+        producers_per_shard_max: 1,
+        ..StreamConfig::default()
+    });
+    check(&mut shard, batch(1, 0, 1), 1, appended(0, 1));
+    check(&mut shard, batch(2, 0, 1), 1, appended(1, 1));
+    shard.durable(number(2));
+    check(&mut shard, batch(1, 1, 1), 2, appended(2, 2));
+    // Only what is durable is saved.
+    let state = shard.save();
+    shard.abandon(number(2));
+    let mut again = self::shard();
+    again.restore(&state).unwrap();
+    for shard in [&mut shard, &mut again] {
+        let first = batch(1, 0, 1);
+        assert_eq!(shard.admit(&first, at(3)), Admission::AlreadyAppended);
+        check(shard, batch(1, 2, 1), 3, out_of_sequence(1, 2));
+        check(shard, batch(1, 1, 1), 3, appended(2, 3));
+    }
+}
+
 #[test]
 fn producers_forgotten_in_flight_do_no_harm() {
     let mut shard = shard_with(&StreamConfig {
         producers_per_shard_max: 2,
+        resting_producers_per_shard_max: 0,
         ..StreamConfig::default()
     });
     for producer in 1..=10 {

@@ -75,14 +75,14 @@ impl Worker {
     fn save_and_close(&mut self) -> Result<(), Error> {
         let mut log = self.log.take().expect(OPEN);
         if self.lane.is_poisoned() {
-            return Err(Error::Poisoned);
+            return Err(self.lane.poisoned_by());
         }
         let now = self.context.clock.now();
         log.know_catalog(self.context.catalog_record.load(Ordering::Acquire));
         run_snapshot(log.snapshot(self.desk.states(), now));
         log.close(now).map_err(|error| {
             tracing::error!(lane = %self.lane.label(), %error, "the log was not closed in order");
-            Error::Poisoned
+            self.lane.poisoned_by()
         })
     }
 }

@@ -147,6 +147,8 @@ impl MemoryStorage {
             files: OpenFiles::default(),
             total_bytes: disk.total_bytes,
             without_sync: disk.without_sync,
+            moved_away: false,
+            gone: None,
             zeroes: disk.zeroes.clone(),
         })
     }
@@ -200,6 +202,8 @@ impl MemoryStorage {
             files: OpenFiles::default(),
             total_bytes: disk.total_bytes,
             without_sync: disk.without_sync,
+            moved_away: false,
+            gone: None,
             zeroes: disk.zeroes.clone(),
         })
     }

@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::fault::Script;
+use crate::error::Gone;
 use crate::storage::open_files::OpenFiles;
 
 /// What the kernel writes back as one piece.
@@ -243,6 +244,9 @@ pub(super) struct Disk {
     pub(super) files: OpenFiles,
     pub(super) total_bytes: u64,
     pub(super) without_sync: bool,
+    /// Names lead nowhere any more.
+    pub(super) moved_away: bool,
+    pub(super) gone: Option<Gone>,
     pub(super) zeroes: Page,
 }
 
@@ -260,6 +264,8 @@ impl Disk {
             files: OpenFiles::default(),
             total_bytes,
             without_sync: false,
+            moved_away: false,
+            gone: None,
             zeroes: Some(Arc::new([0; PAGE_BYTES as usize])),
         }
     }

@@ -144,7 +144,7 @@ fn unknown_records_are_refused() {
     };
     check(&garbage(&[]), 0, 2, "it ends too soon");
     let newer = "its version is not known; it was written by a newer Flumen";
-    check(&garbage(&[3, 1]), 0, 2, newer);
+    check(&garbage(&[4, 1]), 0, 2, newer);
     let newer = "its kind is not known; it was written by a newer Flumen";
     check(&garbage(&[2, 99]), 0, 2, newer);
     let mut longer = producers().encode();

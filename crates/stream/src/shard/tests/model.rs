@@ -10,6 +10,7 @@ use super::*;
 
 const PRODUCERS: usize = 3;
 const REMEMBERED: usize = 4;
+const RESTING: usize = 1;
 /// Ids in play: more than the table holds.
 const IDS: u64 = 6;
 const JUMP: u64 = 1 << 32;
@@ -81,35 +82,87 @@ impl Stored {
     }
 }
 
-/// What a table with a bound remembers: of each producer all batches it ever had.
+/// All batches of a producer; how many of them it had when it came back from rest.
+#[derive(Debug, Clone, Default)]
+struct Row {
+    batches: Vec<Stored>,
+    before: usize,
+}
+
+impl Row {
+    fn last(&self) -> Stored {
+        *self.batches.last().unwrap()
+    }
+}
+
+type Rows = BTreeMap<u64, Row>;
+
+fn oldest(rows: &Rows) -> u64 {
+    *rows
+        .iter()
+        .min_by_key(|(_, row)| row.last().base)
+        .unwrap()
+        .0
+}
+
+/// What a table with bounds remembers: of each producer all batches it ever had.
 #[derive(Debug, Clone, Default)]
 struct Table {
-    known: BTreeMap<u64, Vec<Stored>>,
+    known: Rows,
+    resting: Rows,
     watermark: u64,
 }
 
 impl Table {
+    fn row(&self, producer: u64) -> Option<&Row> {
+        self.known
+            .get(&producer)
+            .or_else(|| self.resting.get(&producer))
+    }
+
     fn learn(&mut self, batch: Stored) {
         if batch.producer == 0 {
             return;
         }
-        if !self.known.contains_key(&batch.producer) && self.known.len() == PRODUCERS {
-            let last = |batches: &Vec<Stored>| batches.last().unwrap().base;
-            let oldest = self.known.iter().min_by_key(|(_, batches)| last(batches));
-            let (oldest, _) = oldest.unwrap();
-            let oldest = *oldest;
-            self.known.remove(&oldest);
-            self.watermark = self.watermark.max(oldest);
+        if let Some(mut row) = self.resting.remove(&batch.producer) {
+            row.before = row.batches.len();
+            self.known.insert(batch.producer, row);
         }
-        self.known.entry(batch.producer).or_default().push(batch);
+        let row = self.known.entry(batch.producer).or_default();
+        row.batches.push(batch);
+    }
+
+    /// Everything below `end` is durable.
+    fn settle(&mut self, end: u64) {
+        while self.known.len() > PRODUCERS {
+            let oldest = oldest(&self.known);
+            if self.known[&oldest].last().base >= end {
+                return;
+            }
+            let row = self.known.remove(&oldest).unwrap();
+            self.rest(oldest, row);
+        }
+    }
+
+    fn rest(&mut self, producer: u64, row: Row) {
+        self.resting.insert(producer, row);
+        if self.resting.len() > RESTING {
+            let forgotten = oldest(&self.resting);
+            self.resting.remove(&forgotten);
+            self.watermark = self.watermark.max(forgotten);
+        }
     }
 
     /// Without the batches from `end` on.
     fn cut(&mut self, end: u64) {
-        self.known.retain(|_, batches| {
-            batches.retain(|batch| batch.base < end);
-            !batches.is_empty()
-        });
+        for (producer, mut row) in std::mem::take(&mut self.known) {
+            row.batches.retain(|batch| batch.base < end);
+            if row.batches.len() > row.before {
+                self.known.insert(producer, row);
+            } else if row.before > 0 && !row.batches.is_empty() {
+                self.rest(producer, row);
+            }
+        }
     }
 }
 
@@ -140,8 +193,8 @@ impl Model {
     }
 
     fn expected(&self, producer: u64) -> u64 {
-        let batches = self.table.known.get(&producer);
-        batches.map_or(0, |batches| batches.last().unwrap().sequence + 1)
+        let row = self.table.row(producer);
+        row.map_or(0, |row| row.last().sequence + 1)
     }
 
     /// What a batch must be answered.
@@ -152,7 +205,7 @@ impl Model {
             return append;
         }
         let expected = self.expected(producer);
-        let Some(batches) = self.table.known.get(&producer) else {
+        let Some(row) = self.table.row(producer) else {
             // Every id in play was issued before the jump.
             return match sequence {
                 _ if producer <= self.table.watermark => lost(producer),
@@ -165,12 +218,16 @@ impl Model {
             return append;
         }
         if sequence > expected {
-            return if batches.last().unwrap().base < self.resumed_at {
+            return if row.last().base < self.resumed_at {
                 lost(producer)
             } else {
                 out_of_sequence(expected, sequence)
             };
         }
+        if self.table.resting.contains_key(&producer) {
+            return Admission::AlreadyAppended;
+        }
+        let batches = &row.batches[row.before..];
         let durable_end = self.durable_end();
         let in_flight = batches
             .iter()
@@ -231,6 +288,7 @@ impl Model {
         for batch in &self.log[from..] {
             shard.replay(&batch.mark(), false);
             self.table.learn(*batch);
+            self.table.settle(u64::MAX);
         }
         if jumps {
             self.next += JUMP;
@@ -266,6 +324,7 @@ impl Model {
 fn run(steps: &[Step]) {
     let config = StreamConfig {
         producers_per_shard_max: u32::try_from(PRODUCERS).unwrap(),
+        resting_producers_per_shard_max: u32::try_from(RESTING).unwrap(),
         batches_per_producer: u32::try_from(REMEMBERED).unwrap(),
         ..StreamConfig::default()
     };
@@ -295,6 +354,7 @@ fn run(steps: &[Step]) {
             }
             Step::Durable(batches) => {
                 model.durable = (model.durable + batches).min(model.log.len());
+                model.table.settle(model.durable_end());
                 shard.durable(number(model.durable_end()));
             }
             Step::Abandon(kept) => {

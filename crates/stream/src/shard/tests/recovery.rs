@@ -130,6 +130,7 @@ fn only_what_is_durable_is_saved() {
 fn watermark_and_jump_are_saved() {
     let mut shard = shard_with(&StreamConfig {
         producers_per_shard_max: 1,
+        resting_producers_per_shard_max: 0,
         ..StreamConfig::default()
     });
     check(&mut shard, batch(8, 0, 1), 1, appended(0, 1));
@@ -290,6 +291,7 @@ fn a_jump_of_an_earlier_run_is_seen_in_the_log() {
 fn a_log_with_more_producers_than_the_table_forgets_the_longest_unused() {
     let config = StreamConfig {
         producers_per_shard_max: 2,
+        resting_producers_per_shard_max: 0,
         ..StreamConfig::default()
     };
     // A footer lists them in any order.
@@ -313,6 +315,7 @@ fn a_later_state_replaces_an_earlier_one() {
     let earlier = used().save();
     let mut moved = shard_with(&StreamConfig {
         producers_per_shard_max: 1,
+        resting_producers_per_shard_max: 0,
         ..StreamConfig::default()
     });
     moved.restore(&earlier).unwrap();
@@ -351,12 +354,26 @@ fn damaged_state_is_refused_and_nothing_is_taken_for_known() {
 #[test]
 fn a_state_of_another_version_is_refused_by_name() {
     let mut state = used().save().to_vec();
-    state[4] = 2;
+    state[4] = 3;
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&state[4..]);
     state[..4].copy_from_slice(&hasher.finalize().to_le_bytes());
     let refused = shard().restore(&state);
     assert_eq!(refused, Err("the saved state is of an unknown version"));
+}
+
+/// Version 1 had no resting producers; snapshots of it are read.
+#[test]
+fn a_state_of_version_1_is_read() {
+    let mut state = used().save().to_vec();
+    state[4] = 1;
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&state[4..]);
+    state[..4].copy_from_slice(&hasher.finalize().to_le_bytes());
+    let mut again = shard();
+    again.restore(&state).unwrap();
+    again.recovered(&recovery(0, 15), true, id(50));
+    check(&mut again, batch(1, 10, 1), 20, appended(15, 20));
 }
 
 #[test]
