@@ -106,7 +106,7 @@ impl Keeper {
     }
 }
 
-/// Lets the node's own logs do what is due while nothing changes. Ends with the node.
+/// Lets the node's own logs do what is due while nothing changes, and only then. Ends with the node.
 pub(crate) fn start_resting(node: &Arc<Node>) {
     let mut stop = node.stop.subscribe();
     let (world, clock) = (Arc::clone(&node.world), node.clock.clone());
@@ -121,7 +121,8 @@ pub(crate) fn start_resting(node: &Arc<Node>) {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
                 () = clock.sleep(due.unwrap_or_default()), if due.is_some() => {}
-                () = changed.notified() => {}
+                // Whatever changes while it waits is looked at then.
+                () = changed.notified(), if due.is_none() => {}
             }
         }
     }));
@@ -131,10 +132,18 @@ impl Node {
     /// Lets the catalog and the log of delivery streams rest if they may; in how long they may next.
     async fn rest(self: &Arc<Self>) -> Option<Duration> {
         let now = self.clock.now();
-        let rest = move |catalog: &mut flumen_stream::Catalog| Ok(catalog.rest(now)?);
-        let rested = self.look_at_catalog(rest).await;
+        let rest = move |catalog: &mut flumen_stream::Catalog| {
+            let rested = catalog.rest(now).map_err(Error::from);
+            Ok((rested, catalog.last_change()))
+        };
+        let (rested, last_change) = match self.look_at_catalog(rest).await {
+            Ok(rested) => rested,
+            Err(error) => (Err(error), 0),
+        };
         let node = Arc::clone(self);
-        let deliveries = on_blocking_thread(&*self.world, move || node.deliveries.rest(now)).await;
+        // Each change of the catalog is named by some round, also when nothing is appended any more.
+        let rest = move || node.deliveries.rest(last_change, now);
+        let deliveries = on_blocking_thread(&*self.world, rest).await;
         if let Err(error) = &rested
             && *error != Error::Draining
         {

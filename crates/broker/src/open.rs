@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use flumen_log::{IoFault, Log, LogConfig, LogKey, LogReader, Storage};
 use flumen_record::ShardId;
+use flumen_stream::Vouched;
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
@@ -174,7 +175,19 @@ fn start(node: &Arc<Node>, recovered: Recovered) -> Result<(), SpawnError> {
         refuse_lane(node, key, refusal);
     }
     for (key, mut log) in logs {
-        crate::vouching::begin(key, &mut log, catalog.last_record(), node.clock.now());
+        let (record, now) = (catalog.last_record(), node.clock.now());
+        if catalog.vouched(key) == Some(Vouched::LossAccepted)
+            && let Err(error) = crate::vouching::take_as_it_is(&mut log, record, now)
+        {
+            let log = key.dir_name();
+            let reason = format!(
+                "{log}: its loss is accepted, but what it jumps over cannot be written: {error}"
+            );
+            tracing::error!(log, reason, "log refused; everything else is served");
+            refuse_lane(node, key, Error::LogRefused { log, reason });
+            continue;
+        }
+        crate::vouching::begin(key, &mut log, record, now);
         let shards = homes.remove(&key).unwrap_or_default();
         start_lane(node, key, log, shards)?;
     }

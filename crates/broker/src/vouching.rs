@@ -22,6 +22,12 @@ const VOUCH_EVERY: Duration = Duration::from_secs(600);
 /// The same while a log has nobody who vouches for it, because the disk was full.
 const VOUCH_SOON: Duration = Duration::from_secs(1);
 
+/// Writes what an accepted loss of a log makes its shards jump over, before the acceptance is used up.
+pub(crate) fn take_as_it_is(log: &mut Log, catalog: u64, now: Timestamp) -> Result<(), Error> {
+    log.commit(&[], catalog, now)??;
+    Ok(())
+}
+
 /// Writes the first round of a log that has none. Without it the log is served all the same: then
 /// nobody vouches for it before the next look.
 pub(crate) fn begin(key: LogKey, log: &mut Log, catalog: u64, now: Timestamp) {

@@ -33,7 +33,8 @@ pub struct LogConfig {
     pub hot_window_bytes: u64,
     /// … if it was written this recently, or half of it: the page cache forgets what is older.
     pub hot_window_ms: u64,
-    /// An idle log writes one empty round after this long, so that the last real one is vouched too.
+    /// An idle log writes one empty round after this long, so that the last real one is vouched too
+    /// (decision 0004).
     pub idle_vouch_ms: u64,
     /// A larger snapshot is not written, so that the last one stays. At most 256 MiB are read.
     pub snapshot_bytes_max: u64,
@@ -62,7 +63,7 @@ impl Default for LogConfig {
             reserve_bytes: 64 << 20,
             hot_window_bytes: 256 << 20,
             hot_window_ms: 120_000,
-            idle_vouch_ms: 5_000,
+            idle_vouch_ms: 250,
             snapshot_bytes_max: 256 << 20,
             snapshot_seals: 16,
             snapshot_interval_ms: 30_000,

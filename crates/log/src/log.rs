@@ -29,8 +29,11 @@ use writer::{PutError, Writer};
 
 pub use sync::{SyncDone, SyncJob};
 
-/// Trims wait at most this long for a round of their own.
+/// Trims wait at most this long for a round of their own …
 const TRIM_WAIT: Duration = Duration::from_secs(1);
+
+/// … and so many times as long as the last round for one that vouches for it.
+const TRIMS_WAIT_LONGER: u32 = 4;
 
 /// A log that should roll does so after being idle this long.
 const ROLL_WAIT: Duration = Duration::from_millis(100);
@@ -233,6 +236,12 @@ impl Log {
         self.writer.catalog = self.writer.catalog.max(record);
     }
 
+    /// As [`Log::know_catalog`]; a round is due for it alone.
+    pub fn name_catalog(&mut self, record: u64) {
+        self.know_catalog(record);
+        self.writer.owed_catalog = self.writer.owed_catalog.max(record);
+    }
+
     /// Writes one round: `frames` grouped by shard, in sequence order within a shard. It may be
     /// empty. Trims queued with [`Log::trim`] travel in it. `catalog` is the last durable catalog
     /// record. In a `memory` log its frames are readable on return; in a `disk` log after
@@ -348,11 +357,12 @@ impl Log {
         RoundNumber(self.writer.chain.durable)
     }
 
-    /// Makes a shard known that the log does not hold, in which numbers from `from` up to `to` may
-    /// have been given out here and lost: it begins at `from` with that jump, for readers to step
-    /// over. The jump is durable with the next round; until then opening again finds as little.
-    pub fn open_after_jump(&mut self, shard: ShardId, from: SequenceNumber, to: SequenceNumber) {
-        self.writer.open_after_jump(shard, from, to);
+    /// Makes a shard jump to `to`: numbers below may have been given out here and lost. One that the log
+    /// does not hold begins at `from`. With `lost` the numbers that are jumped over are answered as
+    /// data loss, else readers step over them. The jump is durable with the next round; until then
+    /// opening again finds as little.
+    pub fn jump(&mut self, shard: ShardId, from: SequenceNumber, to: SequenceNumber, lost: bool) {
+        self.writer.jump(shard, from, to, lost);
     }
 
     /// Moves a shard's trim horizon up to `before` (a batch boundary or beyond; never back).
@@ -380,12 +390,13 @@ impl Log {
         }
     }
 
-    /// Whether an empty round is due: something is not vouched yet, or a trim waits.
+    /// Whether an empty round is due: something is not vouched or named yet, or a trim waits.
     pub fn idle_round_due(&self, now: Timestamp) -> bool {
         self.idle_round_in(now) == Some(Duration::ZERO)
     }
 
-    /// In how long an empty round is due, if nothing is written before; `None`: none is.
+    /// In how long an empty round is due, if nothing is written before; `None`: none is. Where it
+    /// waits for a sync that runs, it is looked at again then.
     pub fn idle_round_in(&self, now: Timestamp) -> Option<Duration> {
         let writer = &self.writer;
         if writer.shared.is_poisoned() {
@@ -394,20 +405,27 @@ impl Log {
         let idle = elapsed(writer.last_written, now);
         let vouch_after = Duration::from_millis(writer.shared.config.idle_vouch_ms);
         let trims = !writer.trims.is_empty() || !writer.forgets.is_empty();
-        let unvouched = writer.last_loaded_round == writer.chain.round && writer.chain.round > 0;
         // Only what has runs can become free by being rolled.
         let has_runs = writer
             .active
             .as_ref()
             .is_some_and(|active| active.runs() > 0);
         let roll = writer.shared.roll.load(Ordering::Acquire) && has_runs;
-        let due = [
-            roll.then_some(ROLL_WAIT),
-            unvouched.then_some(vouch_after),
-            trims.then_some(TRIM_WAIT.min(vouch_after)),
-        ];
-        let after = due.into_iter().flatten().min();
-        after.map(|after| after.saturating_sub(idle))
+        let vouch = writer.is_unvouched().then(|| {
+            let left = vouch_after.saturating_sub(idle);
+            // A round names durable what is: of a `memory` log it waits for the sync.
+            if writer.chain.durable < writer.last_loaded_round {
+                left.max(vouch_after).max(ROLL_WAIT)
+            } else {
+                left
+            }
+        });
+        let is_owed = writer.named_catalog < writer.owed_catalog;
+        let name = is_owed.then(|| vouch_after.saturating_sub(idle));
+        let roll = roll.then(|| ROLL_WAIT.saturating_sub(idle));
+        let trim_wait = TRIM_WAIT.min(TRIMS_WAIT_LONGER * vouch_after);
+        let trim = trims.then(|| trim_wait.saturating_sub(idle));
+        [vouch, name, roll, trim].into_iter().flatten().min()
     }
 
     /// Whether a snapshot is due.

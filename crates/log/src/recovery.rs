@@ -113,6 +113,9 @@ pub struct Recovery {
     pub quarantined: Vec<Quarantined>,
     /// Highest catalog record named by a round of this log: a catalog that ends below it is damaged.
     pub catalog_named: u64,
+    /// Of a shard that existed until then and is not among `shards`, acknowledged data may be hidden
+    /// by damage all the same.
+    pub hidden_until: Option<Timestamp>,
 }
 
 /// Opens the log's folder and brings everything in it together.
@@ -159,7 +162,7 @@ pub(crate) fn recover(
     shared
         .durable_round
         .store(writer.chain.durable, Ordering::Release);
-    let recovery = restorer.report(&writer, &scan, tail_rounds);
+    let recovery = restorer.report(&writer, &scan, tail_rounds, now);
     count(
         &shared.counters.quarantined,
         recovery.quarantined.len() as u64,
@@ -245,7 +248,10 @@ fn new_writer(shared: &Arc<Shared>, scan: &Scan) -> Writer {
         next_bytes: shared.config.segment_bytes_min,
         last_written: Timestamp::ZERO,
         last_loaded_round: 0,
+        last_vouches: 0,
         opened_after: scan.last_round,
         catalog: scan.catalog,
+        named_catalog: scan.catalog,
+        owed_catalog: 0,
     }
 }

@@ -39,6 +39,8 @@ struct State {
     reserved: u64,
     /// How far other logs have got.
     vouched: BTreeMap<LogKey, Vouched>,
+    /// The last record since the snapshot that is not about that.
+    last_change: u64,
 }
 
 impl State {
@@ -50,6 +52,9 @@ impl State {
 
     /// Makes the change that catalog record `number` stands for.
     fn apply(&mut self, change: Change, number: u64) {
+        if change.is_of_streams() {
+            self.last_change = number;
+        }
         match change {
             Change::Stream(stream) | Change::SnapshotStream(stream) => self.put(stream),
             Change::Deleted(stream) => {
@@ -136,6 +141,11 @@ impl Catalog {
     /// The last durable catalog record: what rounds of data logs name. 0: there is none.
     pub fn last_record(&self) -> u64 {
         self.log.records()
+    }
+
+    /// The last record that changed something, and does not only say how far logs have got.
+    pub fn last_change(&self) -> u64 {
+        self.state.last_change
     }
 
     /// The stream of this name.

@@ -300,8 +300,9 @@ impl Deliveries {
         })
     }
 
-    /// What is due while nothing changes; in how long there is something again. Blocks.
-    pub(crate) fn rest(&self, now: Timestamp) -> Result<Option<Duration>, Error> {
+    /// What is due while nothing changes; how long until the next, `None`: nothing is due. Some round
+    /// names this catalog record then. Blocks.
+    pub(crate) fn rest(&self, catalog: u64, now: Timestamp) -> Result<Option<Duration>, Error> {
         let mut log = lock(&self.log);
         let Some(log) = log.as_mut() else {
             return Ok(None);
@@ -310,7 +311,7 @@ impl Deliveries {
             return Ok(None);
         }
         log.know_catalog(self.catalog_record.load(Ordering::Acquire));
-        log.rest(now).map_err(|error| {
+        log.rest(catalog, now).map_err(|error| {
             let has_failed = !error.is_refusal();
             self.failed.fetch_or(has_failed, Ordering::AcqRel);
             tracing::warn!(%error, "the log of delivery streams could not be looked after");

@@ -28,6 +28,9 @@ const WAKERS_MAX: usize = 16;
 
 /// How often a log is looked at while the disk is full, or what is due cannot be done.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// A snapshot waits so many times as long as a round that vouches for the last one, for more shards
+/// to move in.
+const MOVED_IN_FOR: u32 = 20;
 
 /// Answers a hold once its round is on disk.
 #[derive(Debug)]
@@ -388,7 +391,8 @@ impl Worker {
 
     /// In how long a snapshot is due.
     fn snapshot_in(&self, now: Timestamp) -> Option<Duration> {
-        let moved_in = |since| self.context.idle_vouch.saturating_sub(now.since(since));
+        let wait = MOVED_IN_FOR * self.context.idle_vouch;
+        let moved_in = |since| wait.saturating_sub(now.since(since));
         let moved_in = self.moved_in.map(moved_in);
         moved_in
             .into_iter()

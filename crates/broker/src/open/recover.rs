@@ -17,6 +17,9 @@ use crate::{BrokerConfig, Error};
 
 /// How far a shard of a `memory` log resumes above where it was when numbers may have been lost.
 const JUMP: u64 = 1 << 32;
+/// The same of a log that may be an older copy, or made anew: it may have jumped as often as it was
+/// opened.
+const FAR_JUMP: u64 = 1 << 48;
 
 /// Everything there is, before threads are started.
 pub(super) struct Recovered {
@@ -57,11 +60,13 @@ pub(super) fn recover(
             continue;
         }
         let young = is_young(stream, info, now);
-        let (shard, jump) = bring_together(info, young, &mut history, &found, issued);
+        mark_losses_left_behind(info, opened(stream, info), &mut logs, &found);
+        let since = (young, opened(stream, info));
+        let (shard, jump) = bring_together(info, since, &mut history, &found, issued);
         let mut log = logs.iter_mut().find(|(key, _)| *key == home);
         if let (Some((_, log)), Some(jump)) = (&mut log, jump) {
-            // Where the shard is, so that readers step over it.
-            log.open_after_jump(info.id, jump.from, jump.to);
+            // Where the shard is, so that readers step over it, or are told.
+            log.jump(info.id, jump.from, jump.to, jump.lost);
         }
         let end = match log.and_then(|(_, log)| log.reader().bounds(info.id)) {
             Some(bounds) => bounds.durable_end,
@@ -81,9 +86,8 @@ pub(super) fn recover(
 
 /// A shard whose log did not open: where it stands nobody knows. It takes no appends.
 fn not_served(info: &ShardInfo, config: &BrokerConfig) -> RecoveredShard {
-    let last = info.placements.last();
     let end = match info.state {
-        ShardState::Open => last.map_or(SequenceNumber::ZERO, |placement| placement.from),
+        ShardState::Open => first_here(info),
         ShardState::Closed { end, .. } => end,
     };
     RecoveredShard {
@@ -104,6 +108,22 @@ struct Found {
     clean: bool,
     complete: bool,
     shards: HashMap<ShardId, ShardRecovery>,
+    /// Of a shard that was there then and is not among them, records may be hidden by damage.
+    hidden_until: Option<Timestamp>,
+    /// It may be less than it was, and is taken as it is.
+    loss_accepted: bool,
+}
+
+impl Found {
+    /// Whether records of a shard that was there at `opened` are missing without a trace.
+    fn may_have_lost(&self, shard: &ShardInfo, opened: Option<Timestamp>) -> bool {
+        let hidden = match (self.hidden_until, opened) {
+            (Some(until), Some(opened)) => opened <= until,
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        self.loss_accepted || (hidden && !self.shards.contains_key(&shard.id))
+    }
 }
 
 /// Opens the logs that streams lie in, and those that are left of streams that are gone.
@@ -131,7 +151,8 @@ fn open_logs(
     for key in keys {
         let mut replay = Listen { key, history };
         let settings = log_config(&config.log, key);
-        let voucher = catalog.vouched(key).and_then(Vouched::voucher);
+        let vouched = catalog.vouched(key);
+        let voucher = vouched.and_then(Vouched::voucher);
         let storage = Arc::clone(storage);
         let opened = Log::open_vouched(storage, key, settings, now, &mut replay, voucher);
         let (log, recovery) = match opened {
@@ -146,6 +167,7 @@ fn open_logs(
         report(key, &recovery);
         catalog.check_named(recovery.catalog_named)?;
         let (clean, complete) = (recovery.clean, recovery.complete);
+        let hidden_until = recovery.hidden_until;
         let shards = recovery
             .shards
             .into_iter()
@@ -157,6 +179,8 @@ fn open_logs(
                 clean,
                 complete,
                 shards,
+                hidden_until,
+                loss_accepted: vouched == Some(Vouched::LossAccepted),
             },
         );
         logs.push((key, log));
@@ -193,33 +217,64 @@ fn home(info: &ShardInfo) -> LogKey {
         .log
 }
 
-/// Whether nothing of a shard can have expired yet, so that a log which knows nothing of it never kept
-/// anything of it.
-fn is_young(stream: &StreamInfo, shard: &ShardInfo, now: Timestamp) -> bool {
+/// When a shard opened, as far as that is known.
+fn opened(stream: &StreamInfo, shard: &ShardInfo) -> Option<Timestamp> {
     let closed = |parent: &ShardIndex| match stream.shard(*parent)?.state {
         ShardState::Closed { at, .. } => Some(at),
         ShardState::Open => None,
     };
-    let opened = match &shard.parents[..] {
+    match &shard.parents[..] {
         [] => Some(stream.created),
         parents => parents.iter().map(closed).max().flatten(),
-    };
+    }
+}
+
+/// Whether nothing of a shard can have expired yet, so that a log which knows nothing of it never kept
+/// anything of it.
+fn is_young(stream: &StreamInfo, shard: &ShardInfo, now: Timestamp) -> bool {
     let stayed = matches!(&shard.placements[..], [only] if only.from == SequenceNumber::ZERO);
     stayed
         && stream.settings.retention_bytes.is_none()
-        && opened.is_some_and(|at| now.since(at) < RETENTION_MIN)
+        && opened(stream, shard).is_some_and(|at| now.since(at) < RETENTION_MIN)
 }
 
 /// Numbers that may have been given out in a log that knows nothing of the shard any more.
 struct Jump {
     from: SequenceNumber,
     to: SequenceNumber,
+    /// Records may have been among them that were acknowledged for good.
+    lost: bool,
+}
+
+/// What a log that a shard has left has lost of it is answered as lost, not as expired.
+fn mark_losses_left_behind(
+    info: &ShardInfo,
+    opened: Option<Timestamp>,
+    logs: &mut [(LogKey, Log)],
+    found: &BTreeMap<LogKey, Found>,
+) {
+    let home = home(info);
+    let next = info.placements.iter().skip(1).map(|next| next.from);
+    for (placement, to) in info.placements.iter().zip(next) {
+        let Some(here) = found.get(&placement.log) else {
+            continue;
+        };
+        if placement.log == home || !here.may_have_lost(info, opened) {
+            continue;
+        }
+        let known = here.shards.get(&info.id).map(|known| known.next);
+        let from = known.unwrap_or(placement.from);
+        let log = logs.iter_mut().find(|(key, _)| *key == placement.log);
+        if let (Some((_, log)), true) = (log, from < to) {
+            log.jump(info.id, from, to, true);
+        }
+    }
 }
 
 /// Ends a shard's recovery with what the logs it lies in remember, oldest first.
 fn bring_together(
     info: &ShardInfo,
-    young: bool,
+    (young, opened): (bool, Option<Timestamp>),
     history: &mut History,
     found: &BTreeMap<LogKey, Found>,
     issued: ProducerId,
@@ -248,20 +303,40 @@ fn bring_together(
             (None, None) => None,
         };
     }
-    if let ShardState::Closed { end, .. } = info.state {
-        // A log that knows nothing of an old one has expired all of it.
-        let nothing_kept = end == SequenceNumber::ZERO || young;
-        let complete = complete && (newest.is_some() || building.told || nothing_kept);
-        return (closed(building, newest, end, complete, issued), None);
-    }
     let home = home(info);
     let log = found.get(&home);
+    let lost = log.is_some_and(|log| log.may_have_lost(info, opened));
+    if let ShardState::Closed { end, .. } = info.state {
+        let from = newest.map_or_else(|| first_here(info), |newest| newest.next);
+        let jump = Jump {
+            from,
+            to: end,
+            lost: true,
+        };
+        let jump = (lost && from < end).then_some(jump);
+        // A log that knows nothing of an old one has expired all of it.
+        let nothing_kept = end == SequenceNumber::ZERO || young;
+        let complete = complete && (newest.is_some() || building.told || nothing_kept) && !lost;
+        return (closed(building, newest, end, complete, issued), jump);
+    }
     let held = log.is_some_and(|log| log.shards.contains_key(&info.id));
     let clean = log.is_none_or(|log| log.clean);
-    let moved_at = info
-        .placements
-        .last()
-        .map_or(SequenceNumber::ZERO, |placement| placement.from);
+    let moved_at = first_here(info);
+    if lost {
+        // Nobody knows how far it was.
+        let before = newest.unwrap_or_else(|| untouched(info.id, moved_at));
+        let far = log.is_some_and(|log| log.loss_accepted);
+        let by = if far { FAR_JUMP } else { JUMP };
+        let (from, to) = (before.next, before.next.plus(by));
+        let recovery = ShardRecovery {
+            next: to,
+            jumped: Some(to),
+            ..before
+        };
+        building.shard.recovered(&recovery, false, issued);
+        let lost = true;
+        return (building.shard, Some(Jump { from, to, lost }));
+    }
     if !held && !clean && home.durability == Durability::Memory {
         // Whatever was acknowledged there is gone without a trace.
         let before = newest.unwrap_or_else(|| untouched(info.id, moved_at));
@@ -275,7 +350,8 @@ fn bring_together(
         // what a power cut took can be missing, as of any other shard that jumps.
         let complete = complete && young;
         building.shard.recovered(&recovery, complete, issued);
-        return (building.shard, Some(Jump { from, to }));
+        let lost = false;
+        return (building.shard, Some(Jump { from, to, lost }));
     }
     if let Some(newest) = newest {
         building.shard.recovered(&newest, complete, issued);
@@ -307,6 +383,12 @@ fn closed(
     building.shard.recovered(&recovery, complete, issued);
     building.shard.close();
     building.shard
+}
+
+/// First number of a shard in the log that takes its appends.
+fn first_here(info: &ShardInfo) -> SequenceNumber {
+    let last = info.placements.last();
+    last.map_or(SequenceNumber::ZERO, |placement| placement.from)
 }
 
 fn untouched(shard: ShardId, from: SequenceNumber) -> ShardRecovery {

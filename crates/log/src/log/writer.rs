@@ -81,7 +81,13 @@ pub(crate) struct Writer {
     pub(crate) last_written: Timestamp,
     /// The last round that carried something.
     pub(crate) last_loaded_round: u64,
+    /// What the last round names durable.
+    pub(crate) last_vouches: u64,
     pub(crate) catalog: u64,
+    /// The highest catalog record that a round names.
+    pub(crate) named_catalog: u64,
+    /// The catalog record that some round has to name, also when nothing else is to be written.
+    pub(crate) owed_catalog: u64,
     /// The last round when the log was opened.
     pub(crate) opened_after: u64,
 }
@@ -92,6 +98,11 @@ impl Writer {
     /// and it carries the jumps, so that no number is given out twice.
     pub(crate) fn is_at_start(&self) -> bool {
         self.chain.round == self.opened_after
+    }
+
+    /// Whether no round names the last one that carried something.
+    pub(crate) fn is_unvouched(&self) -> bool {
+        self.last_vouches < self.last_loaded_round
     }
 
     /// What travels in the next round besides frames.
@@ -215,6 +226,8 @@ impl Writer {
         self.chain.round += 1;
         self.chain.checksum = self.encoder.checksum();
         self.last_written = now;
+        self.last_vouches = self.chain.durable;
+        self.named_catalog = self.named_catalog.max(self.catalog);
         if !frames.is_empty() || !controls.is_empty() {
             self.last_loaded_round = self.chain.round;
         }

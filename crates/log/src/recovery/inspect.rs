@@ -76,7 +76,7 @@ pub fn inspect(
     let mut writer = new_writer(&shared, &scan);
     restorer.install(&mut writer, &inventory, &scan);
     restorer.jump(&mut writer, scan.clean);
-    let recovery = restorer.report(&writer, &scan, 0);
+    let recovery = restorer.report(&writer, &scan, 0, Timestamp::MAX);
     let mut inspection = LogInspection {
         tail_rounds: scan.tail.len() as u64,
         clean: recovery.clean,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use flumen_record::{SequenceNumber, ShardId};
+use flumen_record::{SequenceNumber, ShardId, Timestamp};
 
 use super::inventory::{Candidate, Inventory};
 use super::loss::Losses;
@@ -103,6 +103,12 @@ impl<'r> Restorer<'r> {
         self.note(segment, reason);
     }
 
+    /// As [`Restorer::damage`], of rounds that are gone: any shard may have begun in them.
+    pub(super) fn lose_rounds(&mut self, segment: &str, reason: String) {
+        self.standings.hide_beginnings();
+        self.damage(segment, reason);
+    }
+
     /// Damage that will be found shard by shard.
     pub(super) fn note(&mut self, segment: &str, reason: String) {
         if let Some(open) = self.open.get_mut(&self.current.0) {
@@ -140,6 +146,7 @@ impl<'r> Restorer<'r> {
             .filter(|control| !forgets(control))
             .copied()
             .collect();
+        self.standings.whole(trailer.summary.last_written);
         // A shard that jumped in its first segment has what stands before the jump.
         for row in &footer.rows {
             self.standings.begin(row.shard, row.base);
@@ -221,6 +228,7 @@ impl<'r> Restorer<'r> {
             open.damaged |= !round.content.is_intact();
         }
         let covered = header.round <= self.covered;
+        self.standings.whole(header.written);
         if !covered {
             self.standings.controls(&round.found.control);
         }
@@ -285,6 +293,18 @@ impl<'r> Restorer<'r> {
     /// Rounds of the tail that are in the snapshot are about to stand elsewhere: their shards stand
     /// where they did before them.
     pub(super) fn take_back_tail(&mut self, scan: &Scan) {
+        let rounds = scan
+            .tail
+            .iter()
+            .filter(|round| round.round() > self.covered);
+        for round in rounds {
+            self.standings.whole(round.found.header.written);
+            if self.standings.hidden_until(Timestamp::ZERO).is_some() {
+                for frame in &round.content.frames {
+                    self.standings.begin(frame.header.shard, frame.header.base);
+                }
+            }
+        }
         let covered = scan
             .tail
             .iter()
@@ -393,7 +413,13 @@ impl<'r> Restorer<'r> {
         self.report_holes();
     }
 
-    pub(super) fn report(self, writer: &Writer, scan: &Scan, tail_rounds: u64) -> Recovery {
+    pub(super) fn report(
+        self,
+        writer: &Writer,
+        scan: &Scan,
+        tail_rounds: u64,
+        now: Timestamp,
+    ) -> Recovery {
         let mut shards: Vec<ShardRecovery> = writer
             .shards
             .iter()
@@ -420,6 +446,7 @@ impl<'r> Restorer<'r> {
             discarded_bytes: scan.discarded_bytes,
             quarantined: self.losses.into_quarantined(),
             catalog_named: writer.catalog,
+            hidden_until: self.standings.hidden_until(now),
         }
     }
 }

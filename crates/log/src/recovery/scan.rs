@@ -269,7 +269,7 @@ impl<'a> Walk<'a, '_> {
             "rounds {missing} to {} are missing at the end",
             self.vouched
         );
-        self.restorer.damage(&name, reason);
+        self.restorer.lose_rounds(&name, reason);
         self.scan.last_round = self.vouched;
         self.scan.last_checksum = 0;
         self.expected = self.vouched + 1;
@@ -439,15 +439,25 @@ impl<'a> Walk<'a, '_> {
             self.restorer.note(&name, reason);
             let end = round.end();
             self.accept(round);
+            // It stays where it is, and so does the proof that something is missing: written again it
+            // would be whole.
+            self.emit_all();
             return Ok(Some(end));
         }
         let reason = format!("round {} is missing at {position}", self.expected);
         let last = exists_until.min(until);
         let lost_until = later.first.map_or(last, |(_, round)| round - 1);
-        self.lost(&name, reason, lost_until);
+        if lost_until <= self.covered {
+            self.restorer.note(&name, reason);
+        } else {
+            self.restorer.lose_rounds(&name, reason);
+        }
         self.previous = None;
         if let Some((next, round)) = later.first {
             self.expected = round;
+            // What is written again keeps its number: else it would take the place of what is missing.
+            self.scan.last_round = round.saturating_sub(1);
+            self.scan.last_checksum = 0;
             return Ok(Some(next));
         }
         self.scan.last_round = last;

@@ -64,6 +64,17 @@ pub(super) struct Standings {
     shards: BTreeMap<ShardId, Restored>,
     /// Damages that may have hidden runs of any shard.
     damages: u64,
+    /// Rounds or frames are gone, and may have been the first ones of shards.
+    beginnings: Hidden,
+}
+
+/// Whether damage may have hidden the first runs of shards, and until when.
+#[derive(Debug, Default)]
+struct Hidden {
+    /// Since then no whole round was found.
+    open: bool,
+    /// When the first whole round after the last such damage was written.
+    until: Option<Timestamp>,
 }
 
 impl Standings {
@@ -95,12 +106,42 @@ impl Standings {
         self.damages += 1;
     }
 
+    /// Rounds are gone: shards may have begun in them.
+    pub(super) fn hide_beginnings(&mut self) {
+        self.beginnings.open = true;
+    }
+
+    /// A whole round, or a segment of them, that was written at this time.
+    pub(super) fn whole(&mut self, written: Timestamp) {
+        if std::mem::take(&mut self.beginnings.open) {
+            self.beginnings.until = self.beginnings.until.max(Some(written));
+        }
+    }
+
+    /// Shards that existed until then may have begun where nothing can be read any more.
+    pub(super) fn hidden_until(&self, now: Timestamp) -> Option<Timestamp> {
+        if self.beginnings.open {
+            Some(now)
+        } else {
+            self.beginnings.until
+        }
+    }
+
+    /// Where a shard begins whose first known run begins at `base`.
+    fn beginning_of(&self, base: SequenceNumber) -> SequenceNumber {
+        let hidden = self.beginnings.open || self.beginnings.until.is_some();
+        if hidden { SequenceNumber::ZERO } else { base }
+    }
+
     /// A damaged frame, of this shard when its header could be read.
     pub(super) fn hide(&mut self, shard: Option<ShardId>) {
         match shard.map(|shard| self.shards.get_mut(&shard)) {
             Some(Some(restored)) => restored.hidden = true,
-            Some(None) => {}
-            None => self.damages += 1,
+            Some(None) => self.hide_beginnings(),
+            None => {
+                self.damages += 1;
+                self.hide_beginnings();
+            }
         }
     }
 
@@ -132,7 +173,11 @@ impl Standings {
         shard: ShardId,
         base: SequenceNumber,
     ) -> Option<SequenceNumber> {
-        let standing = &self.shards.get(&shard)?.standing;
+        let Some(known) = self.shards.get(&shard) else {
+            let from = self.beginning_of(base);
+            return (from < base).then_some(from);
+        };
+        let standing = &known.standing;
         let from = standing.end.max(standing.horizon);
         uncovered(&standing.gaps, from, base)
     }
@@ -250,15 +295,15 @@ impl Standings {
         }
     }
 
-    /// A shard that is not known yet begins at `base`.
+    /// A shard that is not known yet begins at `base`, or before it, where nothing can be read.
     pub(super) fn begin(&mut self, shard: ShardId, base: SequenceNumber) {
-        self.known(shard, base);
+        self.known(shard, self.beginning_of(base));
     }
 
     /// A shard of which a run was found: no damage so far hides what follows.
     fn found(&mut self, shard: ShardId, base: SequenceNumber) -> &mut Restored {
         let damages = self.damages;
-        let restored = self.known(shard, base);
+        let restored = self.known(shard, self.beginning_of(base));
         restored.damages_seen = damages;
         restored.hidden = false;
         restored

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flumen_log::{
-    Housekeeper, Log, LogConfig, LogKey, LogReader, MemoryStorage, NewFrame, Storage, WriteError,
+    Housekeeper, Log, LogConfig, LogKey, LogReader, MemoryStorage, NewFrame, Storage, Voucher,
+    WriteError,
 };
 
 use crate::fixture::{Seen, at, frame, number, shard};
@@ -57,6 +58,8 @@ pub(crate) struct Machine {
     reader: Option<LogReader>,
     /// Next sequence number by shard.
     next: BTreeMap<u64, u64>,
+    /// What another log remembers of this one, at its best: whatever a cut leaves is no less.
+    vouched: Option<Voucher>,
 }
 
 impl Machine {
@@ -76,7 +79,13 @@ impl Machine {
             keeper: None,
             reader: None,
             next: BTreeMap::new(),
+            vouched: None,
         }
+    }
+
+    /// Somebody else writes down how far the log has got, which must be on disk.
+    fn vouch(&mut self) {
+        self.vouched = self.vouched.max(self.reader().voucher());
     }
 
     /// The machine that starts from an image of this one's disk.
@@ -85,6 +94,7 @@ impl Machine {
             ledger: self.ledger.clone(),
             millis: self.millis + 10_000,
             next: self.next.clone(),
+            vouched: self.vouched,
             ..Self::with(twin, self.key, self.config.clone())
         }
     }
@@ -124,7 +134,8 @@ impl Machine {
         let storage: Arc<dyn Storage> = Arc::new(self.twin.clone());
         let mut seen = Seen::default();
         let now = self.now();
-        let opened = Log::open(storage, self.key, self.config.clone(), now, &mut seen);
+        let config = self.config.clone();
+        let opened = Log::open_vouched(storage, self.key, config, now, &mut seen, self.vouched);
         if self.twin.is_dead() {
             return Err(Stop::Halted);
         }
@@ -148,6 +159,7 @@ impl Machine {
         self.keeper = Some(log.housekeeper());
         self.reader = Some(reader);
         self.log = Some(log);
+        self.vouch();
         Ok(())
     }
 
@@ -190,6 +202,7 @@ impl Machine {
             Ok(Ok(_)) => {
                 self.take_numbers(&frames);
                 self.ledger.all_is_durable();
+                self.vouch();
                 Ok(())
             }
             Ok(Err(_refused)) => {
@@ -222,6 +235,7 @@ impl Machine {
     pub(crate) fn sync(&mut self) -> Result<(), Stop> {
         let now = self.now();
         self.log().sync(&[], now).map_err(|_| Stop::Halted)?;
+        self.vouch();
         self.ledger.all_is_durable();
         Ok(())
     }
@@ -237,6 +251,7 @@ impl Machine {
             self.log()
                 .finish_sync(done, now)
                 .map_err(|_| Stop::Halted)?;
+            self.vouch();
             self.ledger.durable_up_to(rounds);
         }
         written
@@ -312,11 +327,12 @@ impl Machine {
         self.ledger.begin_round(&[], true);
         let log = self.log.take().expect("the log is open");
         self.keeper = None;
-        self.reader = None;
+        let reader = self.reader.take().expect("the log is open");
         log.close(now).map_err(|_| Stop::Halted)?;
         if self.twin.is_dead() {
             return Err(Stop::Halted);
         }
+        self.vouched = self.vouched.max(reader.voucher());
         self.ledger.all_is_durable();
         Ok(())
     }

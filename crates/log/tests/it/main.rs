@@ -28,3 +28,4 @@ mod model;
 mod searches;
 #[cfg(test)]
 mod steady;
+mod vouching;

@@ -40,6 +40,21 @@ pub(super) enum Change {
 }
 
 impl Change {
+    /// Whether it changes what there is: no part of a snapshot, and nothing about other logs.
+    pub(super) fn is_of_streams(&self) -> bool {
+        match self {
+            Self::Stream(_)
+            | Self::Deleted(_)
+            | Self::Producers { .. }
+            | Self::PlacementsDropped(_) => true,
+            Self::SnapshotBegin { .. }
+            | Self::SnapshotStream(_)
+            | Self::SnapshotEnd { .. }
+            | Self::Vouch(_)
+            | Self::SnapshotVouch(_) => false,
+        }
+    }
+
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = vec![VERSION];
         match self {

@@ -343,9 +343,15 @@ impl DeliveryLog {
         Ok(bytes)
     }
 
-    /// What is due while nothing changes: an empty round that vouches for the last record. In how long
-    /// there is something again; `None`: after the next change.
-    pub fn rest(&mut self, now: Timestamp) -> Result<Option<Duration>, DeliveryLogError> {
+    /// What is due while nothing changes: an empty round that vouches for the last record, and names
+    /// this catalog record. In how long there is something again;
+    /// `None`: after the next change.
+    pub fn rest(
+        &mut self,
+        catalog: u64,
+        now: Timestamp,
+    ) -> Result<Option<Duration>, DeliveryLogError> {
+        self.log.name_catalog(catalog);
         if self.log.idle_round_due(now) {
             self.log.commit(&[], 0, now)??;
         }

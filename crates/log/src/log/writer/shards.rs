@@ -65,20 +65,22 @@ impl Writer {
         cell
     }
 
-    /// [`crate::Log::open_after_jump`].
-    pub(crate) fn open_after_jump(
+    /// [`crate::Log::jump`].
+    pub(crate) fn jump(
         &mut self,
         shard: ShardId,
         from: SequenceNumber,
         to: SequenceNumber,
+        lost: bool,
     ) {
-        debug_assert!(!self.shards.contains_key(&shard), "BUG: it is here already");
-        let cell = self.open_shard(shard, from);
-        cell.lock().jump(Gap {
-            from,
-            to,
-            lost: false,
-        });
+        let (cell, from) = match self.shards.get(&shard) {
+            Some(known) => (Arc::clone(&known.cell), known.end),
+            None => (self.open_shard(shard, from), from),
+        };
+        if to <= from {
+            return;
+        }
+        cell.lock().jump(Gap { from, to, lost });
         if let Some(known) = self.shards.get_mut(&shard) {
             known.end = to;
         }
@@ -86,7 +88,7 @@ impl Writer {
             shard,
             from,
             to,
-            lost: false,
+            lost,
         });
     }
 }
