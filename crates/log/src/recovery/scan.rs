@@ -447,7 +447,9 @@ impl<'a> Walk<'a, '_> {
         let reason = format!("round {} is missing at {position}", self.expected);
         let last = exists_until.min(until);
         let lost_until = later.first.map_or(last, |(_, round)| round - 1);
-        if lost_until <= self.covered {
+        // Where nothing follows, more may have followed than the snapshot knows.
+        let follows = later.first.is_some() || exists_until < u64::MAX;
+        if lost_until <= self.covered && follows {
             self.restorer.note(&name, reason);
         } else {
             self.restorer.lose_rounds(&name, reason);
