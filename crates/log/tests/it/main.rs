@@ -28,4 +28,5 @@ mod model;
 mod searches;
 #[cfg(test)]
 mod steady;
+#[cfg(test)]
 mod vouching;

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flumen_log::{
-    Log, LogConfig, LogKey, MemoryStorage, OpenError, OperationKind, ReadError, Recovery, Storage,
-    Voucher,
+    Log, LogKey, MemoryStorage, OpenError, OperationKind, ReadError, Recovery, Storage, Voucher,
 };
 use flumen_record::Timestamp;
 
