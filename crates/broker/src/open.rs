@@ -1,6 +1,7 @@
 //! Opening a data directory: the catalog, every log that streams lie in, what the logs remember of
 //! each shard; then lanes and housekeeping start.
 
+mod losses;
 mod own_logs;
 mod recover;
 
@@ -11,7 +12,6 @@ use std::time::Duration;
 
 use flumen_log::{IoFault, Log, LogConfig, LogKey, LogReader, Storage};
 use flumen_record::ShardId;
-use flumen_stream::Vouched;
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
@@ -174,20 +174,7 @@ fn start(node: &Arc<Node>, recovered: Recovered) -> Result<(), SpawnError> {
     for (key, refusal) in refused {
         refuse_lane(node, key, refusal);
     }
-    for (key, mut log) in logs {
-        let (record, now) = (catalog.last_record(), node.clock.now());
-        if catalog.vouched(key) == Some(Vouched::LossAccepted)
-            && let Err(error) = crate::vouching::take_as_it_is(&mut log, record, now)
-        {
-            let log = key.dir_name();
-            let reason = format!(
-                "{log}: its loss is accepted, but what it jumps over cannot be written: {error}"
-            );
-            tracing::error!(log, reason, "log refused; everything else is served");
-            refuse_lane(node, key, Error::LogRefused { log, reason });
-            continue;
-        }
-        crate::vouching::begin(key, &mut log, record, now);
+    for (key, log) in logs {
         let shards = homes.remove(&key).unwrap_or_default();
         start_lane(node, key, log, shards)?;
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use flumen_log::{Log, LogKey, SyncError, Voucher};
 use flumen_record::Timestamp;
-use flumen_stream::{Catalog, CatalogError};
+use flumen_stream::{Catalog, CatalogError, Vouched};
 
 use crate::Error;
 use crate::node::{Node, on_blocking_thread};
@@ -22,20 +22,42 @@ const VOUCH_EVERY: Duration = Duration::from_secs(600);
 /// The same while a log has nobody who vouches for it, because the disk was full.
 const VOUCH_SOON: Duration = Duration::from_secs(1);
 
-/// Writes what an accepted loss of a log makes its shards jump over, before the acceptance is used up.
-pub(crate) fn take_as_it_is(log: &mut Log, catalog: u64, now: Timestamp) -> Result<(), Error> {
-    log.commit(&[], catalog, now)??;
-    Ok(())
-}
-
-/// Writes the first round of a log that has none. Without it the log is served all the same: then
-/// nobody vouches for it before the next look.
-pub(crate) fn begin(key: LogKey, log: &mut Log, catalog: u64, now: Timestamp) {
-    let begun = log.begin(catalog, now).map_err(Error::from);
-    if let Err(error) = begun.and_then(|begun| begun.map_err(Error::from)) {
-        let log = key.dir_name();
-        tracing::warn!(log, %error, "log: no first round; nobody vouches for it yet");
-    }
+/// Writes the first round of logs that have none, so that somebody can vouch for them. Without it a
+/// log is served all the same, and vouched for later. Of a log whose loss is accepted a round says first
+/// what that makes its shards jump over, before the acceptance is used up: one that cannot be written is
+/// not served, and among those returned.
+pub(crate) fn begin_logs(
+    logs: &mut Vec<(LogKey, Log)>,
+    catalog: &Catalog,
+    now: Timestamp,
+) -> Vec<(LogKey, Error)> {
+    let record = catalog.last_record();
+    let mut refused = Vec::new();
+    logs.retain_mut(|(key, log)| {
+        let dir = key.dir_name();
+        let accepted = catalog.vouched(*key) == Some(Vouched::LossAccepted);
+        let written = match accepted {
+            true => log
+                .commit(&[], record, now)
+                .map(|written| written.map(|_| ())),
+            false => log.begin(record, now),
+        };
+        let written = written.map_err(Error::from);
+        let Err(error) = written.and_then(|written| Ok(written?)) else {
+            return true;
+        };
+        if accepted {
+            let reason = format!(
+                "{dir}: its loss is accepted, but what it jumps over cannot be written: {error}"
+            );
+            tracing::error!(log = dir, reason, "log refused; everything else is served");
+            refused.push((*key, Error::LogRefused { log: dir, reason }));
+        } else {
+            tracing::warn!(log = dir, %error, "log: no first round; nobody vouches for it yet");
+        }
+        !accepted
+    });
+    refused
 }
 
 /// Starts the loop that vouches now and then. It ends with the node.

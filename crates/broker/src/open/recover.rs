@@ -6,20 +6,18 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flumen_log::{BatchMark, Log, LogKey, Recovery, Replay, ShardRecovery, Storage, list_logs};
 use flumen_record::{
-    Durability, HashRange, ProducerId, SequenceNumber, ShardEpoch, ShardId, ShardIndex, Timestamp,
+    Durability, HashRange, ProducerId, SequenceNumber, ShardEpoch, ShardId, Timestamp,
 };
 use flumen_stream::retention::RETENTION_MIN;
 use flumen_stream::{Catalog, Shard, ShardInfo, ShardState, StreamConfig, StreamInfo, Vouched};
 
+use super::losses::{
+    FAR_JUMP, Found, JUMP, Jump, first_here, mark_left_behind, not_served, opened,
+};
 use super::{OpenError, log_config, refusal_of};
 use crate::tail::Tail;
+use crate::vouching::begin_logs;
 use crate::{BrokerConfig, Error};
-
-/// How far a shard of a `memory` log resumes above where it was when numbers may have been lost.
-const JUMP: u64 = 1 << 32;
-/// The same of a log that may be an older copy, or made anew: it may have jumped as often as it was
-/// opened.
-const FAR_JUMP: u64 = 1 << 48;
 
 /// Everything there is, before threads are started.
 pub(super) struct Recovered {
@@ -47,7 +45,7 @@ pub(super) fn recover(
     let (catalog, recovery) = Catalog::open(Arc::clone(storage), config.stream.clone(), now)?;
     report(LogKey::CATALOG, &recovery);
     let mut history = History::of(&catalog, config);
-    let (mut logs, found, refused) = open_logs(storage, config, &catalog, &mut history, now)?;
+    let (mut logs, found, mut refused) = open_logs(storage, config, &catalog, &mut history, now)?;
     let issued = catalog.producers_issued();
     let mut shards = HashMap::new();
     let all = catalog.streams();
@@ -60,7 +58,7 @@ pub(super) fn recover(
             continue;
         }
         let young = is_young(stream, info, now);
-        mark_losses_left_behind(info, opened(stream, info), &mut logs, &found);
+        mark_left_behind(info, opened(stream, info), &mut logs, &found);
         let since = (young, opened(stream, info));
         let (shard, jump) = bring_together(info, since, &mut history, &found, issued);
         let mut log = logs.iter_mut().find(|(key, _)| *key == home);
@@ -76,6 +74,7 @@ pub(super) fn recover(
         shards.insert(info.id, RecoveredShard { shard, tail, home });
     }
     forget_unwanted(&catalog, &mut logs, &found);
+    refused.extend(begin_logs(&mut logs, &catalog, now));
     Ok(Recovered {
         catalog,
         logs,
@@ -84,47 +83,11 @@ pub(super) fn recover(
     })
 }
 
-/// A shard whose log did not open: where it stands nobody knows. It takes no appends.
-fn not_served(info: &ShardInfo, config: &BrokerConfig) -> RecoveredShard {
-    let end = match info.state {
-        ShardState::Open => first_here(info),
-        ShardState::Closed { end, .. } => end,
-    };
-    RecoveredShard {
-        shard: Shard::new(info.id, info.range, &config.stream),
-        tail: Arc::new(Tail::new(end)),
-        home: home(info),
-    }
-}
-
 type Logs = (
     Vec<(LogKey, Log)>,
     BTreeMap<LogKey, Found>,
     BTreeMap<LogKey, Error>,
 );
-
-/// What opening one log found.
-struct Found {
-    clean: bool,
-    complete: bool,
-    shards: HashMap<ShardId, ShardRecovery>,
-    /// Of a shard that was there then and is not among them, records may be hidden by damage.
-    hidden_until: Option<Timestamp>,
-    /// It may be less than it was, and is taken as it is.
-    loss_accepted: bool,
-}
-
-impl Found {
-    /// Whether records of a shard that was there at `opened` are missing without a trace.
-    fn may_have_lost(&self, shard: &ShardInfo, opened: Option<Timestamp>) -> bool {
-        let hidden = match (self.hidden_until, opened) {
-            (Some(until), Some(opened)) => opened <= until,
-            (Some(_), None) => true,
-            (None, _) => false,
-        };
-        self.loss_accepted || (hidden && !self.shards.contains_key(&shard.id))
-    }
-}
 
 /// Opens the logs that streams lie in, and those that are left of streams that are gone.
 fn open_logs(
@@ -210,23 +173,11 @@ fn forget_unwanted(catalog: &Catalog, logs: &mut [(LogKey, Log)], found: &BTreeM
 }
 
 /// The log that takes a shard's appends.
-fn home(info: &ShardInfo) -> LogKey {
+pub(super) fn home(info: &ShardInfo) -> LogKey {
     info.placements
         .last()
         .expect("BUG: a shard without a placement")
         .log
-}
-
-/// When a shard opened, as far as that is known.
-fn opened(stream: &StreamInfo, shard: &ShardInfo) -> Option<Timestamp> {
-    let closed = |parent: &ShardIndex| match stream.shard(*parent)?.state {
-        ShardState::Closed { at, .. } => Some(at),
-        ShardState::Open => None,
-    };
-    match &shard.parents[..] {
-        [] => Some(stream.created),
-        parents => parents.iter().map(closed).max().flatten(),
-    }
 }
 
 /// Whether nothing of a shard can have expired yet, so that a log which knows nothing of it never kept
@@ -236,39 +187,6 @@ fn is_young(stream: &StreamInfo, shard: &ShardInfo, now: Timestamp) -> bool {
     stayed
         && stream.settings.retention_bytes.is_none()
         && opened(stream, shard).is_some_and(|at| now.since(at) < RETENTION_MIN)
-}
-
-/// Numbers that may have been given out in a log that knows nothing of the shard any more.
-struct Jump {
-    from: SequenceNumber,
-    to: SequenceNumber,
-    /// Records may have been among them that were acknowledged for good.
-    lost: bool,
-}
-
-/// What a log that a shard has left has lost of it is answered as lost, not as expired.
-fn mark_losses_left_behind(
-    info: &ShardInfo,
-    opened: Option<Timestamp>,
-    logs: &mut [(LogKey, Log)],
-    found: &BTreeMap<LogKey, Found>,
-) {
-    let home = home(info);
-    let next = info.placements.iter().skip(1).map(|next| next.from);
-    for (placement, to) in info.placements.iter().zip(next) {
-        let Some(here) = found.get(&placement.log) else {
-            continue;
-        };
-        if placement.log == home || !here.may_have_lost(info, opened) {
-            continue;
-        }
-        let known = here.shards.get(&info.id).map(|known| known.next);
-        let from = known.unwrap_or(placement.from);
-        let log = logs.iter_mut().find(|(key, _)| *key == placement.log);
-        if let (Some((_, log)), true) = (log, from < to) {
-            log.jump(info.id, from, to, true);
-        }
-    }
 }
 
 /// Ends a shard's recovery with what the logs it lies in remember, oldest first.
@@ -308,12 +226,11 @@ fn bring_together(
     let lost = log.is_some_and(|log| log.may_have_lost(info, opened));
     if let ShardState::Closed { end, .. } = info.state {
         let from = newest.map_or_else(|| first_here(info), |newest| newest.next);
-        let jump = Jump {
+        let jump = (lost && from < end).then_some(Jump {
             from,
             to: end,
-            lost: true,
-        };
-        let jump = (lost && from < end).then_some(jump);
+            lost,
+        });
         // A log that knows nothing of an old one has expired all of it.
         let nothing_kept = end == SequenceNumber::ZERO || young;
         let complete = complete && (newest.is_some() || building.told || nothing_kept) && !lost;
@@ -322,25 +239,17 @@ fn bring_together(
     let held = log.is_some_and(|log| log.shards.contains_key(&info.id));
     let clean = log.is_none_or(|log| log.clean);
     let moved_at = first_here(info);
-    if lost {
-        // Nobody knows how far it was.
+    // Whatever was acknowledged there may be gone without a trace.
+    let gone = !held && !clean && home.durability == Durability::Memory;
+    if lost || gone {
         let before = newest.unwrap_or_else(|| untouched(info.id, moved_at));
         let far = log.is_some_and(|log| log.loss_accepted);
-        let by = if far { FAR_JUMP } else { JUMP };
-        let (from, to) = (before.next, before.next.plus(by));
-        let recovery = ShardRecovery {
-            next: to,
-            jumped: Some(to),
-            ..before
+        let to = before.next.plus(if far { FAR_JUMP } else { JUMP });
+        let jump = Jump {
+            from: before.next,
+            to,
+            lost,
         };
-        building.shard.recovered(&recovery, false, issued);
-        let lost = true;
-        return (building.shard, Some(Jump { from, to, lost }));
-    }
-    if !held && !clean && home.durability == Durability::Memory {
-        // Whatever was acknowledged there is gone without a trace.
-        let before = newest.unwrap_or_else(|| untouched(info.id, moved_at));
-        let (from, to) = (before.next, before.next.plus(JUMP));
         let recovery = ShardRecovery {
             next: to,
             jumped: Some(to),
@@ -348,10 +257,9 @@ fn bring_together(
         };
         // Of an old shard it may be that all has expired, producers included. Of a young one only
         // what a power cut took can be missing, as of any other shard that jumps.
-        let complete = complete && young;
+        let complete = complete && young && !lost;
         building.shard.recovered(&recovery, complete, issued);
-        let lost = false;
-        return (building.shard, Some(Jump { from, to, lost }));
+        return (building.shard, Some(jump));
     }
     if let Some(newest) = newest {
         building.shard.recovered(&newest, complete, issued);
@@ -383,12 +291,6 @@ fn closed(
     building.shard.recovered(&recovery, complete, issued);
     building.shard.close();
     building.shard
-}
-
-/// First number of a shard in the log that takes its appends.
-fn first_here(info: &ShardInfo) -> SequenceNumber {
-    let last = info.placements.last();
-    last.map_or(SequenceNumber::ZERO, |placement| placement.from)
 }
 
 fn untouched(shard: ShardId, from: SequenceNumber) -> ShardRecovery {
