@@ -282,7 +282,7 @@ fn a_log_that_is_closed_in_order_vouches_for_all_it_holds() {
 }
 
 fn open_vouched(storage: &MemoryStorage, voucher: Voucher) -> Result<(Log, Recovery), OpenError> {
-    let config = LogConfig { ..small_segments() };
+    let config = small_segments();
     let storage: Arc<dyn Storage> = Arc::new(storage.clone());
     Log::open_vouched(
         storage,
