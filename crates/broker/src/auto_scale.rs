@@ -127,8 +127,8 @@ impl Node {
         for wish in wishes {
             let done = match wish {
                 Wish::Scale(shards) => {
-                    let name = &stream.name;
-                    self.scale_stream(name, shards, Cause::Load).await
+                    self.scale_stream(stream.itself(), shards, Cause::Load)
+                        .await
                 }
                 Wish::Split(shard) => {
                     let Some(at) = watch.split_key(&state, shard) else {
@@ -136,11 +136,11 @@ impl Node {
                     };
                     let at = Some(at);
                     let split = Reshard::Split { shard, at };
-                    self.reshard(&stream.name, split, Cause::Load).await
+                    self.reshard(stream.itself(), split, Cause::Load).await
                 }
                 Wish::Merge(shard, adjacent) => {
                     let merge = Reshard::Merge { shard, adjacent };
-                    self.reshard(&stream.name, merge, Cause::Load).await
+                    self.reshard(stream.itself(), merge, Cause::Load).await
                 }
             };
             if let Err(error) = done

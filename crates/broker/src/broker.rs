@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use flumen_log::Storage;
 use flumen_record::{
-    DeliveryName, GroupName, HashKey, ProducerId, SequenceNumber, ShardIndex, StreamName,
+    DeliveryName, GroupName, HashKey, ProducerId, SequenceNumber, ShardIndex, StreamIncarnation,
+    StreamName,
 };
 use flumen_stream::{NewStream, Reshard, StartPosition, StreamUpdate};
 use flumen_world::World;
@@ -13,6 +14,7 @@ use flumen_world::World;
 use crate::node::Node;
 use crate::reshard::Cause;
 use crate::session::{self, AckReceiver, AppendSender};
+use crate::streams::StreamRef;
 use crate::{
     BrokerConfig, Clock, DeliveryChecks, DeliveryDescription, DeliveryEnd, DeliverySeat,
     DeliverySettings, Error, GroupLags, GroupReset, GroupState, GroupStatus, Health, JoinGroup,
@@ -77,7 +79,10 @@ impl Broker {
     }
 
     /// Describes a stream.
-    pub fn describe_stream(&self, name: &StreamName) -> Result<StreamDescription, Error> {
+    pub fn describe_stream<'a>(
+        &self,
+        name: impl Into<StreamRef<'a>>,
+    ) -> Result<StreamDescription, Error> {
         Ok(crate::describe::describe(&*self.node.streams.get(name)?))
     }
 
@@ -99,37 +104,39 @@ impl Broker {
 
     /// Changes a stream's settings. A change of level or retention class holds the appends of the
     /// stream back until it is done, and keeps their order.
-    pub async fn update_stream(
+    pub async fn update_stream<'a>(
         &self,
-        name: &StreamName,
+        name: impl Into<StreamRef<'a>>,
         update: StreamUpdate,
     ) -> Result<StreamDescription, Error> {
-        self.node.update_stream(name, update).await
+        self.node.update_stream(name.into(), update).await
     }
 
     /// Deletes a stream and its records.
-    pub async fn delete_stream(&self, name: &StreamName) -> Result<(), Error> {
-        self.node.delete_stream(name).await
+    pub async fn delete_stream<'a>(&self, name: impl Into<StreamRef<'a>>) -> Result<(), Error> {
+        self.node.delete_stream(name.into()).await
     }
 
     /// Splits a shard or merges two, while writers and readers go on. Batches for the parents wait
     /// meanwhile, and are answered as closed then, unless they were stored before.
-    pub async fn reshard(
+    pub async fn reshard<'a>(
         &self,
-        stream: &StreamName,
+        stream: impl Into<StreamRef<'a>>,
         step: Reshard,
     ) -> Result<StreamDescription, Error> {
-        self.node.reshard(stream, step, Cause::Asked).await
+        self.node.reshard(stream.into(), step, Cause::Asked).await
     }
 
     /// Splits and merges until there are this many open shards, in as few steps as it takes. What
     /// was done before a failure stays done.
-    pub async fn scale_stream(
+    pub async fn scale_stream<'a>(
         &self,
-        stream: &StreamName,
+        stream: impl Into<StreamRef<'a>>,
         shards: u32,
     ) -> Result<StreamDescription, Error> {
-        self.node.scale_stream(stream, shards, Cause::Asked).await
+        self.node
+            .scale_stream(stream.into(), shards, Cause::Asked)
+            .await
     }
 
     /// Changes whenever a stream is created or deleted, or its settings or shards change: who keeps
@@ -146,18 +153,28 @@ impl Broker {
 
     /// Puts records, at-least-once, each routed by its key: encodes one batch per shard. Request
     /// order is kept per shard. The outer error means that nothing was attempted.
-    pub async fn put(
+    pub async fn put<'a>(
         &self,
-        stream: &StreamName,
+        stream: impl Into<StreamRef<'a>>,
         records: Vec<PutRecord>,
     ) -> Result<Vec<Result<PutOutcome, Error>>, Error> {
-        self.node.put(stream, records).await
+        let (_, outcomes) = self.node.put(stream.into(), records).await?;
+        Ok(outcomes)
+    }
+
+    /// [`Broker::put`], and which stream of the name took them.
+    pub async fn put_into<'a>(
+        &self,
+        stream: impl Into<StreamRef<'a>>,
+        records: Vec<PutRecord>,
+    ) -> Result<(StreamIncarnation, Vec<Result<PutOutcome, Error>>), Error> {
+        self.node.put(stream.into(), records).await
     }
 
     /// A pipelined append session on one stream.
-    pub fn append_session(
+    pub fn append_session<'a>(
         &self,
-        stream: &StreamName,
+        stream: impl Into<StreamRef<'a>>,
     ) -> Result<(AppendSender, AckReceiver), Error> {
         self.node.check_serving()?;
         Ok(session::open(
@@ -168,39 +185,45 @@ impl Broker {
     }
 
     /// Reads from `start`; waits up to `wait` for a first record when there is none.
-    pub async fn read(
+    pub async fn read<'a>(
         &self,
-        stream: &StreamName,
+        stream: impl Into<StreamRef<'a>>,
         shard: ShardIndex,
         start: StartPosition,
         budget: ReadBudget,
         wait: Duration,
     ) -> Result<ReadReply, Error> {
-        self.node.read(stream, shard, start, budget, wait).await
+        self.node
+            .read(stream.into(), shard, start, budget, wait)
+            .await
     }
 
     /// A push subscription to some shards of a stream, each from its own start. Without `shards`:
     /// all that are open now, from what comes next.
-    pub async fn subscribe(
+    pub async fn subscribe<'a>(
         &self,
-        stream: &StreamName,
+        stream: impl Into<StreamRef<'a>>,
         shards: Vec<(ShardIndex, StartPosition)>,
         budget: ReadBudget,
     ) -> Result<Subscription, Error> {
-        self.node.subscribe(stream, shards, budget).await
+        self.node.subscribe(stream.into(), shards, budget).await
     }
 
     /// Opens a member's session in a group of a stream; the group comes into being with its first
     /// member. Whether it was let in is its first word.
-    pub fn join_group(&self, stream: &StreamName, join: JoinGroup) -> Result<Membership, Error> {
-        self.node.join_group(stream, join)
+    pub fn join_group<'a>(
+        &self,
+        stream: impl Into<StreamRef<'a>>,
+        join: JoinGroup,
+    ) -> Result<Membership, Error> {
+        self.node.join_group(stream.into(), join)
     }
 
     /// What a reader for a lease is to check before it hands records out; refused when the lease is
     /// over already.
-    pub fn lease(
+    pub fn lease<'a>(
         &self,
-        stream: &StreamName,
+        stream: impl Into<StreamRef<'a>>,
         group: &GroupName,
         shard: ShardIndex,
         generation: u64,
@@ -217,7 +240,7 @@ impl Broker {
     /// and whether there are more.
     pub async fn list_groups(
         &self,
-        stream: Option<&StreamName>,
+        stream: Option<StreamRef<'_>>,
         after: Option<(StreamName, GroupName)>,
         limit: usize,
     ) -> Result<(Vec<GroupStatus>, bool), Error> {
@@ -225,19 +248,19 @@ impl Broker {
     }
 
     /// Members, leases, checkpoints and lag of a group.
-    pub async fn describe_group(
+    pub async fn describe_group<'a>(
         &self,
-        stream: &StreamName,
+        stream: impl Into<StreamRef<'a>>,
         group: &GroupName,
     ) -> Result<GroupState, Error> {
-        self.node.describe_group(stream, group).await
+        self.node.describe_group(stream.into(), group).await
     }
 
     /// Moves where a group goes on, in these shards or (without any) in all. Refused while members
     /// hold them unless `force`; with `dry_run` it only says what would change.
-    pub async fn reset_group(
+    pub async fn reset_group<'a>(
         &self,
-        stream: &StreamName,
+        stream: impl Into<StreamRef<'a>>,
         group: &GroupName,
         shards: Vec<ShardIndex>,
         to: StartPosition,
@@ -245,17 +268,19 @@ impl Broker {
         dry_run: bool,
     ) -> Result<Vec<GroupReset>, Error> {
         let how = (force, dry_run);
-        self.node.reset_group(stream, group, shards, to, how).await
+        self.node
+            .reset_group(stream.into(), group, shards, to, how)
+            .await
     }
 
     /// Deletes a group. Refused while it has members unless `force`.
-    pub async fn delete_group(
+    pub async fn delete_group<'a>(
         &self,
-        stream: &StreamName,
+        stream: impl Into<StreamRef<'a>>,
         group: &GroupName,
         force: bool,
     ) -> Result<(), Error> {
-        self.node.delete_group(stream, group, force).await
+        self.node.delete_group(stream.into(), group, force).await
     }
 
     /// Lag of up to `limit` groups, by stream and name, from memory; up to a second old.

@@ -13,7 +13,7 @@ use crate::describe::describe;
 use crate::hold::{NotChanged, ask};
 use crate::lane::{Control, Lane, OpenShard, PerLane};
 use crate::node::{Node, on_blocking_thread};
-use crate::streams::{Place, ShardHandle, Stream};
+use crate::streams::{Place, ShardHandle, Stream, StreamRef};
 use crate::tail::Tail;
 use crate::{Error, StreamDescription};
 
@@ -30,19 +30,30 @@ impl Node {
     /// [`crate::Broker::update_stream`].
     pub(crate) async fn update_stream(
         self: &Arc<Self>,
-        name: &StreamName,
+        meant: StreamRef<'_>,
         update: StreamUpdate,
     ) -> Result<StreamDescription, Error> {
-        let name = name.clone();
-        self.change(|node| async move { node.update(&name, update).await })
-            .await
+        let (name, incarnation) = (meant.name.clone(), meant.incarnation);
+        self.change(move |node| async move {
+            let name = &name;
+            node.streams.get(StreamRef { name, incarnation })?;
+            node.update(name, update).await
+        })
+        .await
     }
 
     /// [`crate::Broker::delete_stream`].
-    pub(crate) async fn delete_stream(self: &Arc<Self>, name: &StreamName) -> Result<(), Error> {
-        let name = name.clone();
-        self.change(|node| async move { node.delete(name).await })
-            .await
+    pub(crate) async fn delete_stream(self: &Arc<Self>, meant: StreamRef<'_>) -> Result<(), Error> {
+        let (name, incarnation) = (meant.name.clone(), meant.incarnation);
+        self.change(move |node| async move {
+            let meant = StreamRef {
+                name: &name,
+                incarnation,
+            };
+            node.streams.get(meant)?;
+            node.delete(name).await
+        })
+        .await
     }
 
     /// [`crate::Broker::open_producer`].
@@ -323,7 +334,7 @@ mod tests {
             max_record_bytes: Some(1),
             ..StreamUpdate::default()
         };
-        let refused = node.update_stream(&created.name, update).await;
+        let refused = node.update_stream((&created.name).into(), update).await;
         assert!(matches!(refused, Err(Error::OutOfBounds { .. })));
         assert_eq!(node.lanes.all().len(), 1);
     }

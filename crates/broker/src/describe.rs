@@ -9,6 +9,7 @@ pub(crate) fn describe(stream: &Stream) -> StreamDescription {
     let info = &state.info;
     StreamDescription {
         id: info.id,
+        incarnation: stream.incarnation,
         name: info.name.clone(),
         settings: info.settings.clone(),
         created: info.created,

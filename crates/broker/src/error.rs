@@ -10,7 +10,7 @@ use std::time::Duration;
 use flumen_log::IoFault;
 use flumen_record::{
     BatchError, DeliveryName, GroupName, HashKey, HashRange, ProducerId, ProducerSequence,
-    RecordError, SequenceNumber, ShardIndex, StreamName,
+    RecordError, SequenceNumber, ShardIndex, StreamIncarnation, StreamName,
 };
 use flumen_stream::group::{CheckpointError, GroupError};
 use thiserror::Error;
@@ -52,6 +52,20 @@ pub enum Error {
     StreamNotFound {
         /// The name.
         stream: StreamName,
+    },
+    /// The stream of this name is another one than the caller means.
+    #[error(
+        "stream {stream} was deleted and created anew since it was last seen (incarnation \
+         {:016x}, now {:016x}): positions, producers and members of the old one mean nothing in the new \
+         one; begin anew, from a start position", expected.value(), found.value()
+    )]
+    StreamReplaced {
+        /// The name.
+        stream: StreamName,
+        /// The one that is meant.
+        expected: StreamIncarnation,
+        /// The one that is there.
+        found: StreamIncarnation,
     },
     /// A stream of this name is there already.
     #[error("stream {stream} exists already")]

@@ -23,7 +23,7 @@ use flumen_stream::group::{Answer, Coordinator, Event, GroupError, Request, Requ
 use tokio::sync::{Notify, oneshot};
 
 use crate::node::Node;
-use crate::streams::Stream;
+use crate::streams::{Stream, StreamRef};
 use crate::{Clock, Error};
 use flumen_world::{Running, lock};
 
@@ -350,10 +350,10 @@ impl Groups {
 
 impl Node {
     /// The stream and, for its groups, proof that they work.
-    fn groups_of(&self, name: &flumen_record::StreamName) -> Result<Arc<Stream>, Error> {
+    fn groups_of(&self, meant: StreamRef<'_>) -> Result<Arc<Stream>, Error> {
         self.check_serving()?;
         self.groups.check()?;
-        self.streams.get(name)
+        self.streams.get(meant)
     }
 }
 

@@ -72,6 +72,7 @@ pub use reply::{
     Health, PutOutcome, PutRecord, ReadBudget, ReadReply, ShardDescription, StreamDescription,
 };
 pub use session::{Ack, AckReceiver, AppendSender, Appended};
+pub use streams::StreamRef;
 pub use subscription::{Delivery, Subscription};
 
 // The words of the lower layers that edges speak.

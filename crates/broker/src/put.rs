@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use flumen_record::{
     Batch, BatchBuilder, Compression, ProducerId, ProducerSequence, RecordError, RecordLimits,
-    ShardIndex, StreamName,
+    ShardIndex, StreamIncarnation,
 };
 
 use crate::node::Node;
 use crate::session::{self, AckReceiver};
-use crate::streams::{Stream, StreamState};
+use crate::streams::{Stream, StreamRef, StreamState};
 use crate::{Ack, Appended, Error, PutOutcome, PutRecord};
 
 /// A put does not wait longer for room in a lane's queue.
@@ -23,12 +23,12 @@ const REROUTES_MAX: u32 = 64;
 type Outcome = Result<PutOutcome, Error>;
 
 impl Node {
-    /// [`crate::Broker::put`].
+    /// [`crate::Broker::put_into`].
     pub(crate) async fn put(
         self: &Arc<Self>,
-        stream: &StreamName,
+        stream: StreamRef<'_>,
         records: Vec<PutRecord>,
-    ) -> Result<Vec<Outcome>, Error> {
+    ) -> Result<(StreamIncarnation, Vec<Outcome>), Error> {
         self.check_serving()?;
         let stream = self.streams.get(stream)?;
         let mut outcomes: Vec<Option<Outcome>> = vec![None; records.len()];
@@ -43,9 +43,8 @@ impl Node {
         }
         // Whatever was never answered belongs to a lane that has ended.
         let outcomes = outcomes.into_iter();
-        Ok(outcomes
-            .map(|outcome| outcome.unwrap_or(Err(Error::OutcomeUnknown)))
-            .collect())
+        let outcomes = outcomes.map(|outcome| outcome.unwrap_or(Err(Error::OutcomeUnknown)));
+        Ok((stream.incarnation, outcomes.collect()))
     }
 
     /// Sends batches and waits for their answers.

@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flumen_log::{FoundFrames, LogReader, ReadError, SearchAnswer};
-use flumen_record::{FrameHeader, SequenceNumber, ShardIndex, StreamName, Timestamp};
+use flumen_record::{FrameHeader, SequenceNumber, ShardIndex, Timestamp};
 use flumen_stream::{Start, StartPosition};
 use flumen_world::Sleep;
 
 use crate::node::{Node, on_blocking_thread};
-use crate::streams::{ShardHandle, StreamState};
+use crate::streams::{ShardHandle, StreamRef, StreamState};
 use crate::tail::ReadySet;
 use crate::{Error, ReadBudget, ReadReply};
 
@@ -27,7 +27,7 @@ impl Node {
     /// [`crate::Broker::read`].
     pub(crate) async fn read(
         self: &Arc<Self>,
-        stream: &StreamName,
+        stream: StreamRef<'_>,
         index: ShardIndex,
         start: StartPosition,
         budget: ReadBudget,
@@ -207,6 +207,7 @@ pub(crate) fn reply(
     let bounds = shard.bounds();
     let ends = shard.closed_at().is_some_and(|end| next >= end);
     ReadReply {
+        stream: state.info.incarnation(),
         pieces: found.pieces,
         start,
         next,

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use flumen_record::{
-    Durability, HashRange, Record, SequenceNumber, ShardIndex, StreamId, StreamName, Timestamp,
+    Durability, HashRange, Record, SequenceNumber, ShardIndex, StreamId, StreamIncarnation,
+    StreamName, Timestamp,
 };
 use flumen_stream::StreamSettings;
 
@@ -36,6 +37,8 @@ pub struct ReadBudget {
 /// Frames read.
 #[derive(Debug, Clone)]
 pub struct ReadReply {
+    /// Of which stream of its name.
+    pub stream: StreamIncarnation,
     /// Pieces of whole frames, in order (`flumen_record::Frames` walks them).
     pub pieces: Vec<Bytes>,
     /// Where the reader asked to begin, resolved: records below it in the first frame are to be skipped.
@@ -78,6 +81,8 @@ pub struct ShardDescription {
 pub struct StreamDescription {
     /// Its number.
     pub id: StreamId,
+    /// What tells it from another stream of its name.
+    pub incarnation: StreamIncarnation,
     /// Its name.
     pub name: StreamName,
     /// Its settings.

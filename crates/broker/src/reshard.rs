@@ -12,7 +12,7 @@ use flumen_stream::{Catalog, Reshard, ReshardError};
 
 use crate::describe::describe;
 use crate::node::Node;
-use crate::streams::{ShardHandle, Stream, StreamState};
+use crate::streams::{ShardHandle, Stream, StreamRef, StreamState};
 use crate::{Error, StreamDescription};
 
 /// Who wanted shards to be split or merged.
@@ -28,13 +28,14 @@ impl Node {
     /// [`crate::Broker::reshard`].
     pub(crate) async fn reshard(
         self: &Arc<Self>,
-        name: &StreamName,
+        meant: StreamRef<'_>,
         step: Reshard,
         cause: Cause,
     ) -> Result<StreamDescription, Error> {
-        let name = name.clone();
+        let (name, incarnation) = (meant.name.clone(), meant.incarnation);
         self.change(move |node| async move {
-            let stream = node.streams.get(&name)?;
+            let name = &name;
+            let stream = node.streams.get(StreamRef { name, incarnation })?;
             node.take_steps(&stream, vec![step], cause).await?;
             Ok(describe(&stream))
         })
@@ -44,13 +45,14 @@ impl Node {
     /// [`crate::Broker::scale_stream`].
     pub(crate) async fn scale_stream(
         self: &Arc<Self>,
-        name: &StreamName,
+        meant: StreamRef<'_>,
         shards: u32,
         cause: Cause,
     ) -> Result<StreamDescription, Error> {
-        let name = name.clone();
+        let (name, incarnation) = (meant.name.clone(), meant.incarnation);
         self.change(move |node| async move {
-            let stream = node.streams.get(&name)?;
+            let name = &name;
+            let stream = node.streams.get(StreamRef { name, incarnation })?;
             let bounded = |max| match shards {
                 shards if (1..=max).contains(&shards) => Ok(()),
                 _ => Err(Error::OutOfBounds {

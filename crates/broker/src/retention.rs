@@ -447,7 +447,7 @@ mod tests {
             client_timestamp: None,
             headers: Vec::new(),
         };
-        node.put(&name, vec![record]).await.unwrap();
+        node.put((&name).into(), vec![record]).await.unwrap();
         name
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use flumen_record::{
     Batch, BatchError, Durability, HashKeyCache, ProducerId, RecordError, RecordLimits,
-    SequenceNumber, ShardIndex, Timestamp,
+    SequenceNumber, ShardIndex, StreamIncarnation, Timestamp,
 };
 
 use crate::Error;
@@ -118,6 +118,11 @@ pub(crate) fn limits(state: &StreamState) -> RecordLimits {
 }
 
 impl AppendSender {
+    /// Which stream of its name it appends to.
+    pub fn stream(&self) -> StreamIncarnation {
+        self.stream.incarnation
+    }
+
     /// Gathers a verified batch for its shard's lane; nothing moves before [`AppendSender::flush`].
     /// The body is checked against the stream's limits here (on the caller's thread). A refusal of
     /// this batch arrives as its ack. What is too large now may have been stored when it was not:

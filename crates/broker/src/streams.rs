@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::task::Waker;
 
-use flumen_record::{HashKey, SequenceNumber, ShardId, ShardIndex, StreamName, Timestamp};
+use flumen_record::{
+    HashKey, SequenceNumber, ShardId, ShardIndex, StreamIncarnation, StreamName, Timestamp,
+};
 use flumen_stream::{ShardInfo, ShardState, StreamInfo};
 use tokio::sync::watch;
 
@@ -15,10 +17,30 @@ use crate::lane::Lane;
 use crate::tail::Tail;
 use flumen_world::{read, write};
 
+/// A stream as a caller means it: the one that has this name, or only one of those that ever had it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamRef<'a> {
+    /// Its name.
+    pub name: &'a StreamName,
+    /// Which of that name; `None`: whichever there is.
+    pub incarnation: Option<StreamIncarnation>,
+}
+
+impl<'a> From<&'a StreamName> for StreamRef<'a> {
+    fn from(name: &'a StreamName) -> Self {
+        Self {
+            name,
+            incarnation: None,
+        }
+    }
+}
+
 /// One stream, for as long as it exists.
 #[derive(Debug)]
 pub(crate) struct Stream {
     pub(crate) name: StreamName,
+    /// Tells it from others of its name.
+    pub(crate) incarnation: StreamIncarnation,
     state: RwLock<Arc<StreamState>>,
     /// Counts the states there were, so that sessions notice a new one without a lock. In one total
     /// order with what tails note of their readers: either a reader sees the new state before it
@@ -72,6 +94,7 @@ impl Stream {
     ) -> Arc<Self> {
         Arc::new(Self {
             name: info.name.clone(),
+            incarnation: info.incarnation(),
             state: RwLock::new(Arc::new(StreamState {
                 info,
                 generation: 0,
@@ -81,6 +104,14 @@ impl Stream {
             deleted: AtomicBool::new(false),
             changes,
         })
+    }
+
+    /// This one, and no other that has its name later.
+    pub(crate) fn itself(&self) -> StreamRef<'_> {
+        StreamRef {
+            name: &self.name,
+            incarnation: Some(self.incarnation),
+        }
     }
 
     /// What it is now.
@@ -291,14 +322,21 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
-    /// The stream of this name.
-    pub(crate) fn get(&self, name: &StreamName) -> Result<Arc<Stream>, Error> {
-        read(&self.by_name)
-            .get(name)
-            .cloned()
-            .ok_or_else(|| Error::StreamNotFound {
+    /// The stream of this name, if it is the one that is meant.
+    pub(crate) fn get<'a>(&self, meant: impl Into<StreamRef<'a>>) -> Result<Arc<Stream>, Error> {
+        let StreamRef { name, incarnation } = meant.into();
+        let found = read(&self.by_name).get(name).cloned();
+        let stream = found.ok_or_else(|| Error::StreamNotFound {
+            stream: name.clone(),
+        })?;
+        match incarnation {
+            Some(expected) if expected != stream.incarnation => Err(Error::StreamReplaced {
                 stream: name.clone(),
-            })
+                expected,
+                found: stream.incarnation,
+            }),
+            _ => Ok(stream),
+        }
     }
 
     /// Makes a stream known.

@@ -9,12 +9,12 @@ use std::future::poll_fn;
 use std::sync::{Arc, Mutex};
 
 use flumen_log::FoundFrames;
-use flumen_record::{SequenceNumber, ShardIndex, StreamName};
+use flumen_record::{SequenceNumber, ShardIndex};
 use flumen_stream::StartPosition;
 
 use crate::node::Node;
 use crate::read::reply;
-use crate::streams::{ShardHandle, Stream, StreamState};
+use crate::streams::{ShardHandle, Stream, StreamRef, StreamState};
 use crate::tail::ReadySet;
 use crate::{Error, ReadBudget, ReadReply};
 use flumen_world::lock;
@@ -88,7 +88,7 @@ impl Node {
     /// [`crate::Broker::subscribe`].
     pub(crate) async fn subscribe(
         self: &Arc<Self>,
-        stream: &StreamName,
+        stream: StreamRef<'_>,
         shards: Vec<(ShardIndex, StartPosition)>,
         budget: ReadBudget,
     ) -> Result<Subscription, Error> {

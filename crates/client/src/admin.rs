@@ -2,8 +2,10 @@
 
 use flumen_api::convert::{self, ConvertError};
 use flumen_api::v1;
-use flumen_record::{HashKey, ProducerId, ShardIndex, StreamName};
+use flumen_record::{HashKey, ProducerId, ShardIndex, StreamIncarnation, StreamName};
 
+#[cfg(doc)]
+use crate::reason;
 use crate::{Client, Error, NewStream, StreamDescription, StreamUpdate};
 
 impl Client {
@@ -29,6 +31,38 @@ impl Client {
         });
         let response = self.call(self.config().call_timeout, call).await?;
         self.described(response.stream)
+    }
+
+    /// Describes a stream that the caller knows already.
+    ///
+    /// # Errors
+    /// When there is none of this name, or another one has it now ([`reason::STREAM_REPLACED`]).
+    pub(crate) async fn describe_known(
+        &self,
+        name: &StreamName,
+        known: StreamIncarnation,
+    ) -> Result<StreamDescription, Error> {
+        let described = self.describe_stream(name).await?;
+        self.check_incarnation(name, known, described.incarnation)?;
+        Ok(described)
+    }
+
+    /// Whether an answer is about the stream that was meant. A broker that does not say, since it is
+    /// older, is believed.
+    ///
+    /// # Errors
+    /// [`reason::STREAM_REPLACED`].
+    pub(crate) fn check_incarnation(
+        &self,
+        name: &StreamName,
+        expected: StreamIncarnation,
+        found: StreamIncarnation,
+    ) -> Result<(), Error> {
+        let unknown = StreamIncarnation::default();
+        if expected == found || expected == unknown || found == unknown {
+            return Ok(());
+        }
+        Err(Error::stream_replaced(name, expected, found))
     }
 
     /// Up to `limit` streams (0: 100) after `after`, by name, and whether there are more.
@@ -74,6 +108,7 @@ impl Client {
         let mut admin = self.admin();
         let call = admin.delete_stream(v1::DeleteStreamRequest {
             stream: name.to_string(),
+            stream_incarnation: 0,
         });
         self.call(self.config().call_timeout, call)
             .await
@@ -96,6 +131,7 @@ impl Client {
             stream: name.to_string(),
             shard: shard.value(),
             hash_key: at.map(convert::hash_key_bytes).unwrap_or_default(),
+            stream_incarnation: 0,
         });
         let response = self.call(self.config().call_timeout, call).await?;
         self.described(response.stream)
@@ -116,6 +152,7 @@ impl Client {
             stream: name.to_string(),
             shard: shard.value(),
             adjacent_shard: adjacent.value(),
+            stream_incarnation: 0,
         });
         let response = self.call(self.config().call_timeout, call).await?;
         self.described(response.stream)
@@ -134,6 +171,7 @@ impl Client {
         let call = admin.scale_stream(v1::ScaleStreamRequest {
             stream: name.to_string(),
             shards,
+            stream_incarnation: 0,
         });
         let response = self.call(self.config().call_timeout, call).await?;
         self.described(response.stream)

@@ -12,7 +12,9 @@ use std::vec;
 use bytes::Bytes;
 use flumen_api::convert;
 use flumen_api::v1::{AppendAck, AppendBatch, AppendRequest, AppendResponse};
-use flumen_record::{Durability, SequenceNumber, ShardIndex, StreamName, Timestamp};
+use flumen_record::{
+    Durability, SequenceNumber, ShardIndex, StreamIncarnation, StreamName, Timestamp,
+};
 use futures_core::Stream;
 use tokio::sync::Notify;
 use tonic::{Code, Streaming};
@@ -41,10 +43,22 @@ impl AppendSession {
     /// # Errors
     /// When the stream does not exist, or no broker answers within the connect timeout.
     pub async fn open(client: &Client, stream: &StreamName) -> Result<Self, Error> {
+        Self::open_known(client, stream, StreamIncarnation::default()).await
+    }
+
+    /// [`AppendSession::open`] on a stream that is known already; unset: whichever has the name.
+    ///
+    /// # Errors
+    /// Also when another stream has the name now ([`crate::reason::STREAM_REPLACED`]).
+    pub async fn open_known(
+        client: &Client,
+        stream: &StreamName,
+        known: StreamIncarnation,
+    ) -> Result<Self, Error> {
         let queue = Arc::new(SendQueue::default());
         let requests = Requests {
             queue: Arc::clone(&queue),
-            stream: Some(stream.to_string()),
+            stream: Some((stream.to_string(), known.value())),
         };
         let sender = AppendSender {
             queue,
@@ -59,7 +73,11 @@ impl AppendSession {
                 .map_err(|status| client.failure(&status))?
                 .into_inner();
             match responses.message().await {
-                Ok(Some(_)) => Ok(responses),
+                Ok(Some(opened)) => {
+                    let found = StreamIncarnation::new(opened.stream_incarnation);
+                    client.check_incarnation(stream, known, found)?;
+                    Ok(responses)
+                }
                 Ok(None) => Err(Error::session_ended(client.endpoint())),
                 Err(status) => Err(client.failure(&status)),
             }
@@ -259,18 +277,19 @@ impl SendQueue {
 #[derive(Debug)]
 struct Requests {
     queue: Arc<SendQueue>,
-    /// For the first message.
-    stream: Option<String>,
+    /// For the first message, with which of that name.
+    stream: Option<(String, u64)>,
 }
 
 impl Stream for Requests {
     type Item = AppendRequest;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<AppendRequest>> {
-        if let Some(stream) = self.stream.take() {
+        if let Some((stream, stream_incarnation)) = self.stream.take() {
             return Poll::Ready(Some(AppendRequest {
                 stream,
                 batches: Vec::new(),
+                stream_incarnation,
             }));
         }
         let mut state = self.queue.lock();
@@ -296,6 +315,7 @@ impl Stream for Requests {
         Poll::Ready(Some(AppendRequest {
             stream: String::new(),
             batches,
+            stream_incarnation: 0,
         }))
     }
 }
@@ -414,7 +434,7 @@ mod tests {
         let queue = Arc::new(SendQueue::default());
         let requests = Requests {
             queue: Arc::clone(&queue),
-            stream: Some("s".to_owned()),
+            stream: Some(("s".to_owned(), 0)),
         };
         (
             AppendSender {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flumen_record::{Compression, ShardIndex};
+use flumen_record::{Compression, ShardIndex, StreamIncarnation};
 
 use crate::StartPosition;
 
@@ -113,6 +113,10 @@ pub struct ConsumerConfig {
     pub start: StartPosition,
     /// Shards with positions of their own: what [`crate::Consumer::positions`] gave.
     pub positions: Vec<(ShardIndex, StartPosition)>,
+    /// The stream that the positions are places in: what [`crate::Consumer::incarnation`] gave. Another
+    /// one that has its name now is refused ([`crate::reason::STREAM_REPLACED`]). `None`: whichever has
+    /// the name.
+    pub incarnation: Option<StreamIncarnation>,
     /// Only these shards; empty: all of the stream, and the children they split or merge into.
     pub shards: Vec<ShardIndex>,
     /// When it ends.
@@ -131,6 +135,7 @@ impl Default for ConsumerConfig {
         Self {
             start: StartPosition::TrimHorizon,
             positions: Vec::new(),
+            incarnation: None,
             shards: Vec::new(),
             until: ReadUntil::Forever,
             gaps: GapPolicy::Fail,

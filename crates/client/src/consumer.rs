@@ -12,7 +12,7 @@ mod recover;
 use std::time::Duration;
 
 use flumen_api::v1;
-use flumen_record::{Frames, SequenceNumber, ShardIndex, StreamName, Timestamp};
+use flumen_record::{Frames, SequenceNumber, ShardIndex, StreamIncarnation, StreamName, Timestamp};
 use tokio::time::Instant;
 use tonic::Streaming;
 
@@ -46,6 +46,8 @@ pub enum StartPosition {
 pub struct Consumer {
     client: Client,
     stream: StreamName,
+    /// Which of that name: positions are places in it alone.
+    incarnation: StreamIncarnation,
     config: ConsumerConfig,
     /// By shard.
     cursors: Vec<Cursor>,
@@ -101,15 +103,17 @@ impl Consumer {
     /// there yet, up to `retry_for`.
     ///
     /// # Errors
-    /// When the stream or a shard does not exist, or the broker does not answer.
+    /// When the stream or a shard does not exist, another stream has the name now
+    /// ([`ConsumerConfig::incarnation`]), or the broker does not answer.
     pub async fn open(
         client: &Client,
         stream: &StreamName,
         config: ConsumerConfig,
     ) -> Result<Self, ConsumeError> {
         let mut patience = Patience::new(config.retry_for);
+        let known = config.incarnation.unwrap_or_default();
         let description = loop {
-            match client.describe_stream(stream).await {
+            match client.describe_known(stream, known).await {
                 Ok(description) => break description,
                 Err(error) => patience.failed(error)?,
             }
@@ -119,6 +123,7 @@ impl Consumer {
         let mut consumer = Self {
             client: client.clone(),
             stream: stream.clone(),
+            incarnation: description.incarnation,
             config,
             cursors: Vec::new(),
             session: None,
@@ -159,6 +164,12 @@ impl Consumer {
             .iter()
             .map(|cursor| (cursor.shard, cursor.position()))
             .collect()
+    }
+
+    /// Which stream of its name it reads, for [`ConsumerConfig::incarnation`] of a later consumer: to be
+    /// kept with [`Consumer::positions`].
+    pub fn incarnation(&self) -> StreamIncarnation {
+        self.incarnation
     }
 
     /// Counters so far.
@@ -309,7 +320,8 @@ impl Consumer {
     async fn receive(&mut self) -> Result<(), Error> {
         self.patience.wait().await;
         if self.children_unknown {
-            let description = self.client.describe_stream(&self.stream).await?;
+            let (stream, known) = (&self.stream, self.incarnation);
+            let description = self.client.describe_known(stream, known).await?;
             // Only names that were asked for can be missing, and none was.
             let _ = self.add_shards(&description);
             self.children_unknown = false;
@@ -333,6 +345,9 @@ impl Consumer {
         let response = response
             .map_err(|status| self.client.failure(&status))?
             .ok_or_else(ended)?;
+        let found = StreamIncarnation::new(response.stream_incarnation);
+        let (stream, known) = (&self.stream, self.incarnation);
+        self.client.check_incarnation(stream, known, found)?;
         self.accept(response);
         Ok(())
     }
@@ -348,6 +363,7 @@ impl Consumer {
             shards: shards.collect(),
             start: None,
             max_bytes: self.config.response_bytes_max,
+            stream_incarnation: self.incarnation.value(),
         };
         let mut consumer = self.client.consumer();
         let bound = self.client.config().connect_timeout;
@@ -390,7 +406,7 @@ impl Consumer {
             let (shard, position) = (cursor.shard, cursor.position());
             let reply = self
                 .client
-                .read(&self.stream, shard, position, budget)
+                .read_known(&self.stream, self.incarnation, shard, position, budget)
                 .await?;
             // A reply has a frame where there is one.
             if reply.batches.is_empty() {

@@ -6,7 +6,8 @@ use flumen_api::convert::{self, ConvertError};
 use flumen_api::v1;
 
 use flumen_record::{
-    Durability, HashRange, SequenceNumber, ShardIndex, StreamId, StreamName, Timestamp,
+    Durability, HashRange, SequenceNumber, ShardIndex, StreamId, StreamIncarnation, StreamName,
+    Timestamp,
 };
 
 use crate::{AutoScale, AutoScaleUpdate};
@@ -67,6 +68,8 @@ pub struct StreamDescription {
     pub name: StreamName,
     /// Its number on its node.
     pub id: StreamId,
+    /// What tells it from another stream of its name, before it or after it.
+    pub incarnation: StreamIncarnation,
     /// What an ack promises.
     pub durability: Durability,
     /// How long records are kept.
@@ -131,6 +134,7 @@ impl StreamUpdate {
             retention_bytes: self.retention_bytes.map(Option::unwrap_or_default),
             max_record_bytes: self.max_record_bytes,
             auto_scale: self.auto_scale.map(v1::AutoScaleUpdate::from),
+            stream_incarnation: 0,
         }
     }
 }
@@ -144,6 +148,7 @@ impl TryFrom<v1::Stream> for StreamDescription {
         Ok(Self {
             name: convert::stream_name("name", &stream.name)?,
             id: StreamId::new(stream.id),
+            incarnation: StreamIncarnation::new(stream.incarnation),
             durability: durability.ok_or(ConvertError::Missing {
                 field: "durability",
             })?,

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flumen_api::v1::Refusal;
-use flumen_record::{FrameError, RecordError, SequenceNumber, ShardIndex};
+use flumen_record::{
+    FrameError, RecordError, SequenceNumber, ShardIndex, StreamIncarnation, StreamName,
+};
 use thiserror::Error;
 use tonic::Status;
 use tonic_types::StatusExt;
@@ -16,6 +18,8 @@ pub use tonic::Code;
 pub mod reason {
     /// No stream of this name.
     pub const STREAM_NOT_FOUND: &str = "STREAM_NOT_FOUND";
+    /// Another stream has the name of the one that is meant: it was deleted and created anew.
+    pub const STREAM_REPLACED: &str = "STREAM_REPLACED";
     /// A stream of this name is there already.
     pub const STREAM_EXISTS: &str = "STREAM_EXISTS";
     /// An earlier batch of this producer is missing.
@@ -166,6 +170,33 @@ impl Error {
             reason,
             metadata,
             retry_after,
+        }))
+    }
+
+    /// An answer is about another stream than the one that is meant: what the broker says itself to
+    /// whoever names the one.
+    pub(crate) fn stream_replaced(
+        name: &StreamName,
+        expected: StreamIncarnation,
+        found: StreamIncarnation,
+    ) -> Self {
+        let (expected, found) = (expected.to_hex(), found.to_hex());
+        let message = format!(
+            "stream {name} was deleted and created anew since it was last seen (incarnation \
+             {expected}, now {found}); begin anew, from a start position"
+        );
+        let metadata = [
+            ("stream", name.as_str()),
+            ("expected", &expected),
+            ("found", &found),
+        ];
+        let metadata = metadata.map(|(name, value)| (name.into(), value.into()));
+        Self(Arc::new(Facts {
+            code: Code::FailedPrecondition,
+            message: message.into(),
+            reason: reason::STREAM_REPLACED.into(),
+            metadata: metadata.into(),
+            retry_after: None,
         }))
     }
 

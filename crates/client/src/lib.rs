@@ -47,7 +47,7 @@ pub use description::{NewStream, ShardDescription, StreamDescription, StreamUpda
 pub use error::{Code, ConsumeError, Error, SendError, reason};
 pub use flumen_record::{
     Compression, DeliveryName, Durability, GroupName, HashKey, Header, MemberName, Record,
-    ShardIndex, StreamName,
+    ShardIndex, StreamIncarnation, StreamName,
 };
 pub use group::{
     FailurePolicy, GiveUp, GroupBatch, GroupConfig, GroupConsumer, GroupDescription, GroupEvent,

@@ -90,7 +90,7 @@ impl Producer {
         let shared = Arc::new(Shared::new(intake, config.memory_bytes));
         let driver = Driver::new(
             client.clone(),
-            stream.clone(),
+            (stream.clone(), description.incarnation),
             config,
             Arc::clone(&shared),
             producer,

@@ -42,6 +42,7 @@ impl Client {
         let call = producer.put(v1::PutRequest {
             stream: stream.to_string(),
             records,
+            stream_incarnation: 0,
         });
         let response = self.call(self.config().call_timeout, call).await?;
         let durability = convert::durability("durability", response.durability)

@@ -10,6 +10,7 @@ use flumen_broker::{
 };
 use flumen_record::ShardIndex;
 
+use crate::call::meant;
 use crate::status::Facts;
 
 /// Streams listed when the caller does not say how many.
@@ -95,7 +96,9 @@ pub(crate) async fn update_stream(
         max_record_bytes: request.max_record_bytes,
         auto_scale: request.auto_scale.as_ref().map(auto_scale_update),
     };
-    let stream = broker.update_stream(&name, update).await?;
+    let stream = broker
+        .update_stream(meant(&name, request.stream_incarnation), update)
+        .await?;
     Ok(v1::UpdateStreamResponse {
         stream: Some(describe(stream)),
     })
@@ -106,7 +109,9 @@ pub(crate) async fn delete_stream(
     request: v1::DeleteStreamRequest,
 ) -> Result<v1::DeleteStreamResponse, Facts> {
     let name = stream_name("stream", &request.stream)?;
-    broker.delete_stream(&name).await?;
+    broker
+        .delete_stream(meant(&name, request.stream_incarnation))
+        .await?;
     Ok(v1::DeleteStreamResponse {})
 }
 
@@ -120,7 +125,9 @@ pub(crate) async fn split_shard(
         key => Some(hash_key("hash_key", key)?),
     };
     let shard = ShardIndex::new(request.shard);
-    let stream = broker.reshard(&name, Reshard::Split { shard, at }).await?;
+    let split = Reshard::Split { shard, at };
+    let meant = meant(&name, request.stream_incarnation);
+    let stream = broker.reshard(meant, split).await?;
     Ok(v1::SplitShardResponse {
         stream: Some(describe(stream)),
     })
@@ -134,7 +141,8 @@ pub(crate) async fn merge_shards(
     let shard = ShardIndex::new(request.shard);
     let adjacent = ShardIndex::new(request.adjacent_shard);
     let merge = Reshard::Merge { shard, adjacent };
-    let stream = broker.reshard(&name, merge).await?;
+    let meant = meant(&name, request.stream_incarnation);
+    let stream = broker.reshard(meant, merge).await?;
     Ok(v1::MergeShardsResponse {
         stream: Some(describe(stream)),
     })
@@ -145,7 +153,8 @@ pub(crate) async fn scale_stream(
     request: v1::ScaleStreamRequest,
 ) -> Result<v1::ScaleStreamResponse, Facts> {
     let name = stream_name("stream", &request.stream)?;
-    let stream = broker.scale_stream(&name, request.shards).await?;
+    let meant = meant(&name, request.stream_incarnation);
+    let stream = broker.scale_stream(meant, request.shards).await?;
     Ok(v1::ScaleStreamResponse {
         stream: Some(describe(stream)),
     })
@@ -203,6 +212,7 @@ fn describe(stream: StreamDescription) -> v1::Stream {
         version: stream.version,
         shards: stream.shards.into_iter().map(describe_shard).collect(),
         auto_scale: settings.auto_scale.map(describe_auto_scale),
+        incarnation: stream.incarnation.value(),
     }
 }
 

@@ -13,12 +13,13 @@ use bytes::Bytes;
 use flumen_api::convert::stream_name;
 use flumen_api::v1;
 use flumen_broker::{Ack, AckReceiver, AppendSender, Broker, Error};
-use flumen_record::{Batch, ShardIndex};
+use flumen_record::{Batch, ShardIndex, StreamIncarnation};
 use http_body::Body;
 use tokio::task::coop;
 
 use crate::GrpcConfig;
 use crate::call::CallError;
+use crate::call::meant;
 use crate::drain::{Drain, DrainWait};
 use crate::producer::level;
 use crate::request::{Messages, decode};
@@ -39,6 +40,8 @@ pub(crate) struct AppendSession<B> {
     ready: Vec<Ack>,
     /// Batches wait for room in a lane's queue.
     flushing: bool,
+    /// Of the stream it appends to.
+    incarnation: StreamIncarnation,
     opened: bool,
     /// Why the session ends once all acks are out, when the client did not end it.
     refused: Option<Facts>,
@@ -60,7 +63,9 @@ where
     ) -> Result<Self, Facts> {
         let first = requests.next().await.ok_or(CallError::MessageMissing)??;
         let first: v1::AppendRequest = decode(first, REQUEST)?;
-        let (sender, acks) = broker.append_session(&stream_name("stream", &first.stream)?)?;
+        let name = stream_name("stream", &first.stream)?;
+        let (sender, acks) = broker.append_session(meant(&name, first.stream_incarnation))?;
+        let incarnation = sender.stream();
         let mut session = Self {
             stream: first.stream,
             requests: Some(requests),
@@ -68,6 +73,7 @@ where
             acks,
             ready: Vec::new(),
             flushing: !first.batches.is_empty(),
+            incarnation,
             opened: false,
             refused: None,
             draining: drain.started(),
@@ -182,7 +188,10 @@ where
     ) -> Poll<Option<Result<(), Facts>>> {
         if !self.opened {
             self.opened = true;
-            pieces.push_back(encode(&v1::AppendResponse::default()));
+            pieces.push_back(encode(&v1::AppendResponse {
+                stream_incarnation: self.incarnation.value(),
+                ..v1::AppendResponse::default()
+            }));
             return Poll::Ready(Some(Ok(())));
         }
         loop {
@@ -231,5 +240,6 @@ fn response(ready: &mut Vec<Ack>) -> v1::AppendResponse {
     v1::AppendResponse {
         acks,
         durability: level(durability),
+        stream_incarnation: 0,
     }
 }

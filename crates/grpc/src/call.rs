@@ -1,6 +1,16 @@
 //! What the edge itself refuses, before the broker is asked.
 
+use flumen_broker::StreamRef;
+use flumen_record::{StreamIncarnation, StreamName};
 use thiserror::Error;
+
+/// The stream that a request means: 0 says whichever has the name.
+pub(crate) fn meant(name: &StreamName, incarnation: u64) -> StreamRef<'_> {
+    StreamRef {
+        name,
+        incarnation: (incarnation > 0).then(|| StreamIncarnation::new(incarnation)),
+    }
+}
 
 /// Why a call is not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

@@ -9,11 +9,13 @@ use bytes::Bytes;
 use flumen_api::convert::{ConvertError, group_name, stream_name};
 use flumen_api::v1;
 use flumen_broker::{
-    Broker, Delivery, Error, LeaseGuard, ReadBudget, ShardDescription, StartPosition, Subscription,
+    Broker, Delivery, Error, LeaseGuard, ReadBudget, ShardDescription, StartPosition, StreamRef,
+    Subscription,
 };
-use flumen_record::{SequenceNumber, ShardIndex, StreamName, Timestamp};
+use flumen_record::{SequenceNumber, ShardIndex, Timestamp};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
+use crate::call::meant;
 use crate::drain::{Drain, DrainWait};
 use crate::frames;
 use crate::response::Replies;
@@ -31,18 +33,19 @@ pub(crate) async fn read(
     drain: &Drain,
     request: v1::ReadRequest,
 ) -> Result<VecDeque<Bytes>, Facts> {
-    let stream = stream_name("stream", &request.stream)?;
+    let name = stream_name("stream", &request.stream)?;
+    let stream = meant(&name, request.stream_incarnation);
     let shard = ShardIndex::new(request.shard);
     let start = start_position("start", request.start.as_ref())?;
     let budget = budget(request.max_bytes, request.max_records);
     let wait = Duration::from_micros(request.max_wait_us);
     let lease = match &request.lease {
-        Some(named) => Some(lease(broker, &stream, shard, named)?),
+        Some(named) => Some(lease(broker, stream, shard, named)?),
         None => None,
     };
     let reply = tokio::select! {
         biased;
-        reply = broker.read(&stream, shard, start, budget, wait) => reply?,
+        reply = broker.read(stream, shard, start, budget, wait) => reply?,
         () = drain.started() => return Err(Error::Draining.into()),
     };
     // What came while it waited is not for somebody whose lease has ended meanwhile.
@@ -55,7 +58,7 @@ pub(crate) async fn read(
 /// The lease that a reader names.
 fn lease(
     broker: &Broker,
-    stream: &StreamName,
+    stream: StreamRef<'_>,
     shard: ShardIndex,
     named: &v1::ReadLease,
 ) -> Result<LeaseGuard, Facts> {
@@ -69,13 +72,14 @@ pub(crate) async fn subscribe(
     drain: &Drain,
     request: v1::SubscribeRequest,
 ) -> Result<SubscribeReplies, Facts> {
-    let stream = stream_name("stream", &request.stream)?;
+    let name = stream_name("stream", &request.stream)?;
+    let stream = meant(&name, request.stream_incarnation);
     let mut shards = Vec::with_capacity(request.shards.len());
     let mut leases = HashMap::new();
     for one in &request.shards {
         let shard = ShardIndex::new(one.shard);
         if let Some(named) = &one.lease {
-            leases.insert(shard, lease(broker, &stream, shard, named)?);
+            leases.insert(shard, lease(broker, stream, shard, named)?);
         }
         let start = start_position("shards.start", one.start.as_ref())
             .map_err(|error| Facts::from(error).with("shard", shard))?;
@@ -83,14 +87,14 @@ pub(crate) async fn subscribe(
     }
     if shards.is_empty() {
         let start = start_position("start", request.start.as_ref())?;
-        let described = broker.describe_stream(&stream)?;
+        let described = broker.describe_stream(stream)?;
         // Nothing new comes to closed shards; their older records are not asked for.
         let wanted = |shard: &&ShardDescription| shard.open || start != StartPosition::Latest;
         let all = described.shards.iter().filter(wanted);
         shards.extend(all.map(|shard| (shard.index, start)));
     }
     let budget = budget(request.max_bytes, 0);
-    let subscription = broker.subscribe(&stream, shards, budget).await?;
+    let subscription = broker.subscribe(stream, shards, budget).await?;
     let mut checks = interval(LEASE_CHECK);
     checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     Ok(SubscribeReplies {

@@ -33,6 +33,7 @@ pub(crate) fn reply(shard: ShardIndex, reply: ReadReply, pieces: &mut VecDeque<B
         last_arrival_us: reply.last_arrival.as_micros(),
         end_of_shard: reply.end_of_shard.is_some(),
         children: children.iter().map(|child| child.value()).collect(),
+        stream_incarnation: reply.stream.value(),
         frames: Bytes::new(),
     };
     let mut gathered = BytesMut::with_capacity(FRONT_BYTES);
@@ -62,7 +63,7 @@ pub(crate) fn reply(shard: ShardIndex, reply: ReadReply, pieces: &mut VecDeque<B
 #[cfg(test)]
 mod tests {
     use bytes::Buf as _;
-    use flumen_record::{SequenceNumber, Timestamp};
+    use flumen_record::{SequenceNumber, StreamIncarnation, Timestamp};
     use prost::Message as _;
 
     use super::*;
@@ -77,6 +78,7 @@ mod tests {
             last_arrival_us: 5,
             end_of_shard: end_of_shard.is_some(),
             children: vec![8, 9],
+            stream_incarnation: 6,
             frames: pieces.concat().into(),
         };
         let expected = v1::ReadResponse {
@@ -89,6 +91,7 @@ mod tests {
         };
         let mut sent = VecDeque::new();
         let broker_reply = ReadReply {
+            stream: StreamIncarnation::new(6),
             pieces,
             start: SequenceNumber::new(1),
             next: SequenceNumber::new(300),
@@ -128,6 +131,7 @@ mod tests {
         let large = Bytes::from(vec![2; 10_000]);
         let mut sent = VecDeque::new();
         let broker_reply = ReadReply {
+            stream: StreamIncarnation::new(6),
             pieces: vec![large.clone()],
             start: SequenceNumber::ZERO,
             next: SequenceNumber::ZERO,

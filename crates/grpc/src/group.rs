@@ -22,7 +22,7 @@ use flumen_record::{GroupName, SequenceNumber, ShardIndex, StreamName, Timestamp
 use http_body::Body;
 use tokio::task::coop;
 
-use crate::call::CallError;
+use crate::call::{CallError, meant};
 use crate::consumer::start_position;
 use crate::drain::{Drain, DrainWait};
 use crate::request::{Messages, decode};
@@ -64,7 +64,8 @@ where
         let Some(Request::Join(join)) = first.request else {
             return Err(ConvertError::Missing { field: "join" }.into());
         };
-        let stream = stream_name("join.stream", &join.stream)?;
+        let name = stream_name("join.stream", &join.stream)?;
+        let stream = join.stream_incarnation;
         let start = match &join.start {
             None => InitialPosition::TrimHorizon,
             some => initial_position(start_position("join.start", some.as_ref())?)?,
@@ -79,7 +80,7 @@ where
         };
         Ok(Self {
             requests: Some(requests),
-            member: broker.join_group(&stream, join)?,
+            member: broker.join_group(meant(&name, stream), join)?,
             draining: drain.started(),
             over: false,
         })
@@ -195,6 +196,7 @@ where
 fn said(word: MemberWord) -> Result<(Response, bool), Error> {
     Ok(match word {
         MemberWord::Joined {
+            stream,
             session_timeout,
             kept,
         } => {
@@ -202,6 +204,7 @@ fn said(word: MemberWord) -> Result<(Response, bool), Error> {
                 session_timeout_us: micros(session_timeout),
                 heartbeat_us: micros(session_timeout / HEARTBEATS),
                 kept: kept.into_iter().map(assigned).collect(),
+                stream_incarnation: stream.value(),
             };
             (Response::Joined(joined), false)
         }
@@ -353,7 +356,9 @@ pub(crate) async fn list(
         }
         limit => limit,
     };
-    let (groups, more) = broker.list_groups(stream.as_ref(), after, limit).await?;
+    let stream = stream.as_ref();
+    let stream = stream.map(|name| meant(name, request.stream_incarnation));
+    let (groups, more) = broker.list_groups(stream, after, limit).await?;
     Ok(v1::ListGroupsResponse {
         groups: groups.iter().map(summary).collect(),
         more,
@@ -370,7 +375,8 @@ pub(crate) async fn describe(
     request: v1::DescribeGroupRequest,
 ) -> Result<v1::DescribeGroupResponse, Facts> {
     let (stream, group) = names(&request.stream, &request.group)?;
-    let state = broker.describe_group(&stream, &group).await?;
+    let stream = meant(&stream, request.stream_incarnation);
+    let state = broker.describe_group(stream, &group).await?;
     let members = state.members.iter().map(|member| v1::GroupMember {
         member: member.member.clone(),
         instance: member.instance,
@@ -405,6 +411,7 @@ fn summary(group: &GroupStatus) -> v1::GroupSummary {
         members: count(group.members),
         shards: count(group.shards),
         lag: Some(lag(group.lag)),
+        stream_incarnation: group.incarnation.value(),
     }
 }
 
@@ -441,7 +448,8 @@ pub(crate) async fn reset(
     let to = start_position("to", request.to.as_ref())?;
     let shards = request.shards.into_iter().map(ShardIndex::new).collect();
     let (force, dry_run) = (request.force, request.dry_run);
-    let resets = broker.reset_group(&stream, &group, shards, to, force, dry_run);
+    let stream = meant(&stream, request.stream_incarnation);
+    let resets = broker.reset_group(stream, &group, shards, to, force, dry_run);
     let resets = resets.await?.into_iter().map(|reset| v1::ShardReset {
         shard: reset.shard.value(),
         before: reset.before.map(SequenceNumber::value),
@@ -458,6 +466,7 @@ pub(crate) async fn delete(
     request: v1::DeleteGroupRequest,
 ) -> Result<v1::DeleteGroupResponse, Facts> {
     let (stream, group) = names(&request.stream, &request.group)?;
-    broker.delete_group(&stream, &group, request.force).await?;
+    let stream = meant(&stream, request.stream_incarnation);
+    broker.delete_group(stream, &group, request.force).await?;
     Ok(v1::DeleteGroupResponse {})
 }

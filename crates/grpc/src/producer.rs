@@ -5,6 +5,7 @@ use flumen_api::v1;
 use flumen_broker::{Broker, Error, PutOutcome};
 use flumen_record::{Durability, Record};
 
+use crate::call::meant;
 use crate::status::Facts;
 
 pub(crate) async fn open_producer(
@@ -23,7 +24,7 @@ pub(crate) async fn put(
     broker: &Broker,
     request: v1::PutRequest,
 ) -> Result<v1::PutResponse, Facts> {
-    let stream = stream_name("stream", &request.stream)?;
+    let name = stream_name("stream", &request.stream)?;
     let mut results = Vec::with_capacity(request.records.len());
     let mut records = Vec::with_capacity(request.records.len());
     for record in request.records {
@@ -35,7 +36,8 @@ pub(crate) async fn put(
             Err(error) => results.push(Some(refusal(error.into()))),
         }
     }
-    let outcomes = broker.put(&stream, records).await?;
+    let stream = meant(&name, request.stream_incarnation);
+    let (incarnation, outcomes) = broker.put_into(stream, records).await?;
     let durability = outcomes.iter().flatten().map(|put| put.durability).min();
     let mut outcomes = outcomes.into_iter().map(result);
     let results = results.into_iter().map(|refused| {
@@ -45,6 +47,7 @@ pub(crate) async fn put(
     Ok(v1::PutResponse {
         results: results.collect(),
         durability: level(durability),
+        stream_incarnation: incarnation.value(),
     })
 }
 

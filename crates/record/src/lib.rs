@@ -49,7 +49,7 @@ pub use hash_key_cache::HashKeyCache;
 pub use name::{DeliveryName, GroupName, MemberName, StreamName};
 pub use number::{
     DeliveryId, Durability, ProducerId, ProducerSequence, SequenceNumber, ShardEpoch, ShardId,
-    ShardIndex, StreamId,
+    ShardIndex, StreamId, StreamIncarnation,
 };
 pub use record::{Header, Record, RecordLimits};
 pub use records::{RecordRef, Records};

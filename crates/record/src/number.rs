@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::Timestamp;
+
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
         $(#[$doc])*
@@ -33,6 +35,11 @@ number! {
     StreamId(u32)
 }
 number! {
+    /// Which stream of a name: two that had one name after each other, here or in a copy of this data
+    /// directory, differ in it. Never 0.
+    StreamIncarnation(u64)
+}
+number! {
     /// A delivery stream's number on this node: given at creation, never reused.
     DeliveryId(u64)
 }
@@ -55,6 +62,36 @@ number! {
 number! {
     /// Counts a producer's batches per shard, from 0 without gaps.
     ProducerSequence(u64)
+}
+
+impl StreamIncarnation {
+    /// Of the stream with this number that was created then: a number is never given twice in one data
+    /// directory, and in a copy of it at another moment.
+    pub const fn of(id: StreamId, created: Timestamp) -> Self {
+        // SplitMix64's finalizer, twice: every bit of both counts.
+        let mixed = mix(created.as_micros() ^ mix(id.0 as u64 + 1));
+        // 0 means "whichever has the name" on the wire.
+        Self(if mixed == 0 { 1 } else { mixed })
+    }
+
+    /// From 16 hexadecimal digits, as people see it.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let digits = text.len() == 16 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let value = u64::from_str_radix(text, 16).ok().filter(|_| digits)?;
+        (value > 0).then_some(Self(value))
+    }
+
+    /// As 16 hexadecimal digits.
+    pub fn to_hex(self) -> String {
+        format!("{:016x}", self.0)
+    }
+}
+
+const fn mix(value: u64) -> u64 {
+    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
 }
 
 impl SequenceNumber {

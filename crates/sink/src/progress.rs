@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 
 use flumen_broker::DeliverySettings;
-use flumen_record::{SequenceNumber, ShardIndex, Timestamp};
+use flumen_record::{SequenceNumber, ShardIndex, StreamIncarnation, Timestamp};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::cut::{Cut, CutRange, CutStage, Epoch, Incarnation};
 use crate::encode::Schema;
 
-/// The version of the stored form (`docs/format.md`). Form 1 has no incarnation and no last manifest,
-/// and its cuts no epoch.
+/// The version of the stored form (`docs/format.md`). Form 1 has no incarnation, no last manifest
+/// and no stream, and its cuts no epoch.
 const FORM: u32 = 2;
 
 /// Where a delivery stream stands.
@@ -34,6 +34,9 @@ pub(crate) struct Progress {
     /// Records that expired before they were delivered, ever.
     #[serde(default)]
     expired: u64,
+    /// Which stream of its name the positions are places in; missing in what earlier versions stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    stream: Option<String>,
     /// Its life, once it is not the one that it was created with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     incarnation: Option<Incarnation>,
@@ -92,6 +95,7 @@ impl Progress {
             schema_before: Schema::default(),
             schema: Schema::default(),
             expired: 0,
+            stream: None,
             incarnation: None,
             committed_before: 0,
             last: None,
@@ -136,6 +140,16 @@ impl Progress {
     pub(crate) fn committed(&self) -> u64 {
         let here = self.next_cut.saturating_sub(self.cuts.len() as u64);
         self.committed_before.saturating_add(here)
+    }
+
+    /// Whether the positions are places in this stream; one that is known for the first time is noted.
+    pub(crate) fn reads(&mut self, stream: StreamIncarnation) -> bool {
+        *self.stream.get_or_insert_with(|| stream.to_hex()) == stream.to_hex()
+    }
+
+    /// Which stream the positions are places in.
+    pub(crate) fn stream(&self) -> Option<StreamIncarnation> {
+        self.stream.as_deref().and_then(StreamIncarnation::from_hex)
     }
 
     /// Which of its lives this is; `created` is the one that it was created with.

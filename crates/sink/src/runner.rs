@@ -215,6 +215,7 @@ impl Runner {
         self.spool.idle().await;
         drop(self.saving.lock().await);
         let mut progress = self.progress(&orders.settings).await?;
+        self.check_stream(&mut progress)?;
         self.adapt(&mut progress, orders);
         let is_asked_to_renew = orders.renew > self.reporter.last_renewed();
         match self.finish(orders, &mut progress).await {
@@ -368,6 +369,22 @@ impl Runner {
             .save(progress.encode().into(), progress.held())
             .await?;
         Ok(progress)
+    }
+
+    /// Whether the positions are places in the stream that is read. A stream that is delivered is not
+    /// deleted; a catalog that was restored without the rest may have another one under the name.
+    fn check_stream(&self, progress: &mut Progress) -> Result<(), Trouble> {
+        let name = self.desk.stream();
+        let found = self.shared.broker.describe_stream(name)?.incarnation;
+        if progress.reads(found) {
+            return Ok(());
+        }
+        Err(Error::StreamReplaced {
+            stream: name.clone(),
+            expected: progress.stream().unwrap_or_default(),
+            found,
+        }
+        .into())
     }
 
     /// What somebody ordered after a failure may be meant for the cuts that are planned.

@@ -102,7 +102,8 @@ impl Trouble {
             | Self::Progress(_)
             | Self::SpoolLost { .. }
             | Self::Forked { .. } => true,
-            Self::Fill(_) | Self::Node(_) | Self::DeadLetters(_) | Self::Transform(_) => false,
+            Self::Node(error) => matches!(error, Error::StreamReplaced { .. }),
+            Self::Fill(_) | Self::DeadLetters(_) | Self::Transform(_) => false,
         }
     }
 

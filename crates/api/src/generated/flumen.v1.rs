@@ -135,6 +135,10 @@ pub struct JoinGroup {
     /// Where shards begin that have no checkpoint. Not set: trim_horizon.
     #[prost(message, optional, tag = "6")]
     pub start: ::core::option::Option<StartPosition>,
+    /// Refused as STREAM_REPLACED unless the stream has this incarnation; 0: whichever has the name. A
+    /// member that comes back names the one it was in.
+    #[prost(fixed64, tag = "7")]
+    pub stream_incarnation: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Heartbeat {
@@ -219,6 +223,9 @@ pub struct Joined {
     /// Leases kept from before. Those that the member thinks it has and are not among them are lost.
     #[prost(message, repeated, tag = "3")]
     pub kept: ::prost::alloc::vec::Vec<ShardAssigned>,
+    /// Of the group's stream.
+    #[prost(fixed64, tag = "4")]
+    pub stream_incarnation: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HeartbeatHeard {
@@ -310,6 +317,9 @@ pub struct ListGroupsRequest {
     /// 0: 100. Up to 1000.
     #[prost(uint32, tag = "3")]
     pub limit: u32,
+    /// With stream: refused as STREAM_REPLACED unless it has this incarnation; 0: whichever has the name.
+    #[prost(fixed64, tag = "4")]
+    pub stream_incarnation: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListGroupsResponse {
@@ -331,6 +341,9 @@ pub struct GroupSummary {
     pub shards: u32,
     #[prost(message, optional, tag = "5")]
     pub lag: ::core::option::Option<Lag>,
+    /// Of its stream.
+    #[prost(fixed64, tag = "6")]
+    pub stream_incarnation: u64,
 }
 /// What is stored and not processed yet.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -349,6 +362,9 @@ pub struct DescribeGroupRequest {
     pub stream: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub group: ::prost::alloc::string::String,
+    /// As in ListGroupsRequest.
+    #[prost(fixed64, tag = "3")]
+    pub stream_incarnation: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DescribeGroupResponse {
@@ -415,6 +431,9 @@ pub struct ResetGroupRequest {
     /// Only says what would change.
     #[prost(bool, tag = "6")]
     pub dry_run: bool,
+    /// As in ListGroupsRequest: positions are places in one stream.
+    #[prost(fixed64, tag = "7")]
+    pub stream_incarnation: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ResetGroupResponse {
@@ -441,6 +460,9 @@ pub struct DeleteGroupRequest {
     /// Also while it has members.
     #[prost(bool, tag = "3")]
     pub force: bool,
+    /// As in ListGroupsRequest.
+    #[prost(fixed64, tag = "4")]
+    pub stream_incarnation: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteGroupResponse {}
@@ -542,6 +564,9 @@ pub struct ListStreamsResponse {
 pub struct UpdateStreamRequest {
     #[prost(string, tag = "1")]
     pub stream: ::prost::alloc::string::String,
+    /// Refused as STREAM_REPLACED unless the stream has this incarnation; 0: whichever has the name.
+    #[prost(fixed64, tag = "7")]
+    pub stream_incarnation: u64,
     /// What is not set stays as it is.
     #[prost(enumeration = "Durability", optional, tag = "2")]
     pub durability: ::core::option::Option<i32>,
@@ -564,6 +589,9 @@ pub struct UpdateStreamResponse {
 pub struct DeleteStreamRequest {
     #[prost(string, tag = "1")]
     pub stream: ::prost::alloc::string::String,
+    /// As in UpdateStreamRequest.
+    #[prost(fixed64, tag = "2")]
+    pub stream_incarnation: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteStreamResponse {}
@@ -571,6 +599,9 @@ pub struct DeleteStreamResponse {}
 pub struct SplitShardRequest {
     #[prost(string, tag = "1")]
     pub stream: ::prost::alloc::string::String,
+    /// As in UpdateStreamRequest.
+    #[prost(fixed64, tag = "4")]
+    pub stream_incarnation: u64,
     #[prost(uint32, tag = "2")]
     pub shard: u32,
     /// First key of the upper half: 16 bytes, big-endian, above the shard's first key and up to its
@@ -587,6 +618,9 @@ pub struct SplitShardResponse {
 pub struct MergeShardsRequest {
     #[prost(string, tag = "1")]
     pub stream: ::prost::alloc::string::String,
+    /// As in UpdateStreamRequest.
+    #[prost(fixed64, tag = "4")]
+    pub stream_incarnation: u64,
     /// Two open shards whose ranges touch, in any order.
     #[prost(uint32, tag = "2")]
     pub shard: u32,
@@ -602,6 +636,9 @@ pub struct MergeShardsResponse {
 pub struct ScaleStreamRequest {
     #[prost(string, tag = "1")]
     pub stream: ::prost::alloc::string::String,
+    /// As in UpdateStreamRequest.
+    #[prost(fixed64, tag = "3")]
+    pub stream_incarnation: u64,
     /// Open shards there shall be.
     #[prost(uint32, tag = "2")]
     pub shards: u32,
@@ -691,6 +728,10 @@ pub struct Stream {
     /// Not set: shards are split and merged by hand.
     #[prost(message, optional, tag = "10")]
     pub auto_scale: ::core::option::Option<AutoScale>,
+    /// What tells it from another stream of its name, before it or after it. Never 0. Whoever keeps
+    /// something about a stream (a position, a producer's numbers) keeps this with it, and names it.
+    #[prost(fixed64, tag = "11")]
+    pub incarnation: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Shard {
@@ -1864,6 +1905,9 @@ pub struct ReadRequest {
     /// Read as a member of a group.
     #[prost(message, optional, tag = "7")]
     pub lease: ::core::option::Option<ReadLease>,
+    /// Refused as STREAM_REPLACED unless the stream has this incarnation; 0: whichever has the name.
+    #[prost(fixed64, tag = "8")]
+    pub stream_incarnation: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SubscribeRequest {
@@ -1877,6 +1921,9 @@ pub struct SubscribeRequest {
     /// Bytes per response at most (at least one frame); 0: 1 MiB.
     #[prost(uint64, tag = "4")]
     pub max_bytes: u64,
+    /// As in ReadRequest.
+    #[prost(fixed64, tag = "5")]
+    pub stream_incarnation: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ShardStart {
@@ -1911,6 +1958,9 @@ pub struct ReadResponse {
     /// With end_of_shard: where the stream goes on.
     #[prost(uint32, repeated, tag = "8")]
     pub children: ::prost::alloc::vec::Vec<u32>,
+    /// Of the stream that was read: positions are places in it alone.
+    #[prost(fixed64, tag = "9")]
+    pub stream_incarnation: u64,
     /// Whole frames (docs/format.md), the same bytes as on disk. The last field on the wire, so that
     /// it can be sent without a copy.
     #[prost(bytes = "bytes", tag = "15")]
@@ -3989,6 +4039,9 @@ pub struct PutRequest {
     pub stream: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "2")]
     pub records: ::prost::alloc::vec::Vec<PutRecord>,
+    /// Refused as STREAM_REPLACED unless the stream has this incarnation; 0: whichever has the name.
+    #[prost(fixed64, tag = "3")]
+    pub stream_incarnation: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PutRecord {
@@ -4012,6 +4065,9 @@ pub struct PutResponse {
     /// The level every stored record has reached.
     #[prost(enumeration = "Durability", tag = "2")]
     pub durability: i32,
+    /// Of the stream they went to.
+    #[prost(fixed64, tag = "3")]
+    pub stream_incarnation: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PutResult {
@@ -4033,6 +4089,11 @@ pub struct AppendRequest {
     pub stream: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "2")]
     pub batches: ::prost::alloc::vec::Vec<AppendBatch>,
+    /// In the first message only: refused as STREAM_REPLACED unless the stream has this incarnation; 0:
+    /// whichever has the name. A producer names it from the second session on: its sequences, and what was
+    /// not answered, belong to the stream it began with.
+    #[prost(fixed64, tag = "3")]
+    pub stream_incarnation: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AppendBatch {
@@ -4054,6 +4115,9 @@ pub struct AppendResponse {
     /// The level these acks have reached.
     #[prost(enumeration = "Durability", tag = "2")]
     pub durability: i32,
+    /// In the first message: of the stream that the session appends to.
+    #[prost(fixed64, tag = "3")]
+    pub stream_incarnation: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AppendAck {

@@ -14,6 +14,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Every reason there is, with its kind.
 pub(crate) const REASONS: &[(&str, ErrorKind)] = &[
     ("STREAM_NOT_FOUND", ErrorKind::NotFound),
+    ("STREAM_REPLACED", ErrorKind::Conflict),
     ("STREAM_EXISTS", ErrorKind::AlreadyExists),
     ("SHARD_NOT_FOUND", ErrorKind::NotFound),
     ("OUT_OF_BOUNDS", ErrorKind::Invalid),
@@ -112,6 +113,7 @@ impl Error {
             | Self::DeliveryPaused { .. }
             | Self::DeliveryEnding { .. }
             | Self::StreamInUse { .. }
+            | Self::StreamReplaced { .. }
             | Self::SessionEnded => ErrorKind::Conflict,
             Self::Throttled { .. } | Self::QueueFull { .. } => ErrorKind::Throttled,
             Self::StorageFull { .. } => ErrorKind::Full,
@@ -137,6 +139,7 @@ impl Error {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::StreamNotFound { .. } => "STREAM_NOT_FOUND",
+            Self::StreamReplaced { .. } => "STREAM_REPLACED",
             Self::StreamExists { .. } => "STREAM_EXISTS",
             Self::ShardNotFound { .. } => "SHARD_NOT_FOUND",
             Self::OutOfBounds { .. } => "OUT_OF_BOUNDS",
@@ -353,7 +356,7 @@ impl Error {
         }
     }
 
-    /// The refused values of an append or a reshard; nothing where there is nothing to say.
+    /// The refused values of an append, a reshard or a stream that was replaced; nothing where there is nothing to say.
     fn append_metadata(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::StorageGone { path } => vec![("path", path.clone())],
@@ -361,6 +364,15 @@ impl Error {
                 let fault = fault.name().to_owned();
                 vec![("segment", segment.clone()), ("kind", fault)]
             }
+            Self::StreamReplaced {
+                stream,
+                expected,
+                found,
+            } => vec![
+                ("stream", stream.to_string()),
+                ("expected", expected.to_hex()),
+                ("found", found.to_hex()),
+            ],
             Self::WrongShard { shard, span, range } => vec![
                 ("shard", shard.to_string()),
                 ("span_start", hash_key(span.start)),

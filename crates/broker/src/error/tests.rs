@@ -6,7 +6,7 @@ use std::time::Duration;
 use flumen_log::IoFault;
 use flumen_record::{
     BatchError, Compression, HashKey, HashRange, ProducerId, ProducerSequence, RecordError,
-    RecordFault, SequenceNumber, ShardIndex, StreamName,
+    RecordFault, SequenceNumber, ShardIndex, StreamIncarnation, StreamName,
 };
 
 use flumen_stream::group::{Checkpoint, CheckpointError, Generation, GroupError};
@@ -26,6 +26,11 @@ fn examples() -> Vec<Error> {
     let mut examples = vec![
         Error::StreamNotFound {
             stream: stream.clone(),
+        },
+        Error::StreamReplaced {
+            stream: stream.clone(),
+            expected: StreamIncarnation::new(1),
+            found: StreamIncarnation::new(2),
         },
         Error::StreamExists {
             stream: stream.clone(),

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use flumen_record::{GroupName, SequenceNumber, ShardIndex, StreamName, Timestamp};
+use flumen_record::{
+    GroupName, SequenceNumber, ShardIndex, StreamIncarnation, StreamName, Timestamp,
+};
 use flumen_stream::StartPosition;
 use flumen_stream::group::{
     Answer, Checkpoint, GroupDescription, Request, Reset, ShardDescription,
@@ -12,7 +14,7 @@ use flumen_stream::group::{
 use super::lag::{backlog, lag, oldest, position};
 use crate::Error;
 use crate::node::Node;
-use crate::streams::Stream;
+use crate::streams::{Stream, StreamRef};
 
 /// What is stored and not processed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -60,6 +62,8 @@ pub struct GroupPosition {
 pub struct GroupStatus {
     /// Its stream.
     pub stream: StreamName,
+    /// Which of that name.
+    pub incarnation: StreamIncarnation,
     /// Its name.
     pub group: GroupName,
     /// Members.
@@ -115,7 +119,7 @@ impl Node {
     /// [`crate::Broker::describe_group`].
     pub(crate) async fn describe_group(
         self: &Arc<Self>,
-        stream: &StreamName,
+        stream: StreamRef<'_>,
         group: &GroupName,
     ) -> Result<GroupState, Error> {
         let stream = self.groups_of(stream)?;
@@ -189,6 +193,7 @@ impl Node {
         Ok(GroupState {
             status: GroupStatus {
                 stream: stream.name.clone(),
+                incarnation: stream.incarnation,
                 group: described.name,
                 members: members.len(),
                 shards: by_shard.len(),
@@ -204,7 +209,7 @@ impl Node {
     /// [`crate::Broker::reset_group`].
     pub(crate) async fn reset_group(
         self: &Arc<Self>,
-        stream: &StreamName,
+        stream: StreamRef<'_>,
         group: &GroupName,
         shards: Vec<ShardIndex>,
         to: StartPosition,
@@ -245,7 +250,7 @@ impl Node {
     /// [`crate::Broker::delete_group`].
     pub(crate) async fn delete_group(
         self: &Arc<Self>,
-        stream: &StreamName,
+        stream: StreamRef<'_>,
         group: &GroupName,
         force: bool,
     ) -> Result<(), Error> {

@@ -15,7 +15,7 @@ use super::lag::{backlog, lag, position};
 use super::{GroupLag, GroupStatus};
 use crate::Error;
 use crate::node::Node;
-use crate::streams::Stream;
+use crate::streams::{Stream, StreamRef};
 
 /// Streams, groups and checkpoints that the thread looks up at once, about.
 const LOOK_MAX: usize = 4096;
@@ -114,7 +114,7 @@ impl Node {
     /// [`crate::Broker::list_groups`].
     pub(crate) async fn list_groups(
         self: &Arc<Self>,
-        stream: Option<&StreamName>,
+        stream: Option<StreamRef<'_>>,
         after: Option<(StreamName, GroupName)>,
         limit: usize,
     ) -> Result<(Vec<GroupStatus>, bool), Error> {
@@ -213,6 +213,7 @@ impl Node {
         }
         Ok(GroupStatus {
             stream: listed.stream.name.clone(),
+            incarnation: listed.stream.incarnation,
             group: group.name.clone(),
             members: group.members,
             shards: by_shard.len(),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use flumen_record::{GroupName, MemberName, SequenceNumber, ShardIndex, StreamName};
+use flumen_record::{GroupName, MemberName, SequenceNumber, ShardIndex, StreamIncarnation};
 use flumen_stream::StartPosition;
 use flumen_stream::group::{
     Answer, Checkpoint, CheckpointItem, Event, FencedReason, Generation, GroupError,
@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use super::Input;
 use crate::Error;
 use crate::node::Node;
-use crate::streams::Stream;
+use crate::streams::{Stream, StreamRef};
 use flumen_world::lock;
 
 /// Words that a member has not taken, at most: then its session ends.
@@ -61,6 +61,8 @@ pub struct MemberLease {
 pub enum MemberWord {
     /// It is in.
     Joined {
+        /// Of which stream of its name.
+        stream: StreamIncarnation,
         /// How long it may be silent.
         session_timeout: Duration,
         /// What it has kept.
@@ -234,7 +236,7 @@ impl Node {
     /// [`crate::Broker::join_group`].
     pub(crate) fn join_group(
         self: &Arc<Self>,
-        stream: &StreamName,
+        stream: StreamRef<'_>,
         join: JoinGroup,
     ) -> Result<Membership, Error> {
         let stream = self.groups_of(stream)?;

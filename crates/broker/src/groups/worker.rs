@@ -328,6 +328,7 @@ impl Worker {
                 let kept = leases.into_iter();
                 let kept = kept.map(|lease| self.lease(queue, lease, now)).collect();
                 let joined = MemberWord::Joined {
+                    stream: queue.stream.incarnation,
                     session_timeout,
                     kept,
                 };

@@ -75,7 +75,7 @@ async fn a_list_goes_through_all_streams_by_name_and_over_those_that_are_gone() 
     assert_eq!(shown(&rest), of(&["c", "e"])[..4]);
     assert!(more);
     let (one, more) = broker
-        .list_groups(Some(&name("e")), None, 100)
+        .list_groups(Some((&name("e")).into()), None, 100)
         .await
         .unwrap();
     assert_eq!((shown(&one), more), (of(&["e"]), false));

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use flumen_api::v1;
-use flumen_record::{Frames, GroupName, SequenceNumber, ShardIndex, StreamName, Timestamp};
+use flumen_record::{
+    Frames, GroupName, SequenceNumber, ShardIndex, StreamIncarnation, StreamName, Timestamp,
+};
 
 use super::StartPosition;
 use super::batch::ConsumedBatch;
@@ -25,6 +27,8 @@ pub struct ReadBudget {
 /// What one [`Client::read`] returned.
 #[derive(Debug, Clone)]
 pub struct ReadReply {
+    /// Which stream of its name was read; unset when the broker does not say.
+    pub stream: StreamIncarnation,
     /// The start position, resolved.
     pub start: SequenceNumber,
     /// Where to go on.
@@ -53,14 +57,33 @@ impl Client {
         start: StartPosition,
         budget: ReadBudget,
     ) -> Result<ReadReply, Error> {
-        self.read_once(stream, shard, start, budget, None).await
+        let whichever = StreamIncarnation::default();
+        self.read_once((stream, whichever), shard, start, budget, None)
+            .await
+    }
+
+    /// [`Client::read`] of a stream that the caller has read before ([`ReadReply::stream`]): positions
+    /// are places in it alone.
+    ///
+    /// # Errors
+    /// Also when another stream has the name now ([`crate::reason::STREAM_REPLACED`]).
+    pub async fn read_known(
+        &self,
+        stream: &StreamName,
+        known: StreamIncarnation,
+        shard: ShardIndex,
+        start: StartPosition,
+        budget: ReadBudget,
+    ) -> Result<ReadReply, Error> {
+        self.read_once((stream, known), shard, start, budget, None)
+            .await
     }
 
     /// [`Client::read`] as the holder of a lease: refused, or answered early with a refusal, when it
     /// is not the current one.
     pub(crate) async fn read_leased(
         &self,
-        stream: &StreamName,
+        stream: (&StreamName, StreamIncarnation),
         shard: ShardIndex,
         start: StartPosition,
         budget: ReadBudget,
@@ -77,7 +100,7 @@ impl Client {
 
     async fn read_once(
         &self,
-        stream: &StreamName,
+        (stream, known): (&StreamName, StreamIncarnation),
         shard: ShardIndex,
         start: StartPosition,
         budget: ReadBudget,
@@ -92,9 +115,12 @@ impl Client {
             max_records: budget.max_records,
             max_wait_us: micros(budget.max_wait),
             lease,
+            stream_incarnation: known.value(),
         });
         let bound = self.config().call_timeout + budget.max_wait;
         let response = self.call(bound, call).await?;
+        let found = StreamIncarnation::new(response.stream_incarnation);
+        self.check_incarnation(stream, known, found)?;
         let start = SequenceNumber::new(response.start);
         let mut batches = Vec::new();
         for frame in Frames::new(response.frames) {
@@ -109,6 +135,7 @@ impl Client {
         }
         let children = response.children.into_iter().map(ShardIndex::new);
         Ok(ReadReply {
+            stream: found,
             start,
             next: SequenceNumber::new(response.next),
             trim_horizon: SequenceNumber::new(response.trim_horizon),

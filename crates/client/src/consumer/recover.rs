@@ -116,7 +116,8 @@ impl Consumer {
 
     /// A position is below the trim horizon: the broker's description says which.
     async fn trimmed(&mut self, error: Error) -> Result<(), ConsumeError> {
-        let description = match self.client.describe_stream(&self.stream).await {
+        let known = self.client.describe_known(&self.stream, self.incarnation);
+        let description = match known.await {
             Ok(description) => description,
             Err(error) => return self.patience.failed(error),
         };

@@ -132,6 +132,7 @@ impl Client {
                 .map(|(stream, group)| format!("{stream}/{group}"))
                 .unwrap_or_default(),
             limit,
+            stream_incarnation: 0,
         });
         let response = self.call(self.config().call_timeout, call).await?;
         let groups = response.groups.into_iter().map(summary);
@@ -152,6 +153,7 @@ impl Client {
         let call = admin.describe_group(v1::DescribeGroupRequest {
             stream: stream.to_string(),
             group: group.to_string(),
+            stream_incarnation: 0,
         });
         let response = self.call(self.config().call_timeout, call).await?;
         self.made_sense(description(response))
@@ -184,6 +186,7 @@ impl Client {
             to: Some(wire(to)),
             force,
             dry_run,
+            stream_incarnation: 0,
         });
         let response = self.call(self.config().call_timeout, call).await?;
         let resets = response.shards.into_iter().map(|reset| ShardReset {
@@ -209,6 +212,7 @@ impl Client {
             stream: stream.to_string(),
             group: group.to_string(),
             force,
+            stream_incarnation: 0,
         });
         self.call(self.config().call_timeout, call).await?;
         Ok(())

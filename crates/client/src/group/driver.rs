@@ -9,7 +9,7 @@ use std::time::Duration;
 use flumen_api::v1;
 use flumen_api::v1::group_request::Request;
 use flumen_api::v1::group_response::Response;
-use flumen_record::{MemberName, ShardIndex, StreamName};
+use flumen_record::{MemberName, ShardIndex, StreamIncarnation, StreamName};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
@@ -48,6 +48,9 @@ pub(super) enum Word {
 struct Driver<H> {
     client: Client,
     stream: StreamName,
+    /// Which of that name; unset until it has joined. What is not processed, and what is not saved,
+    /// belongs to it alone.
+    incarnation: StreamIncarnation,
     config: Arc<GroupConfig>,
     member: MemberName,
     instance: u64,
@@ -83,6 +86,7 @@ pub(super) async fn start<H: Handler>(
     let mut driver = Driver {
         client,
         stream,
+        incarnation: StreamIncarnation::default(),
         config: Arc::new(config),
         member,
         instance: random_seed(),
@@ -175,10 +179,15 @@ impl<H: Handler> Driver<H> {
             instance: self.instance,
             session_timeout_us: micros(self.config.session_timeout),
             start: Some(wire(self.config.start)),
+            stream_incarnation: self.incarnation.value(),
         };
         // Heard by the broker after now: its timeout begins no earlier.
         let sent = Instant::now();
         let (session, kept) = Session::open(&self.client, join).await?;
+        let (stream, found) = (&self.stream, session.stream);
+        self.client
+            .check_incarnation(stream, self.incarnation, found)?;
+        self.incarnation = found;
         self.move_fence(sent, session.session_timeout);
         for (shard, generation) in self.leases.not_among(&kept) {
             self.lose(shard, generation, "it was given away during an outage");
@@ -382,6 +391,7 @@ impl<H: Handler> Driver<H> {
             WorkerContext {
                 client: self.client.clone(),
                 stream: self.stream.clone(),
+                incarnation: self.incarnation,
                 config: Arc::clone(&self.config),
                 words: self.words.clone(),
                 events: self.events.clone(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use flumen_api::v1;
 use flumen_api::v1::group_request::Request;
 use flumen_api::v1::group_response::Response;
-use flumen_record::{SequenceNumber, ShardIndex, Timestamp};
+use flumen_record::{SequenceNumber, ShardIndex, StreamIncarnation, Timestamp};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -29,6 +29,8 @@ pub(super) struct Session {
     /// When the last one that is answered was sent.
     answered: Instant,
     pub(super) session_timeout: Duration,
+    /// Which stream of its name the group is of.
+    pub(super) stream: StreamIncarnation,
 }
 
 impl Session {
@@ -69,6 +71,7 @@ impl Session {
             number: 0,
             answered,
             session_timeout: Duration::from_micros(joined.session_timeout_us),
+            stream: StreamIncarnation::new(joined.stream_incarnation),
         };
         Ok((session, joined.kept.iter().map(grant).collect()))
     }

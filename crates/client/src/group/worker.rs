@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use flumen_record::{SequenceNumber, ShardIndex, StreamName};
+use flumen_record::{SequenceNumber, ShardIndex, StreamIncarnation, StreamName};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, Instant, sleep, sleep_until};
@@ -35,6 +35,7 @@ pub(super) enum Hold {
 pub(super) struct WorkerContext {
     pub(super) client: Client,
     pub(super) stream: StreamName,
+    pub(super) incarnation: StreamIncarnation,
     pub(super) config: Arc<GroupConfig>,
     pub(super) words: mpsc::Sender<Word>,
     pub(super) events: mpsc::Sender<GroupEvent>,
@@ -133,6 +134,7 @@ impl<H: Handler> Worker<H> {
 
     fn read_ahead(&self, from: StartPosition) -> (StartPosition, Ahead) {
         let (client, stream) = (self.context.client.clone(), self.context.stream.clone());
+        let incarnation = self.context.incarnation;
         let (shard, generation) = (self.shard, self.generation);
         let group = self.context.config.group.clone();
         let budget = ReadBudget {
@@ -142,7 +144,14 @@ impl<H: Handler> Worker<H> {
         };
         let read = async move {
             client
-                .read_leased(&stream, shard, from, budget, &group, generation)
+                .read_leased(
+                    (&stream, incarnation),
+                    shard,
+                    from,
+                    budget,
+                    &group,
+                    generation,
+                )
                 .await
         };
         (from, Ahead(tokio::spawn(read)))

@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::future::pending;
 use std::sync::Arc;
 
-use flumen_record::{Batch, ProducerId, ProducerSequence, StreamName};
+use flumen_record::{Batch, ProducerId, ProducerSequence, StreamIncarnation, StreamName};
 use tokio::time::{Instant, sleep_until};
 
 use errand::{Done, Errand};
@@ -60,6 +60,8 @@ struct Session {
 pub(crate) struct Driver {
     client: Client,
     stream: StreamName,
+    /// Which of that name: sequences, routes and what is not answered belong to it alone.
+    incarnation: StreamIncarnation,
     config: ProducerConfig,
     shared: Arc<Shared>,
     /// For shards that have not sent yet.
@@ -96,7 +98,7 @@ enum Happening {
 impl Driver {
     pub(crate) fn new(
         client: Client,
-        stream: StreamName,
+        (stream, incarnation): (StreamName, StreamIncarnation),
         config: ProducerConfig,
         shared: Arc<Shared>,
         producer: ProducerId,
@@ -105,6 +107,7 @@ impl Driver {
         Self {
             client,
             stream,
+            incarnation,
             config,
             shared,
             producer,

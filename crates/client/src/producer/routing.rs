@@ -153,6 +153,7 @@ mod tests {
         StreamDescription {
             name: "s".parse().unwrap(),
             id: StreamId::new(1),
+            incarnation: flumen_record::StreamIncarnation::new(1),
             durability: Durability::Disk,
             retention: Duration::from_secs(3600),
             retention_bytes: None,

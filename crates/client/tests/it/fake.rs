@@ -173,6 +173,7 @@ impl Fake {
             max_record_bytes: 1 << 20,
             auto_scale: None,
             created_us: 0,
+            incarnation: 0,
             version: 1,
             shards: (0..).zip(&world.shards).map(shard).collect(),
         }
@@ -373,6 +374,7 @@ impl World {
                 Vec::new()
             },
             frames: frames.freeze(),
+            stream_incarnation: 0,
         }
     }
 
@@ -425,6 +427,7 @@ impl Producer for Fake {
             let opened = v1::AppendResponse {
                 acks: Vec::new(),
                 durability,
+                stream_incarnation: 0,
             };
             acks.send(Ok(opened)).await.ok();
             while let Some(Ok(request)) = requests.next().await {
@@ -438,6 +441,7 @@ impl Producer for Fake {
                         let before = v1::AppendResponse {
                             acks: ready,
                             durability,
+                            stream_incarnation: 0,
                         };
                         acks.send(Ok(before)).await.ok();
                         acks.send(Err(Status::unavailable("cut"))).await.ok();
@@ -449,6 +453,7 @@ impl Producer for Fake {
                 let response = v1::AppendResponse {
                     acks: ready,
                     durability,
+                    stream_incarnation: 0,
                 };
                 if acks.send(Ok(response)).await.is_err() {
                     return;
@@ -484,6 +489,7 @@ impl Consumer for Fake {
                             session_timeout_us: join.session_timeout_us,
                             heartbeat_us: join.session_timeout_us / 4,
                             kept: Vec::new(),
+                            stream_incarnation: 0,
                         })
                     }
                     Some(Said::Heartbeat(beat)) if !fake.world().mute => {

@@ -15,4 +15,5 @@ mod fake;
 mod groups;
 mod node;
 mod producer;
+mod replaced;
 mod reshard;

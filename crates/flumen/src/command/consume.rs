@@ -11,7 +11,7 @@ use anyhow::{Result, anyhow, ensure};
 use flumen_broker::Clock;
 use flumen_client::{
     Client, ConsumeError, ConsumedBatch, Consumer, ConsumerConfig, GapPolicy, ReadUntil,
-    StreamDescription, StreamName,
+    StreamDescription, StreamIncarnation, StreamName,
 };
 use flumen_record::{SequenceNumber, ShardIndex};
 use futures_util::FutureExt;
@@ -41,6 +41,10 @@ pub(crate) struct Args {
     /// or a while ago as in -15m)
     #[arg(long, default_value = "trim-horizon", value_parser = From::parse, allow_hyphen_values = true, value_name = "WHERE")]
     from: From,
+    /// Only this stream of the name (`stream describe` shows it): another one that was created under
+    /// it meanwhile is refused, since --from at:SEQ is a place in one stream
+    #[arg(long, value_parser = incarnation, value_name = "HEX")]
+    incarnation: Option<StreamIncarnation>,
     #[command(flatten)]
     shared: Shared,
     /// Go on when the end is reached; without it, reading ends at what was the end at the start
@@ -85,11 +89,16 @@ impl std::convert::From<TailArgs> for Args {
         Self {
             stream: tail.stream,
             from: From::Latest,
+            incarnation: None,
             shared: tail.shared,
             follow: true,
             member: MemberArgs::default(),
         }
     }
+}
+
+fn incarnation(text: &str) -> Result<StreamIncarnation, &'static str> {
+    StreamIncarnation::from_hex(text).ok_or("an incarnation has 16 hexadecimal digits")
 }
 
 /// Runs the command.
@@ -128,6 +137,7 @@ async fn open(client: &Client, args: &Args, endpoint: &str) -> Result<Consumer> 
     }
     let config = ConsumerConfig {
         start: args.from.resolve(Clock::system().now()),
+        incarnation: args.incarnation,
         shards,
         until: if args.follow {
             ReadUntil::Forever

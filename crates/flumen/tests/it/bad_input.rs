@@ -248,7 +248,13 @@ fn a_queue_that_is_full_says_when_to_come_back() {
         let stream = "s".to_owned();
         let records = vec![record];
         async move {
-            let put = producer.put(v1::PutRequest { stream, records }).await;
+            let put = producer
+                .put(v1::PutRequest {
+                    stream,
+                    records,
+                    stream_incarnation: 0,
+                })
+                .await;
             put.expect("a reply").into_inner().results.remove(0)
         }
     };

@@ -411,6 +411,7 @@ pub(crate) mod delete {
     pub(crate) fn good(stage: &Stage) {
         let used = v1::DeleteStreamRequest {
             stream: "there".to_owned(),
+            stream_incarnation: 0,
         };
         let refused = stage.wire.refused(stage.wire.admin().delete_stream(used));
         let by = [("stream", "there"), ("delivery", KEPT)];

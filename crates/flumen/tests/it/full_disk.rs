@@ -125,6 +125,7 @@ async fn a_full_disk_refuses_appends_and_nothing_else() {
         let request = v1::PutRequest {
             stream: "keep".to_owned(),
             records: vec![record],
+            stream_incarnation: 0,
         };
         let put = wire.good(wire.producer().put(request));
         Refused::of_put(&put.results[0])

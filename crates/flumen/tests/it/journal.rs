@@ -131,6 +131,7 @@ impl Pipeline {
         let open = AppendRequest {
             stream: self.stream.clone(),
             batches: Vec::new(),
+            stream_incarnation: 0,
         };
         messages.send(open).await.expect("room for the first");
         let mut client = ProducerClient::new(channel)
@@ -152,6 +153,7 @@ impl Pipeline {
                 let message = AppendRequest {
                     stream: String::new(),
                     batches: vec![batch],
+                    stream_incarnation: 0,
                 };
                 if messages.try_send(message).is_err() {
                     break;

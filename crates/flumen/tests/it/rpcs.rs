@@ -65,6 +65,7 @@ impl Stage {
             stream,
             after,
             limit,
+            stream_incarnation: 0,
         };
         let answer = self.wire.wait(self.wire.admin().list_groups(request));
         answer.map(tonic::Response::into_inner)
@@ -76,7 +77,11 @@ impl Stage {
         group: &str,
     ) -> Result<v1::DescribeGroupResponse, tonic::Status> {
         let (stream, group) = (stream.to_owned(), group.to_owned());
-        let request = v1::DescribeGroupRequest { stream, group };
+        let request = v1::DescribeGroupRequest {
+            stream,
+            group,
+            stream_incarnation: 0,
+        };
         let answer = self.wire.wait(self.wire.admin().describe_group(request));
         answer.map(tonic::Response::into_inner)
     }
@@ -92,6 +97,7 @@ impl Stage {
             stream,
             group,
             force,
+            stream_incarnation: 0,
         };
         self.wire.admin().delete_group(request).await
     }
@@ -344,12 +350,18 @@ const CASES: &[Case] = &[
         good: |stage| {
             stage.create("short", 1);
             let stream = "short".to_owned();
-            let request = v1::DeleteStreamRequest { stream };
+            let request = v1::DeleteStreamRequest {
+                stream,
+                stream_incarnation: 0,
+            };
             stage.wire.good(stage.wire.admin().delete_stream(request));
         },
         refused: |stage| {
             let stream = "short".to_owned();
-            let request = v1::DeleteStreamRequest { stream };
+            let request = v1::DeleteStreamRequest {
+                stream,
+                stream_incarnation: 0,
+            };
             let refused = stage
                 .wire
                 .refused(stage.wire.admin().delete_stream(request));
@@ -554,6 +566,7 @@ const CASES: &[Case] = &[
                     stream: "cut".to_owned(),
                     shard,
                     hash_key: Bytes::copy_from_slice(hash_key),
+                    stream_incarnation: 0,
                 };
                 stage.wire.refused(stage.wire.admin().split_shard(request))
             };
@@ -575,6 +588,7 @@ const CASES: &[Case] = &[
                 stream: "cut".to_owned(),
                 shard: 2,
                 adjacent_shard: 1,
+                stream_incarnation: 0,
             };
             let merged = stage.wire.good(stage.wire.admin().merge_shards(request));
             let shards = merged.stream.expect("a stream").shards;
@@ -586,6 +600,7 @@ const CASES: &[Case] = &[
                     stream: "cut".to_owned(),
                     shard,
                     adjacent_shard,
+                    stream_incarnation: 0,
                 };
                 stage.wire.refused(stage.wire.admin().merge_shards(request))
             };
@@ -600,6 +615,7 @@ const CASES: &[Case] = &[
             let request = v1::ScaleStreamRequest {
                 stream: "cut".to_owned(),
                 shards: 5,
+                stream_incarnation: 0,
             };
             let scaled = stage.wire.good(stage.wire.admin().scale_stream(request));
             let shards = scaled.stream.expect("a stream").shards;
@@ -609,6 +625,7 @@ const CASES: &[Case] = &[
             let request = v1::ScaleStreamRequest {
                 stream: "cut".to_owned(),
                 shards: 10_001,
+                stream_incarnation: 0,
             };
             let refused = stage.wire.refused(stage.wire.admin().scale_stream(request));
             let bounds = [("setting", "shards"), ("max", "10000")];
@@ -839,6 +856,7 @@ const CASES: &[Case] = &[
             let request = v1::PutRequest {
                 stream: "made".to_owned(),
                 records: vec![record("k", b"one"), record("k", b"two")],
+                stream_incarnation: 0,
             };
             let put = stage.wire.good(stage.wire.producer().put(request));
             let numbers: Vec<_> = put.results.iter().map(|put| put.sequence_number).collect();
@@ -852,7 +870,11 @@ const CASES: &[Case] = &[
             let put = |stream: &str, records| {
                 let stream = stream.to_owned();
                 let mut producer = stage.wire.producer();
-                let put = producer.put(v1::PutRequest { stream, records });
+                let put = producer.put(v1::PutRequest {
+                    stream,
+                    records,
+                    stream_incarnation: 0,
+                });
                 stage.wire.wait(put)
             };
             let missing = put("missing", vec![record("k", b"x")]).expect_err("no stream");

@@ -134,6 +134,7 @@ impl Wire {
             v1::AppendRequest {
                 stream: stream.to_owned(),
                 batches: vec![batch],
+                stream_incarnation: 0,
             }
         });
         let messages = tokio_stream::iter(batches.collect::<Vec<_>>());

@@ -196,6 +196,10 @@ fn form_1_is_read() {
         (8, 7, 3)
     );
     assert_eq!((read.last(), read.cuts()[0].epoch), (None, None));
+    let mut read = read;
+    let (one, other) = (StreamIncarnation::new(1), StreamIncarnation::new(2));
+    assert!(read.reads(one), "not known before");
+    assert!(read.reads(one) && !read.reads(other));
     let created = Incarnation {
         began: Timestamp::ZERO,
         number: 1,

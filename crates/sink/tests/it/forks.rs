@@ -13,6 +13,7 @@ use flumen_record::{DeliveryName, StreamName, Timestamp};
 use flumen_sink::fault::{Conditions, Crash, FaultPlan, FaultyStore};
 use flumen_sink::{Manifests, RealDestinations, Sink, SinkConfig};
 use flumen_stream::delivery::{DeliveryConfig, DeliveryLog, DeliveryProgress};
+use flumen_stream::{Catalog, NewStream, StreamConfig, StreamSettings};
 use futures_util::TryStreamExt;
 use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
@@ -546,4 +547,28 @@ fn numbers_in(lake: &Path) -> Vec<u64> {
     }
     numbers.sort_unstable();
     numbers
+}
+
+/// A catalog that was restored, or made anew, without the rest: under the name of the stream that is
+/// delivered is another one. Positions of the old one mean nothing in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_stream_under_the_name_is_not_delivered_from_the_middle() {
+    let objects = memory();
+    let mut side = begun(&objects).await;
+    let storage = Arc::new(side.storage.clone());
+    let (mut catalog, _) = Catalog::open(storage, StreamConfig::default(), BEGIN).unwrap();
+    catalog.delete(&stream(), BEGIN).unwrap();
+    let new = NewStream {
+        name: stream(),
+        shards: 1,
+        settings: StreamSettings::default(),
+    };
+    catalog.create(new, BEGIN).unwrap();
+    catalog.close(BEGIN).unwrap();
+    let rig = side.start(shared(&objects)).await;
+    put(&rig.broker, &stream(), 100..120).await;
+    let reason = "STREAM_REPLACED";
+    until_failed(&rig.broker, &delivery(), DeliveryPhase::Stopped, reason).await;
+    Delivered::read(&*objects).await.expect_numbers(0..10);
+    rig.kill().await;
 }

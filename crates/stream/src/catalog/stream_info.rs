@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use flumen_log::LogKey;
 use flumen_record::{
-    Durability, HashKey, HashRange, SequenceNumber, ShardId, ShardIndex, StreamId, StreamName,
-    Timestamp,
+    Durability, HashKey, HashRange, SequenceNumber, ShardId, ShardIndex, StreamId,
+    StreamIncarnation, StreamName, Timestamp,
 };
 
 use super::in_bounds;
@@ -219,6 +219,11 @@ pub struct StreamInfo {
 }
 
 impl StreamInfo {
+    /// What tells it from another stream of its name.
+    pub fn incarnation(&self) -> StreamIncarnation {
+        StreamIncarnation::of(self.id, self.created)
+    }
+
     /// The open shard that owns `key`.
     pub fn route(&self, key: HashKey) -> Option<&ShardInfo> {
         let place = self

@@ -50,10 +50,11 @@ impl Driver {
             return;
         }
         let (client, stream) = (self.client.clone(), self.stream.clone());
+        let incarnation = self.incarnation;
         if self.session.is_none() {
             if !self.opened_once || self.has_work() {
                 self.errand = Some(Errand::new(async move {
-                    let session = AppendSession::open(&client, &stream).await;
+                    let session = AppendSession::open_known(&client, &stream, incarnation).await;
                     Done::Session(session.map(Box::new))
                 }));
             }
@@ -63,7 +64,8 @@ impl Driver {
             }));
         } else if self.needs(Step::Reroute, now) {
             self.errand = Some(Errand::new(async move {
-                Done::Stream(client.describe_stream(&stream).await.map(Box::new))
+                let described = client.describe_known(&stream, incarnation).await;
+                Done::Stream(described.map(Box::new))
             }));
         }
     }

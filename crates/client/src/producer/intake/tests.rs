@@ -25,6 +25,7 @@ fn intake(shards: u32, config: &ProducerConfig) -> Intake {
     let stream = StreamDescription {
         name: "s".parse().unwrap(),
         id: StreamId::new(1),
+        incarnation: flumen_record::StreamIncarnation::new(1),
         durability: Durability::Disk,
         retention: Duration::from_secs(3600),
         retention_bytes: None,

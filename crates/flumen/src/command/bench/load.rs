@@ -98,6 +98,7 @@ fn measure(
                 consumers,
                 sessions: load.sessions,
                 stream: stream.name.clone(),
+                incarnation: stream.incarnation,
                 from: ends(stream),
                 shards: Arc::clone(&shards),
                 record_bytes: load.record_size,
@@ -126,6 +127,7 @@ fn measure(
         context.output.progress("verifying …");
         let expected = Expected {
             stream: stream.name.clone(),
+            incarnation: stream.incarnation,
             shards,
             before: ends(stream),
             record_bytes: load.record_size,

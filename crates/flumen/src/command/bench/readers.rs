@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use flumen_client::{Consumer, ConsumerConfig, StartPosition, StreamName};
+use flumen_client::{Consumer, ConsumerConfig, StartPosition, StreamIncarnation, StreamName};
 use flumen_record::ShardIndex;
 use hdrhistogram::Histogram;
 use tokio::sync::{mpsc, watch};
@@ -29,6 +29,7 @@ pub(super) struct ReadersPlan {
     /// Sessions that send.
     pub(super) sessions: u32,
     pub(super) stream: StreamName,
+    pub(super) incarnation: StreamIncarnation,
     /// Where the run's records begin.
     pub(super) from: Vec<(ShardIndex, StartPosition)>,
     pub(super) shards: Arc<Vec<KeyedShard>>,
@@ -127,6 +128,7 @@ async fn read_all(
         let client = endpoint.client()?;
         let config = ConsumerConfig {
             positions: plan.from.clone(),
+            incarnation: Some(plan.incarnation),
             ..ConsumerConfig::default()
         };
         let consumer = Consumer::open(&client, &plan.stream, config).await?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use flumen_client::{
     Client, ConsumedRecord, Consumer, ConsumerConfig, ReadUntil, StartPosition, StreamDescription,
-    StreamName,
+    StreamIncarnation, StreamName,
 };
 use flumen_record::ShardIndex;
 
@@ -16,6 +16,7 @@ use super::payload::{KeyedShard, Ring, session_of};
 #[derive(Debug)]
 pub(super) struct Expected {
     pub(super) stream: StreamName,
+    pub(super) incarnation: StreamIncarnation,
     pub(super) shards: Arc<Vec<KeyedShard>>,
     /// Where each shard ended before the run.
     pub(super) before: Vec<(ShardIndex, StartPosition)>,
@@ -120,6 +121,7 @@ fn total(counts: &[Vec<u64>]) -> u64 {
 pub(super) async fn read_back(client: &Client, expected: &Expected) -> Result<u64> {
     let config = ConsumerConfig {
         positions: expected.before.clone(),
+        incarnation: Some(expected.incarnation),
         until: ReadUntil::CurrentEnd,
         ..ConsumerConfig::default()
     };

@@ -106,8 +106,10 @@ pub(super) fn describe(output: &mut Output, stream: &StreamDescription) -> Resul
     }
     output.line(&format!("{}: {}", stream.name, settings(stream)))?;
     output.line(&format!(
-        "created {}, version {}",
-        stream.created, stream.version
+        "created {}, version {}, incarnation {}",
+        stream.created,
+        stream.version,
+        stream.incarnation.to_hex()
     ))?;
     if let Some(auto_scale) = &stream.auto_scale {
         output.line(&auto_scale_text(auto_scale))?;
@@ -157,6 +159,7 @@ pub(super) fn stream_json(stream: &StreamDescription, with_shards: bool) -> Valu
     let mut shown = json!({
         "stream": stream.name.as_str(),
         "id": stream.id.value(),
+        "incarnation": stream.incarnation.to_hex(),
         "shards": open(stream),
         "closed_shards": stream.shards.len() - open(stream),
         "durability": level_name(stream.durability),
