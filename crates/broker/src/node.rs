@@ -46,6 +46,8 @@ pub(crate) struct Node {
     pub(crate) catalog_record: Arc<AtomicU64>,
     /// The highest producer id that was issued.
     pub(crate) issued: AtomicU64,
+    /// Above the first and up to the second none was.
+    pub(crate) never_issued: (ProducerId, ProducerId),
     /// The catalog or the log of delivery streams has changed: they rest later.
     pub(crate) restless: Arc<Notify>,
     /// Held while streams change, one change at a time.
@@ -67,9 +69,11 @@ impl Node {
         }
     }
 
-    /// The highest producer id that was issued.
-    pub(crate) fn producers_issued(&self) -> ProducerId {
-        ProducerId::new(self.issued.load(Ordering::Acquire))
+    /// Whether a producer id may have been issued by this data directory.
+    pub(crate) fn may_have_issued(&self, producer: ProducerId) -> bool {
+        let (above, up_to) = self.never_issued;
+        let issued = ProducerId::new(self.issued.load(Ordering::Acquire));
+        producer <= above || (producer > up_to && producer <= issued)
     }
 
     /// Runs a change of the catalog on a thread that may block.

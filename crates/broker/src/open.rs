@@ -97,6 +97,7 @@ fn open_blocking(
         blocking_reads: Arc::new(Semaphore::new(config.blocking_reads_max.max(1) as usize)),
         catalog_record,
         issued: AtomicU64::new(recovered.catalog.producers_issued().value()),
+        never_issued: recovered.catalog.producers_never_issued(),
         config,
         groups: Arc::new(Groups::new(clock.clone())),
         clock,

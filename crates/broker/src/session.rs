@@ -246,7 +246,7 @@ impl AppendSender {
 
     fn check(&mut self, batch: &Batch) -> Result<(), Error> {
         let producer = batch.header().producer;
-        if producer > self.node.producers_issued() {
+        if !self.node.may_have_issued(producer) {
             return Err(Error::UnknownProducer { producer });
         }
         Ok(batch.check_body_with(self.limits, &mut self.hash_keys)?)

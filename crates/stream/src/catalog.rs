@@ -106,6 +106,8 @@ pub struct Catalog {
     log: CatalogLog,
     /// The highest producer id that was issued, or may have been by an earlier process.
     issued: u64,
+    /// Ids above the first and up to the second were never issued here.
+    never_issued: (u64, u64),
 }
 
 impl Catalog {
@@ -116,9 +118,12 @@ impl Catalog {
         now: Timestamp,
     ) -> Result<(Self, Recovery), CatalogError> {
         let (log, state, recovery) = CatalogLog::open(storage, now)?;
-        let issued = state.reserved;
+        // Above what any process of this directory issued, or of another that has come further than a
+        // copy of it: ids are a time of day, and fewer than one is issued in a microsecond.
+        let issued = state.reserved.max(now.as_micros());
         Ok((
             Self {
+                never_issued: (state.reserved, issued),
                 config,
                 state,
                 log,
@@ -320,7 +325,7 @@ impl Catalog {
         let id = self.issued.saturating_add(1);
         if id > self.state.reserved {
             let room = u64::from(self.config.producer_id_block.max(1));
-            let reserved = self.state.reserved.saturating_add(room);
+            let reserved = self.issued.saturating_add(room);
             let change = Change::Producers { reserved };
             // Who wants to append can wait for space; what frees some cannot.
             self.log.has_room(&change)?;
@@ -328,6 +333,13 @@ impl Catalog {
         }
         self.issued = id;
         Ok(ProducerId::new(id))
+    }
+
+    /// Producer ids above the first and up to the second were never issued by this directory. One that
+    /// turns up was by another, of which this one is a copy, or an older state.
+    pub fn producers_never_issued(&self) -> (ProducerId, ProducerId) {
+        let (above, up_to) = self.never_issued;
+        (ProducerId::new(above), ProducerId::new(up_to))
     }
 
     /// The highest producer id that can have been issued.
