@@ -2,6 +2,7 @@
 
 mod facts;
 mod from;
+mod records;
 #[cfg(test)]
 mod tests;
 

@@ -163,3 +163,32 @@ pub enum Durability {
     /// Synced to this node's disk before the ack: survives a power cut. The default.
     Disk,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// These values are known to clients and stand in files: they never change.
+    #[test]
+    fn incarnations_are_what_they_always_were() {
+        let of = |id, created| {
+            let created = Timestamp::from_micros(created);
+            StreamIncarnation::of(StreamId::new(id), created)
+        };
+        let known = of(7, 1_795_905_736_598_397);
+        assert_eq!(known.to_hex(), "e8b686a643613381");
+        assert_eq!(StreamIncarnation::from_hex("e8b686a643613381"), Some(known));
+        for other in [of(8, 1_795_905_736_598_397), of(7, 1_795_905_736_598_398)] {
+            assert_ne!(other, known);
+        }
+        for wrong in [
+            "",
+            "1",
+            "+000000000000001",
+            "0000000000000000",
+            "000000000000000g",
+        ] {
+            assert_eq!(StreamIncarnation::from_hex(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -25,6 +25,7 @@ fn put(wire: &Wire) -> Result<(), Box<Refused>> {
     let request = v1::PutRequest {
         stream: "kept".to_owned(),
         records: vec![record],
+        stream_incarnation: 0,
     };
     let put = wire.good(wire.producer().put(request));
     match &put.results[0].refusal {
