@@ -22,10 +22,9 @@ const VOUCH_EVERY: Duration = Duration::from_secs(600);
 /// The same while a log has nobody who vouches for it, because the disk was full.
 const VOUCH_SOON: Duration = Duration::from_secs(1);
 
-/// Writes the first round of logs that have none, so that somebody can vouch for them. Without it a
-/// log is served all the same, and vouched for later. Of a log whose loss is accepted a round says first
-/// what that makes its shards jump over, before the acceptance is used up: one that cannot be written is
-/// not served, and among those returned.
+/// Writes the first round of logs that have none, so that somebody can vouch for them, and what shards
+/// jump over as lost. Without it a log is served all the same, and vouched for later; but not one whose
+/// loss is accepted, as the acceptance is used up then: it is among those returned.
 pub(crate) fn begin_logs(
     logs: &mut Vec<(LogKey, Log)>,
     catalog: &Catalog,
@@ -36,13 +35,7 @@ pub(crate) fn begin_logs(
     logs.retain_mut(|(key, log)| {
         let dir = key.dir_name();
         let accepted = catalog.vouched(*key) == Some(Vouched::LossAccepted);
-        let written = match accepted {
-            true => log
-                .commit(&[], record, now)
-                .map(|written| written.map(|_| ())),
-            false => log.begin(record, now),
-        };
-        let written = written.map_err(Error::from);
+        let written = log.begin(record, now).map_err(Error::from);
         let Err(error) = written.and_then(|written| Ok(written?)) else {
             return true;
         };

@@ -34,7 +34,7 @@ pub struct LogConfig {
     /// … if it was written this recently, or half of it: the page cache forgets what is older.
     pub hot_window_ms: u64,
     /// An idle log writes one empty round after this long, so that the last real one is vouched too
-    /// (decision 0004).
+    /// (decision 0005).
     pub idle_vouch_ms: u64,
     /// A larger snapshot is not written, so that the last one stays. At most 256 MiB are read.
     pub snapshot_bytes_max: u64,

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use flumen_record::{Batch, SequenceNumber, ShardEpoch, ShardId, Timestamp};
 
 use crate::config::{LogConfig, LogKey};
+use crate::control::Control;
 use crate::error::{OpenError, SyncError, WriteError};
 use crate::housekeeper::{Housekeeper, WriterBell};
 use crate::reader::LogReader;
@@ -219,13 +220,15 @@ impl Log {
     }
 
     /// Writes a first round, empty, into a log that has none: then another one can vouch for it before
-    /// there is anything to lose.
+    /// there is anything to lose. And one that says what shards jump over as lost: the files that prove
+    /// it may be freed.
     pub fn begin(
         &mut self,
         catalog: u64,
         now: Timestamp,
     ) -> Result<Result<(), WriteError>, SyncError> {
-        if self.writer.chain.round > 0 {
+        let is_lost = |jump: &Control| matches!(jump, Control::Jump { lost: true, .. });
+        if self.writer.chain.round > 0 && !self.writer.jumps.iter().any(is_lost) {
             return Ok(Ok(()));
         }
         Ok(self.commit(&[], catalog, now)?.map(|_| ()))

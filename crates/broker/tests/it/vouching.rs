@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flumen_broker::{
-    Broker, DeliveryChecks, DeliverySettings, DeliverySource, Destination, Error, ErrorKind,
+    Broker, Clock, DeliveryChecks, DeliverySettings, DeliverySource, Destination, Error, ErrorKind,
     Health, NewDelivery, NewStream, OpenError, SettingRefused, StartPosition, StreamNameText,
     StreamUpdate,
 };
-use flumen_log::{LogKey, MemoryStorage, Preparation, Storage};
+use flumen_log::{Grain, LogKey, MemoryStorage, OperationKind, Preparation, Storage};
 use flumen_record::{DeliveryName, Durability, GroupName, ProducerId, StreamName};
 use flumen_stream::{Catalog, StreamConfig};
 
@@ -25,7 +25,7 @@ type Files = BTreeMap<String, BTreeMap<String, Vec<u8>>>;
 
 fn files(storage: &MemoryStorage) -> Files {
     // As a process leaves it that ends now.
-    let storage = storage.kill();
+    let storage = storage.duplicate();
     let dirs = storage.list_dirs("").unwrap();
     dirs.into_iter()
         .map(|dir| {
@@ -340,6 +340,260 @@ async fn a_catalog_that_is_less_than_logs_name_is_refused_by_each_of_them() {
             }
         }
     }
+}
+
+/// Moves the clock on until every log has rested: nothing more is written.
+async fn at_rest(storage: &MemoryStorage, clock: &Clock) {
+    let mut quiet = 0;
+    let mut before = storage.operations();
+    while quiet < 4 {
+        clock.advance(Duration::from_millis(300));
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        let now = storage.operations();
+        quiet = if now == before { quiet + 1 } else { 0 };
+        before = now;
+    }
+}
+
+/// A bit that flips in the last acknowledged round, after a moment of rest and a kill: the records are
+/// lost and said to be, and their numbers are not given out again, also when the shard had no other
+/// round. (Every byte: the tests of the log. Here the shard, and a restart in between.)
+#[tokio::test]
+async fn a_flip_in_the_last_round_is_data_loss_and_its_numbers_stay_taken() {
+    for durability in [Durability::Memory, Durability::Disk] {
+        for before in [0, 3] {
+            let (storage, clock) = (MemoryStorage::new(), clock());
+            let broker = open_with(Arc::new(storage.clone()), config(), clock.clone()).await;
+            let stream = create(&broker, "readings", 1, level(durability)).await;
+            for n in 0..before {
+                assert_eq!(put(&broker, &stream, n).await, Ok(n));
+            }
+            at_rest(&storage, &clock).await;
+            storage.start_trace();
+            assert_eq!(put(&broker, &stream, before).await, Ok(before));
+            let mut written = storage.trace().into_iter();
+            let log = if durability == Durability::Disk {
+                DISK
+            } else {
+                MEMORY
+            };
+            let round = written
+                .find(|o| o.kind == OperationKind::Write && o.path.starts_with(log))
+                .unwrap();
+            at_rest(&storage, &clock).await;
+            drop(broker);
+            let (mut lost, mut whole) = (0, 0);
+            for at in round.range.step_by(23) {
+                let mut files = files(&storage);
+                let (dir, name) = round.path.rsplit_once('/').unwrap();
+                files.get_mut(dir).unwrap().get_mut(name).unwrap()[at as usize] ^= 4;
+                let case = format!("{durability:?}, {before} before, byte {at}");
+                let image = storage_of(&files);
+                // Once it is only opened, and ends: what it found is found again.
+                drop(open_with(Arc::new(image.clone()), config(), clock.clone()).await);
+                let image = Arc::new(image.kill());
+                let broker = open_with(image, config(), clock.clone()).await;
+                let start = StartPosition::At(number(before));
+                let read = broker.read(&stream, shard(0), start, BUDGET, Duration::ZERO);
+                match read.await {
+                    Err(Error::DataLoss { from, .. }) => {
+                        assert_eq!(from, number(before), "{case}");
+                        lost += 1;
+                    }
+                    read => {
+                        assert_eq!(records(&read.unwrap()).len(), 1, "{case}");
+                        whole += 1;
+                    }
+                }
+                let next = put(&broker, &stream, 99).await.unwrap();
+                assert!(next > before, "{case}: {next} is given out again");
+                assert_eq!(broker.health(), Health::Serving, "{case}");
+            }
+            assert!(lost > 8, "{lost} of {}", lost + whole);
+        }
+    }
+}
+
+/// An idle node writes nothing, whatever it did before.
+#[tokio::test]
+async fn a_node_at_rest_writes_nothing() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let broker = Broker::open(Arc::new(storage.clone()), config(), clock.clone())
+        .await
+        .unwrap();
+    broker.attach_deliveries(Arc::new(AnySettings)).unwrap();
+    create(&broker, "memory", 1, level(Durability::Memory)).await;
+    create(&broker, "disk", 1, level(Durability::Disk)).await;
+    live(&broker, 0, "one").await;
+    at_rest(&storage, &clock).await;
+    // Snapshots, and what the catalog says of logs, come later, once.
+    for _ in 0..3 {
+        clock.advance(Duration::from_secs(700));
+        at_rest(&storage, &clock).await;
+    }
+    let before = storage.operations();
+    for _ in 0..20 {
+        clock.advance(Duration::from_secs(700));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(storage.operations(), before);
+}
+
+/// A change of the catalog is named by some round though nothing is appended any more: an older copy
+/// of its folder is noticed.
+#[tokio::test]
+async fn the_last_change_of_the_catalog_is_vouched_for() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let broker = open_with(Arc::new(storage.clone()), config(), clock.clone()).await;
+    create(&broker, "first", 1, level(Durability::Disk)).await;
+    at_rest(&storage, &clock).await;
+    let older = files(&storage);
+    create(&broker, "second", 1, level(Durability::Disk)).await;
+    at_rest(&storage, &clock).await;
+    let mut lost = files(&storage);
+    drop(broker);
+    lost.insert("catalog".to_owned(), older["catalog"].clone());
+    let opened = start(&storage_of(&lost)).await;
+    assert!(matches!(opened, Err(OpenError::Catalog(_))));
+}
+
+/// The way out for whoever has no copy: the log is taken as it is, what may have been lost is said to
+/// be, and no number is given out twice, however often the log had jumped before.
+#[tokio::test]
+async fn a_loss_that_is_accepted_is_answered_as_lost() {
+    let (older, newest) = two_lives().await;
+    for (dir, stream) in [(MEMORY, "memory"), (DISK, "disk")] {
+        for loss in [Loss::Missing, Loss::Segments, Loss::OlderCopy] {
+            let case = format!("{dir}: {loss:?}");
+            let storage = storage_of(&lose(&older, &newest, dir, loss));
+            let (config, now) = (StreamConfig::default(), clock().now());
+            let shared = Arc::new(storage.clone());
+            let (mut catalog, _) = Catalog::open(shared, config, now).unwrap();
+            catalog
+                .accept_loss(LogKey::from_dir_name(dir).unwrap(), now)
+                .unwrap();
+            catalog.close(now).unwrap();
+            let mut storage = storage.kill();
+            let kept = if loss == Loss::OlderCopy { 5 } else { 0 };
+            let mut next = None;
+            for _ in 0..3 {
+                let broker = start(&storage).await.unwrap();
+                assert_eq!(broker.health(), Health::Serving, "{case}");
+                let name = name(stream);
+                for n in [kept, 9] {
+                    let start = StartPosition::At(number(n));
+                    let read = broker.read(&name, shard(0), start, BUDGET, Duration::ZERO);
+                    let lost = read.await.map(drop);
+                    assert!(
+                        matches!(lost, Err(Error::DataLoss { .. })),
+                        "{case}: {lost:?}"
+                    );
+                }
+                let got = put(&broker, &name, 7).await.unwrap();
+                match next {
+                    None => assert!(got >= 1 << 48, "{case}: {got}"),
+                    Some(next) => assert_eq!(got, next, "{case}"),
+                }
+                next = Some(got + 1);
+                broker.shutdown().await.unwrap();
+                storage = storage_of(&files(&storage));
+            }
+        }
+    }
+    for dir in ["groups", "deliveries"] {
+        let storage = storage_of(&lose(&older, &newest, dir, Loss::Missing));
+        let (config, now) = (StreamConfig::default(), clock().now());
+        let shared = Arc::new(storage.clone());
+        let (mut catalog, _) = Catalog::open(shared, config, now).unwrap();
+        catalog
+            .accept_loss(LogKey::from_dir_name(dir).unwrap(), now)
+            .unwrap();
+        catalog.close(now).unwrap();
+        let broker = start(&storage.kill()).await.unwrap();
+        assert_eq!(broker.health(), Health::Serving);
+        let left = if dir == "groups" {
+            (Ok(0), Ok(2))
+        } else {
+            (Ok(2), Ok(0))
+        };
+        let groups = broker
+            .list_groups(None, None, 10)
+            .await
+            .map(|(all, _)| all.len());
+        let deliveries = broker.list_deliveries(None, 10).map(|(all, _)| all.len());
+        assert_eq!((groups, deliveries), left);
+    }
+}
+
+/// Creates, appends, moves, closes and opens again.
+async fn a_life(
+    storage: &MemoryStorage,
+    acked: &mut Vec<(&'static str, u64)>,
+) -> Result<(), Error> {
+    let opened = Broker::open(Arc::new(storage.clone()), config(), clock()).await;
+    let broker = opened.map_err(|_| Error::Draining)?;
+    for (text, durability) in [("a", Durability::Disk), ("b", Durability::Memory)] {
+        let new = NewStream {
+            name: name(text),
+            shards: 1,
+            settings: level(durability),
+        };
+        match broker.create_stream(new).await {
+            Ok(_) | Err(Error::StreamExists { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        for _ in 0..2 {
+            acked.push((text, put(&broker, &name(text), 0).await?));
+        }
+    }
+    let update = StreamUpdate {
+        retention: Some(Duration::from_secs(3600)),
+        ..StreamUpdate::default()
+    };
+    broker.update_stream(&name("a"), update).await?;
+    acked.push(("a", put(&broker, &name("a"), 0).await?));
+    broker.shutdown().await
+}
+
+/// Whatever a cut leaves of a log is no less than what the catalog says of it: neither a log that has
+/// never held anything is refused, nor one whose creation or end was cut short.
+#[tokio::test]
+async fn a_crash_at_any_operation_leaves_no_log_that_is_refused() {
+    let first = MemoryStorage::new();
+    a_life(&first, &mut Vec::new()).await.unwrap();
+    let first = files(&first);
+    let mut checked = 0;
+    for operation in (3..).step_by(3) {
+        // Every other life begins where another one has ended.
+        let storage = match operation % 2 {
+            0 => storage_of(&first),
+            _ => MemoryStorage::new(),
+        };
+        storage.crash_after(operation);
+        let mut acked = Vec::new();
+        if a_life(&storage, &mut acked).await.is_ok() {
+            break;
+        }
+        for image in [
+            storage.kill(),
+            storage.crash_keeping(Grain::Page, 0),
+            storage.crash_keeping(Grain::Page, u64::MAX),
+            storage.crash_seeded(Grain::Sector, operation),
+        ] {
+            checked += 1;
+            let opened = Broker::open(Arc::new(image), config(), clock()).await;
+            let broker = opened.unwrap_or_else(|error| panic!("operation {operation}: {error}"));
+            assert_eq!(broker.health(), Health::Serving, "operation {operation}");
+            for (stream, got) in acked.iter().filter(|(stream, _)| *stream == "a") {
+                let all = read_all(&broker, &name(stream), shard(0)).await;
+                assert!(
+                    all.iter().any(|(n, _)| n == got),
+                    "operation {operation}: {got}"
+                );
+            }
+        }
+    }
+    assert!(checked > 60, "{checked}");
 }
 
 /// The tests above can fail: of a directory in which nobody vouches for anything, as it was written

@@ -1,6 +1,6 @@
 //! Putting together where every shard stands, from states, footers and rounds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
@@ -318,7 +318,11 @@ impl<'r> Restorer<'r> {
 
     /// Hands shards and segments over to the writer and the readers.
     pub(super) fn install(&mut self, writer: &mut Writer, inventory: &Inventory, scan: &Scan) {
+        let segments = inventory.segments.iter().take(scan.segments_end);
+        let there: BTreeSet<u64> = segments.map(|one| one.name.segment).collect();
         for (shard, restored) in self.standings.iter_mut() {
+            // A snapshot may name segments that were lost since.
+            restored.marks.retain(|mark| there.contains(&mark.segment));
             let cell = ShardCell::new(&restored.standing);
             {
                 let mut state = cell.lock();

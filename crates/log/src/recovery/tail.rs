@@ -132,6 +132,7 @@ pub(super) fn rewrite(
     }
     let (active, chain) = fresh.finish().map_err(at)?;
     for old in &old_rounds {
+        writer.prepare_jumping(&old.controls);
         writer.prepare_shards(&old.frames);
     }
     writer.jumps.clear();

@@ -39,6 +39,18 @@ impl Writer {
         self.open_shard(shard, base);
     }
 
+    /// Takes in the shards that jump in a round that is written again, and of which nothing else is
+    /// known.
+    pub(crate) fn prepare_jumping(&mut self, controls: &[Control]) {
+        for control in controls {
+            if let Control::Jump { shard, from, .. } = *control
+                && !self.shards.contains_key(&shard)
+            {
+                self.open_shard(shard, from);
+            }
+        }
+    }
+
     /// Takes in a shard of which the log holds nothing (any more).
     fn open_shard(&mut self, shard: ShardId, base: SequenceNumber) -> Arc<ShardCell> {
         // It was forgotten and has come back before that was written.
