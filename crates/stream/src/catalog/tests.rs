@@ -6,7 +6,7 @@ mod faults;
 
 use std::time::Duration;
 
-use flumen_log::MemoryStorage;
+use flumen_log::{MemoryStorage, Voucher};
 use flumen_record::{Durability, HashKey};
 
 use super::*;
@@ -552,4 +552,47 @@ fn streams_are_found_by_number() {
     assert_eq!(catalog.stream_by_id(stream.id), None);
     let again = catalog.create(new("a", 1), NOW).unwrap();
     assert_ne!(again.id, stream.id);
+}
+
+fn voucher(epoch: u32, round: u64) -> Voucher {
+    Voucher { epoch, round }
+}
+
+/// What the catalog says of other logs: one record for all that have more to show, none when nothing is
+/// new, and it outlives snapshots.
+#[test]
+fn how_far_logs_have_got_is_remembered() {
+    let storage = MemoryStorage::new();
+    let mut catalog = open(&storage);
+    let (disk, groups) = (LogKey::DELIVERIES, LogKey::GROUPS);
+    let reached = [(disk, voucher(1, 5)), (groups, voucher(2, 0))];
+    catalog.vouch(reached, NOW).unwrap();
+    assert_eq!(catalog.last_record(), 1);
+    // Known, or less: nothing is written.
+    let less = [(disk, voucher(1, 5)), (groups, voucher(1, 9))];
+    catalog.vouch(less, NOW).unwrap();
+    assert_eq!((catalog.last_record(), catalog.last_change()), (1, 0));
+    for number in 0..50 {
+        let name = format!("s{number}");
+        catalog.create(new(&name, 1), NOW).unwrap();
+        catalog.delete(&name.parse().unwrap(), NOW).unwrap();
+    }
+    catalog.accept_loss(groups, NOW).unwrap();
+    drop(catalog);
+    let mut catalog = open(&storage.kill());
+    assert_eq!(catalog.vouched(disk), Some(Vouched::Reached(voucher(1, 5))));
+    assert_eq!(catalog.vouched(groups), Some(Vouched::LossAccepted));
+    assert_eq!(catalog.vouched(LogKey::CATALOG), None);
+    // A log whose loss was accepted is less than it was, and that is what is remembered then.
+    catalog.vouch([(groups, voucher(1, 1))], NOW).unwrap();
+    let there = |found| BTreeMap::from([(groups, Some(voucher(1, 1))), (disk, found)]);
+    assert_eq!(catalog.shortfalls(&there(Some(voucher(3, 7)))), []);
+    for found in [None, Some(voucher(1, 4)), Some(voucher(0, 9))] {
+        let short = catalog.shortfalls(&there(found));
+        assert_eq!(
+            (short.len(), short[0].log, short[0].found),
+            (1, disk, found)
+        );
+        assert!(short[0].to_string().contains("doctor repair"));
+    }
 }
