@@ -48,9 +48,8 @@ pub(crate) fn start(node: &Arc<Node>) {
     let mut stop = node.stop.subscribe();
     let clock = node.clock.clone();
     let mut changes = node.streams.changes();
-    let world = Arc::clone(&node.world);
-    let node = Arc::downgrade(node);
-    world.task(Box::pin(async move {
+    let (here, node) = (node, Arc::downgrade(node));
+    here.background(async move {
         let mut watches: BTreeMap<StreamId, Watch> = BTreeMap::new();
         let mut scaled: Vec<Arc<Stream>> = Vec::new();
         changes.mark_changed();
@@ -79,7 +78,7 @@ pub(crate) fn start(node: &Arc<Node>) {
                 node.look_at(stream, watches.entry(id).or_default()).await;
             }
         }
-    }));
+    });
 }
 
 impl Node {

@@ -109,10 +109,10 @@ impl Keeper {
 /// Lets the node's own logs do what is due while nothing changes, and only then. Ends with the node.
 pub(crate) fn start_resting(node: &Arc<Node>) {
     let mut stop = node.stop.subscribe();
-    let (world, clock) = (Arc::clone(&node.world), node.clock.clone());
+    let clock = node.clock.clone();
     let changed = Arc::clone(&node.restless);
-    let node = Arc::downgrade(node);
-    world.task(Box::pin(async move {
+    let (here, node) = (node, Arc::downgrade(node));
+    here.background(async move {
         loop {
             let Some(there) = node.upgrade() else { return };
             let due = there.rest().await;
@@ -125,7 +125,7 @@ pub(crate) fn start_resting(node: &Arc<Node>) {
                 () = changed.notified(), if due.is_none() => {}
             }
         }
-    }));
+    });
 }
 
 impl Node {

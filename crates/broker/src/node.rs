@@ -16,7 +16,7 @@ use crate::housekeeping::Housekeeping;
 use crate::lane::{Control, Lane};
 use crate::streams::Streams;
 use crate::{BrokerConfig, Clock, Error, Health, Metrics};
-use flumen_world::{World, lock};
+use flumen_world::{Task, World, lock};
 
 /// A sync that takes longer is worth a warning light.
 const SLOW_SYNC: std::time::Duration = std::time::Duration::from_secs(1);
@@ -55,6 +55,8 @@ pub(crate) struct Node {
     /// Bounds the threads that read from disk.
     pub(crate) blocking_reads: Arc<Semaphore>,
     pub(crate) draining: AtomicBool,
+    /// What runs beside, until it is told to stop.
+    pub(crate) tasks: Mutex<Vec<Task>>,
     /// Tells background tasks to end.
     pub(crate) stop: tokio::sync::watch::Sender<bool>,
 }
@@ -67,6 +69,12 @@ impl Node {
         } else {
             Ok(())
         }
+    }
+
+    /// Runs something beside, which ends by itself when [`Node::stop`] says so.
+    pub(crate) fn background(&self, future: impl Future<Output = ()> + Send + 'static) {
+        let task = self.world.task(Box::pin(future));
+        lock(&self.tasks).push(task);
     }
 
     /// Whether a producer id may have been issued by this data directory.

@@ -114,6 +114,7 @@ fn open_blocking(
         deliveries_housekeeping: Mutex::default(),
         changes: tokio::sync::Mutex::new(()),
         draining: AtomicBool::new(false),
+        tasks: Mutex::default(),
         stop,
     });
     node.metrics.attach(&node);

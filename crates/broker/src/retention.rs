@@ -44,9 +44,8 @@ pub(crate) fn start(node: &Arc<Node>) {
     let interval = Duration::from_millis(node.config.retention_interval_ms.max(1));
     let mut stop = node.stop.subscribe();
     let clock = node.clock.clone();
-    let world = Arc::clone(&node.world);
-    let node = Arc::downgrade(node);
-    world.task(Box::pin(async move {
+    let (here, node) = (node, Arc::downgrade(node));
+    here.background(async move {
         let mut due = Due::new();
         loop {
             tokio::select! {
@@ -60,7 +59,7 @@ pub(crate) fn start(node: &Arc<Node>) {
             // What failed was told, and stays due.
             let _ = node.expire_due(&mut due).await;
         }
-    }));
+    });
 }
 
 impl Node {
@@ -84,6 +83,7 @@ impl Node {
         due.retain(|id, _| ids.contains(id));
         let mut first = Ok(());
         for stream in streams {
+            self.check_serving()?;
             match self.expire_if_due(&stream, due, now).await {
                 Ok(()) => {}
                 // It was deleted meanwhile.

@@ -56,9 +56,9 @@ pub(crate) fn begin_logs(
 /// Starts the loop that vouches now and then. It ends with the node.
 pub(crate) fn start(node: &Arc<Node>) {
     let mut stop = node.stop.subscribe();
-    let (world, clock) = (Arc::clone(&node.world), node.clock.clone());
-    let node = Arc::downgrade(node);
-    world.task(Box::pin(async move {
+    let clock = node.clock.clone();
+    let (here, node) = (node, Arc::downgrade(node));
+    here.background(async move {
         let mut every = VOUCH_SOON;
         // The first time was told by the start.
         let mut told = true;
@@ -78,7 +78,7 @@ pub(crate) fn start(node: &Arc<Node>) {
             told = all != Ok(true);
             every = if told { VOUCH_SOON } else { VOUCH_EVERY };
         }
-    }));
+    });
 }
 
 impl Node {

@@ -19,6 +19,7 @@ use crate::store::{Store, StoreError};
 use crate::transform::{Transform, TransformOutcome};
 use crate::trouble::Trouble;
 use crate::unit::Unit;
+use flumen_world::World;
 
 /// The failures in a row whose pause (about three seconds) is the least where the store needs somebody:
 /// credentials, a bucket.
@@ -82,20 +83,21 @@ impl Active<'_> {
         let before = filling.tally();
         let (mut filling, piece, taken) = match &self.bundle.transform {
             None => {
-                on_blocking_thread(move || {
+                on_blocking_thread(&*self.shared.world, move || {
                     let taken = filling.take(&piece)?;
                     Ok((filling, piece, taken))
                 })
                 .await?
             }
             Some(transform) => {
-                let (filling, piece, (taken, units)) = on_blocking_thread(move || {
-                    let unpacked = filling.unpack(&piece)?;
-                    Ok((filling, piece, unpacked))
-                })
-                .await?;
+                let (filling, piece, (taken, units)) =
+                    on_blocking_thread(&*self.shared.world, move || {
+                        let unpacked = filling.unpack(&piece)?;
+                        Ok((filling, piece, unpacked))
+                    })
+                    .await?;
                 let transformed = self.transform(name, transform, units).await;
-                let filling = on_blocking_thread(move || {
+                let filling = on_blocking_thread(&*self.shared.world, move || {
                     let mut filling = filling;
                     filling.place(transformed)?;
                     Ok(filling)
@@ -317,11 +319,11 @@ impl Active<'_> {
 
 /// Runs what may block on a thread that may; a panic there goes on here.
 pub(crate) async fn on_blocking_thread<T: Send + 'static>(
+    world: &dyn World,
     run: impl FnOnce() -> Result<T, FillError> + Send + 'static,
 ) -> Result<T, Trouble> {
-    match tokio::task::spawn_blocking(run).await {
+    match world.blocked(run).await {
         Ok(result) => Ok(result?),
-        Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
         Err(_) => Err(Error::Draining.into()),
     }
 }

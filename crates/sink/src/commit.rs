@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 use flumen_broker::StoreGuarantee;
 use flumen_record::Timestamp;
+use flumen_world::World;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::mpsc;
 
@@ -85,7 +86,10 @@ pub(crate) async fn finish_planned(
 async fn finish(active: &Active<'_>, progress: &mut Progress, mut cut: Cut) -> Result<(), Trouble> {
     let gathered = if cut.spooled {
         let (spool, planned) = (active.spool.clone(), cut.clone());
-        let loaded = on_blocking_thread(move || Ok(kept::load(&spool, &planned)?)).await;
+        let loaded = on_blocking_thread(&*active.shared.world, move || {
+            Ok(kept::load(&spool, &planned)?)
+        })
+        .await;
         loaded.map_err(|trouble| lost(&cut, trouble))?
     } else {
         let gathered = refill(active, progress, &cut).await?;
@@ -94,7 +98,7 @@ async fn finish(active: &Active<'_>, progress: &mut Progress, mut cut: Cut) -> R
         } else {
             // Planned without a spool, or it was lost and somebody said to go on. From here on it
             // must not change any more.
-            let gathered = keep(gathered).await?;
+            let gathered = keep(&*active.shared.world, gathered).await?;
             progress.spooled();
             cut.spooled = true;
             save(active, progress).await?;
@@ -153,7 +157,7 @@ async fn refill(
             }
         }
     }
-    let filled = on_blocking_thread(move || filling.finish()).await?;
+    let filled = on_blocking_thread(&*active.shared.world, move || filling.finish()).await?;
     Ok(GatheredCut {
         number: cut.number,
         ranges: cut.ranges.clone(),
@@ -165,8 +169,8 @@ async fn refill(
 }
 
 /// Syncs what cannot be made again the same way.
-async fn keep(gathered: GatheredCut) -> Result<GatheredCut, Trouble> {
-    on_blocking_thread(move || {
+async fn keep(world: &dyn World, gathered: GatheredCut) -> Result<GatheredCut, Trouble> {
+    on_blocking_thread(world, move || {
         kept::keep(&gathered)?;
         Ok(gathered)
     })
@@ -183,7 +187,7 @@ async fn plan(
     let has_order = gathered.filled.is_bound_to_order && gathered.ranges.len() > 1;
     let spooled = !active.bundle.is_deterministic() || has_order || gathered.filled.has_pieces();
     if spooled {
-        gathered = keep(gathered).await?;
+        gathered = keep(&*active.shared.world, gathered).await?;
     }
     let tally = gathered.filled.tally;
     let oldest = tally.oldest.unwrap_or(Timestamp::ZERO);
@@ -211,14 +215,13 @@ pub(crate) async fn save(active: &Active<'_>, progress: &Progress) -> Result<(),
     // Not given up with the work: whoever begins anew waits until it is done, so that what is read
     // then is not overtaken by an older save.
     let last = Arc::clone(active.saving).lock_owned().await;
-    let saving = tokio::spawn(async move {
+    let saving = active.shared.world.join(async move {
         let saved = desk.save(bytes.into(), held).await;
         drop(last);
         saved
     });
     match saving.await {
         Ok(saved) => saved?,
-        Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
         Err(_) => return Err(flumen_broker::Error::Draining.into()),
     }
     active.reporter.stands(progress);
@@ -280,7 +283,7 @@ async fn upload(
         // Only while it is on its way is it in memory.
         let _room = active.shared.upload_room(tag.bytes).await;
         let spooled = object.object.clone();
-        let body = on_blocking_thread(move || Ok(spooled.read()?)).await;
+        let body = on_blocking_thread(&*active.shared.world, move || Ok(spooled.read()?)).await;
         let body = body.map_err(|trouble| lost(cut, trouble))?;
         Ok(active.store.create(&object.key, body, &tag).await?)
     };

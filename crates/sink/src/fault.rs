@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use flumen_broker::{Destination, ObjectSettings, SettingRefused};
+use flumen_broker::{Clock, Destination, ObjectSettings, SettingRefused};
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use object_store::client::{HttpError, HttpErrorKind};
@@ -45,6 +45,8 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     plan: FaultPlan,
+    /// Delays go by it.
+    clock: Clock,
     counts: FaultCounts,
     /// How often each key was asked.
     asked: BTreeMap<(Kind, Path), u64>,
@@ -71,12 +73,18 @@ impl FaultyStore {
                 inner,
                 state: Mutex::new(State {
                     plan,
+                    clock: Clock::system(),
                     counts: FaultCounts::default(),
                     asked: BTreeMap::new(),
                 }),
                 crashed: watch::Sender::new(false),
             }),
         }
+    }
+
+    /// Delays by this clock from here on.
+    pub fn set_clock(&self, clock: Clock) {
+        self.state().clock = clock;
     }
 
     /// Another plan from here on. Counting goes on.
@@ -196,7 +204,8 @@ impl FaultyStore {
             Fault::TruncatedRead => Ok((operation.await?, Some(draw))),
             Fault::Delay => {
                 let ms = draw.checked_rem(delay_ms_max).unwrap_or_default();
-                tokio::time::sleep(Duration::from_millis(ms)).await;
+                let clock = self.state().clock.clone();
+                clock.sleep(Duration::from_millis(ms)).await;
                 // The process may have died meanwhile.
                 if self.is_crashed() {
                     return Err(dead());

@@ -242,7 +242,8 @@ impl<'a> Gatherer<'a> {
             self.passed = ranges;
             return Ok(Gathered { cut: None, flush });
         }
-        let filled = on_blocking_thread(move || filling.finish()).await?;
+        let filled =
+            on_blocking_thread(&*self.active.shared.world, move || filling.finish()).await?;
         self.active.reporter.filling(None);
         Ok(Gathered {
             cut: Some(GatheredCut {

@@ -23,7 +23,7 @@ use crate::progress::Progress;
 use crate::reading::Reading;
 use crate::reporter::Reporter;
 use crate::sealing::{Agreement, check_last};
-use crate::shared::{Shared, draw};
+use crate::shared::Shared;
 use crate::spool::Spool;
 use crate::trouble::Trouble;
 
@@ -183,6 +183,7 @@ impl Runner {
         self.reporter.failed(trouble, DeliveryPhase::Retrying);
         self.failed = Some(Failed::Retrying);
         tokio::select! {
+            biased;
             () = ordered => {}
             () = self.shared.pause(self.failures) => {}
         }
@@ -192,7 +193,9 @@ impl Runner {
     pub(crate) async fn remove(self) {
         self.spool.idle().await;
         let sweeping = self.spool.clone();
-        if let Err(trouble) = on_blocking_thread(move || Ok(sweeping.sweep()?)).await {
+        if let Err(trouble) =
+            on_blocking_thread(&*self.shared.world, move || Ok(sweeping.sweep()?)).await
+        {
             tracing::warn!(delivery = %self.desk.name(), error = %trouble, "its spool is left behind");
         }
         let mut failures = 0;
@@ -230,7 +233,7 @@ impl Runner {
             active.incarnation = progress.incarnation(self.created);
         }
         let sweeping = self.spool.clone();
-        on_blocking_thread(move || Ok(sweeping.sweep()?)).await?;
+        on_blocking_thread(&*self.shared.world, move || Ok(sweeping.sweep()?)).await?;
         self.forget_gone(&active, &mut progress);
         save(&active, &progress).await?;
         self.got_going.store(true, Ordering::Relaxed);
@@ -259,6 +262,7 @@ impl Runner {
             std::future::pending().await
         };
         tokio::select! {
+            biased;
             delivered = delivering => delivered,
             looked = looking => looked,
         }
@@ -299,7 +303,7 @@ impl Runner {
         };
         let life = Incarnation {
             began: self.shared.clock.now(),
-            number: draw(),
+            number: self.shared.world.random(),
         };
         tracing::info!(
             delivery = %self.desk.name(), before = %active.incarnation, incarnation = %life,
@@ -323,6 +327,7 @@ impl Runner {
             &settings.object,
             &self.shared.config.store,
         )?;
+        let store = store.run_in(Arc::clone(&self.shared.world), clock.clone());
         Ok(Active {
             shared: &self.shared,
             desk: &self.desk,

@@ -1,6 +1,6 @@
 //! What all delivery streams of a node share.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use crate::config::SinkConfig;
 use crate::cut::Epoch;
 use crate::retry::{Budget, pause};
 use crate::store::Destinations;
+use flumen_world::World;
 
 /// Upload room is counted in these.
 const UPLOAD_UNIT: u64 = 64 << 10;
@@ -23,6 +24,8 @@ pub(crate) struct Shared {
     pub(crate) config: SinkConfig,
     pub(crate) destinations: Arc<dyn Destinations>,
     pub(crate) clock: Clock,
+    /// The node's.
+    pub(crate) world: Arc<dyn World>,
     /// Each delivery stream has a folder in it.
     pub(crate) spool_dir: PathBuf,
     /// Of this run.
@@ -31,7 +34,7 @@ pub(crate) struct Shared {
     uploads: Semaphore,
     upload_units: u32,
     /// What stores guarantee, by name: asked once per process.
-    guarantees: Mutex<HashMap<String, StoreGuarantee>>,
+    guarantees: Mutex<BTreeMap<String, StoreGuarantee>>,
 }
 
 impl Shared {
@@ -44,6 +47,7 @@ impl Shared {
     ) -> Self {
         let units = config.upload_bytes_max.div_ceil(UPLOAD_UNIT).max(1);
         let upload_units = u32::try_from(units).unwrap_or(u32::MAX >> 3);
+        let world = Arc::clone(broker.world());
         Self {
             retries: Mutex::new(Budget::full(clock.monotonic())),
             uploads: Semaphore::new(upload_units as usize),
@@ -54,7 +58,8 @@ impl Shared {
             destinations,
             clock,
             spool_dir,
-            epoch: Epoch(draw()),
+            epoch: Epoch(world.random()),
+            world,
         }
     }
 
@@ -71,7 +76,7 @@ impl Shared {
 
     /// Waits before something is tried again, after so many failures in a row.
     pub(crate) async fn pause(&self, failures: u32) {
-        let pause = pause(failures, rand::random());
+        let pause = pause(failures, self.world.fraction());
         let mut turn = Duration::ZERO;
         if let Ok(mut budget) = self.retries.lock() {
             turn = budget.take(self.clock.monotonic());
@@ -96,9 +101,4 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner);
         known.insert(store, guarantee);
     }
-}
-
-/// What tells a run, or a life, from all others, of this data directory and of its copies.
-pub(crate) fn draw() -> u64 {
-    rand::random()
 }

@@ -1,7 +1,7 @@
 //! All delivery streams of a node: a runner for each, as they come and go.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use flumen_broker::{
     Broker, Clock, DeliveryChecks, DeliveryPhase, DeliverySeat, DeliverySettings, SettingRefused,
 };
 use flumen_record::DeliveryName;
+use flumen_world::{Joined, Task};
 use futures_util::FutureExt;
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
 
 use crate::bundle::Bundle;
 use crate::config::SinkConfig;
@@ -25,7 +25,7 @@ use crate::trouble::Trouble;
 #[derive(Debug)]
 pub struct Sink {
     stop: watch::Sender<bool>,
-    running: JoinHandle<()>,
+    running: Joined<()>,
 }
 
 /// Says whether settings can be run.
@@ -51,7 +51,7 @@ impl DeliveryChecks for Checks {
 
 impl Sink {
     /// Takes the seat of the node and begins to run what is there; `None` when it is taken. Spools
-    /// lie in `spool_dir`. Needs a tokio runtime.
+    /// lie in `spool_dir`.
     pub fn start(
         broker: &Broker,
         config: SinkConfig,
@@ -68,7 +68,7 @@ impl Sink {
         let (stop, stopped) = watch::channel(false);
         Some(Self {
             stop,
-            running: tokio::spawn(run(seat, Arc::new(shared), stopped)),
+            running: broker.world().join(run(seat, Arc::new(shared), stopped)),
         })
     }
 
@@ -76,19 +76,16 @@ impl Sink {
     /// more.
     pub async fn shutdown(self) {
         self.stop.send_replace(true);
-        if let Err(ended) = self.running.await
-            && ended.is_panic()
-        {
-            std::panic::resume_unwind(ended.into_panic());
-        }
+        // Given up, nothing runs either.
+        let _ = self.running.await;
     }
 }
 
 /// Keeps a runner for each delivery stream.
 async fn run(seat: DeliverySeat, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
     let mut changes = seat.changes();
-    let mut runners = JoinSet::new();
-    let mut known = HashMap::new();
+    let mut runners = Runners::default();
+    let mut known = BTreeMap::new();
     loop {
         changes.mark_unchanged();
         let desks = seat.desks();
@@ -98,17 +95,19 @@ async fn run(seat: DeliverySeat, shared: Arc<Shared>, mut stopped: watch::Receiv
             if let Entry::Vacant(vacant) = known.entry(desk.id()) {
                 let runner = Runner::new(Arc::clone(&shared), desk);
                 vacant.insert(runner.spool());
-                runners.spawn(run_one(runner));
+                let task = shared.world.task(Box::pin(run_one(runner)));
+                runners.0.push(task);
             }
         }
+        runners.0.retain(|runner| !runner.has_ended());
         tokio::select! {
+            biased;
             _ = stopped.wait_for(|stopped| *stopped) => break,
             changed = changes.changed() => if changed.is_err() { break },
-            Some(_) = runners.join_next() => {}
         }
     }
     // What they had in hand is read again.
-    runners.shutdown().await;
+    runners.end().await;
     // Threads are not stopped: they come to their end, and do not meet who uses the spools next.
     for spool in known.values() {
         spool.idle().await;
@@ -116,6 +115,25 @@ async fn run(seat: DeliverySeat, shared: Arc<Shared>, mut stopped: watch::Receiv
 }
 
 /// A panic is one delivery stream's: the others go on.
+/// The runners that run. They end with it.
+#[derive(Debug, Default)]
+struct Runners(Vec<Task>);
+
+impl Runners {
+    async fn end(&self) {
+        self.0.iter().for_each(Task::abort);
+        for runner in &self.0 {
+            runner.ended().await;
+        }
+    }
+}
+
+impl Drop for Runners {
+    fn drop(&mut self) {
+        self.0.iter().for_each(Task::abort);
+    }
+}
+
 async fn run_one(runner: Runner) {
     let (reporter, mut successor) = (runner.reporter(), runner.successor());
     if AssertUnwindSafe(runner.run()).catch_unwind().await.is_err() {

@@ -33,7 +33,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use flumen_broker::ObjectSettings;
+use flumen_broker::{Clock, ObjectSettings};
+use flumen_world::World;
 #[cfg(any(test, feature = "test-util"))]
 use object_store::ObjectStore;
 use object_store::path::Path as ObjectPath;
@@ -138,6 +139,9 @@ pub struct Found {
 #[derive(Debug, Clone)]
 pub struct Store {
     shared: Arc<Shared>,
+    clock: Clock,
+    /// Where what takes long is begun; `None`: here.
+    world: Option<Arc<dyn World>>,
 }
 
 #[derive(Debug)]
@@ -175,6 +179,18 @@ impl Store {
                 config,
                 unconditional: AtomicBool::new(false),
             }),
+            clock: Clock::system(),
+            world: None,
+        }
+    }
+
+    /// The same, in a world and by its clock.
+    #[must_use]
+    pub fn run_in(self, world: Arc<dyn World>, clock: Clock) -> Self {
+        Self {
+            world: Some(world),
+            clock,
+            ..self
         }
     }
 
@@ -310,7 +326,8 @@ impl Store {
                 if let Some(racer) = racer {
                     options.extensions.insert(racer);
                 }
-                self.in_time(bytes, objects.put(path, body, options)).await
+                self.in_time(bytes, objects.put(path, body, options, self.world.as_ref()))
+                    .await
             }
             Backend::Directory(directory) => {
                 let putting = Arc::clone(directory).create(path, body, tag);
@@ -463,7 +480,8 @@ impl Store {
         operation: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         let after = self.shared.config.patience(bytes);
-        tokio::time::timeout(after, operation)
+        self.clock
+            .timeout(after, operation)
             .await
             .unwrap_or(Err(StoreError::TimedOut { after }))
     }

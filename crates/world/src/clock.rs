@@ -212,6 +212,11 @@ impl Clock {
         }
     }
 
+    /// Whether it stands still until it is moved.
+    pub fn is_manual(&self) -> bool {
+        matches!(self.shared.source, Source::Manual(_))
+    }
+
     /// The monotonic time at which the first of those who sleep by a manual clock is due. A simulator
     /// advances to it when nothing else is left to do.
     pub fn next_timer(&self) -> Option<Duration> {

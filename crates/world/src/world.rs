@@ -56,6 +56,19 @@ pub trait World: fmt::Debug + Send + Sync {
     fn random(&self) -> u64;
 }
 
+impl dyn World + '_ {
+    /// A fraction by chance, from 0 to below 1.
+    pub fn fraction(&self) -> f64 {
+        // As many bits as a float holds; a half of them at a time is exact.
+        let bits = self.random() >> 11;
+        let (high, low) = (
+            u32::try_from(bits >> 27).unwrap_or(0),
+            u32::try_from(bits & ((1 << 27) - 1)).unwrap_or(0),
+        );
+        (f64::from(high) + f64::from(low) / f64::from(1u32 << 27)) / f64::from(1u32 << 26)
+    }
+}
+
 /// Makes a loop take another turn. Cheap to clone; wakes nobody once the loop has ended.
 #[derive(Debug, Clone)]
 pub struct Wake(Waker);

@@ -20,9 +20,9 @@ type Taken = BTreeMap<StreamId, BTreeMap<ShardIndex, u64>>;
 pub(crate) fn start(node: &Arc<Node>) {
     let mut stop = node.stop.subscribe();
     let clock = node.clock.clone();
-    let (world, groups) = (Arc::clone(&node.world), Arc::clone(&node.groups));
-    let node = Arc::downgrade(node);
-    world.task(Box::pin(async move {
+    let groups = Arc::clone(&node.groups);
+    let (here, node) = (node, Arc::downgrade(node));
+    here.background(async move {
         let mut before = Taken::new();
         loop {
             tokio::select! {
@@ -40,7 +40,7 @@ pub(crate) fn start(node: &Arc<Node>) {
             // A thread that has ended has said why; this is no news.
             let _ = node.tell_loads(&mut before).await;
         }
-    }));
+    });
 }
 
 impl Node {

@@ -11,6 +11,8 @@ use object_store::{
     PutPayload,
 };
 
+use flumen_world::World;
+
 use super::error::{Outcome, classify};
 use super::{CRC32_METADATA, CUT_METADATA, Found, Put, StoreError};
 
@@ -37,14 +39,14 @@ impl Objects {
         path: &ObjectPath,
         body: PutPayload,
         options: PutOptions,
+        world: Option<&Arc<dyn World>>,
     ) -> Result<Put, StoreError> {
         let large = body.content_length() >= HASHED_HERE_BYTES;
         let (inner, to) = (Arc::clone(&self.inner), path.clone());
         let putting = async move { inner.put_opts(&to, body, options).await };
-        let put = if large {
-            begun_aside(putting).await?
-        } else {
-            putting.await
+        let put = match world {
+            Some(world) if large => begun_aside(&**world, putting).await?,
+            _ => putting.await,
         };
         match put {
             Ok(put) => Ok(Put::Stored { e_tag: put.e_tag }),
@@ -138,10 +140,11 @@ impl Objects {
 /// A future whose first step takes long (a request is signed then, which hashes its body): it is
 /// made on a thread that keeps nobody waiting.
 async fn begun_aside<T: Send + 'static>(
+    world: &dyn World,
     future: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, StoreError> {
     let mut future = Box::pin(future);
-    let begun = tokio::task::spawn_blocking(move || {
+    let begun = world.blocked(move || {
         // Whoever awaits it polls it again at once.
         let mut context = Context::from_waker(Waker::noop());
         match future.as_mut().poll(&mut context) {
