@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use flumen_broker::{DeliveryBacklog, DeliveryReport, DeliverySettings, MetricsSnapshot};
+use flumen_broker::{
+    DeliveryBacklog, DeliveryReport, DeliverySettings, LastError, MetricsSnapshot,
+};
 use flumen_record::DeliveryId;
 
 use super::*;
@@ -165,6 +167,27 @@ fn what_retries_or_has_stopped_is_failing() {
                 &format!("flumen_deliveries{{status=\"{other}\"}} {count}.0"),
             );
         }
+    }
+}
+
+/// Something else writes under its names: that is told apart from other reasons to stop, and from a
+/// conflict that is over.
+#[test]
+fn a_conflict_that_holds_it_up_is_told() {
+    for (phase, reason, expected) in [
+        (DeliveryPhase::Stopped, "conflict", 1),
+        (DeliveryPhase::Stopped, "spool_lost", 0),
+        (DeliveryPhase::Running, "conflict", 0),
+    ] {
+        let mut one = delivery("d", phase);
+        one.report.last_error = Some(LastError {
+            reason,
+            text: String::new(),
+            at: Timestamp::from_micros(1),
+            times: 1,
+        });
+        let line = format!("flumen_delivery_conflict{{delivery=\"d\"}} {expected}.0");
+        has(&page(&[one], 10), &line);
     }
 }
 
