@@ -263,14 +263,22 @@ fn reason_of(refusal: &Error) -> String {
 /// node cannot start.
 pub(crate) fn refusal_of(key: LogKey, error: &flumen_log::OpenError) -> Option<Error> {
     match error {
-        flumen_log::OpenError::Short(_) => {
-            tracing::error!(log = key.dir_name(), %error, "log refused; everything else is served");
-            Some(Error::LogRefused {
-                log: key.dir_name(),
-                reason: error.to_string(),
-            })
+        flumen_log::OpenError::Short(_) => Some(refused(key, error)),
+        // What a newer program wrote is not to be gone on with by half.
+        flumen_log::OpenError::Foreign { .. } if !error.is_of_unknown_version() => {
+            Some(refused(key, error))
         }
         _ => None,
+    }
+}
+
+/// What a log is answered with that is not served.
+pub(crate) fn refused(key: LogKey, why: &dyn std::fmt::Display) -> Error {
+    let log = key.dir_name();
+    tracing::error!(log, error = %why, "log refused; everything else is served");
+    Error::LogRefused {
+        log,
+        reason: why.to_string(),
     }
 }
 

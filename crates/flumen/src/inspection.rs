@@ -1,21 +1,30 @@
 //! Looking at a data directory from outside, while no broker runs on it.
 
+mod finding;
+
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use flumen_broker::Clock;
 use flumen_log::{
-    DiskStorage, LogConfig, LogKey, MemoryStorage, OpenError, Preparation, Quarantined, Storage,
+    DiskStorage, LogConfig, LogKey, MemoryStorage, OpenError, Preparation, ShardRecovery, Storage,
     Voucher,
 };
 use flumen_record::Timestamp;
-use flumen_stream::{Catalog, CatalogError, StreamConfig};
+use flumen_stream::delivery::{DeliveryConfig, DeliveryLog, DeliveryLogError};
+use flumen_stream::group::{GroupConfig, GroupLog, GroupLogError};
+use flumen_stream::{Catalog, CatalogError, ShardState, StreamConfig};
+
+pub(crate) use finding::Finding;
 
 /// Bytes copied at a time.
 const PIECE_BYTES: u64 = 1 << 20;
+/// As far as a shard jumps: no log loses so many records.
+const JUMP: u64 = 1 << 32;
 
 /// What was found in a data directory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,12 +39,21 @@ pub(crate) struct Inspection {
     pub(crate) bytes: u64,
     /// Rounds that the next start writes again: the broker was killed. No damage.
     pub(crate) tail_rounds: u64,
-    /// Damage, one line each.
-    pub(crate) findings: Vec<String>,
+    /// What is wrong.
+    pub(crate) findings: Vec<Finding>,
 }
 
-/// Reads and checks everything; changes nothing. Blocks.
-pub(crate) fn inspect(data_dir: &Path) -> Result<Inspection> {
+/// How far each log gets, and what it knows of each shard.
+#[derive(Debug, Default)]
+pub(crate) struct Logs {
+    /// The highest catalog record that a log names.
+    pub(crate) named: u64,
+    pub(crate) reaches: BTreeMap<LogKey, Option<Voucher>>,
+    pub(crate) shards: BTreeMap<LogKey, Vec<ShardRecovery>>,
+}
+
+/// Opens a data directory to be looked at, if nobody else has it.
+pub(crate) fn open_at_rest(data_dir: &Path) -> Result<Arc<dyn Storage>> {
     let storage = DiskStorage::open_read_only(data_dir)?;
     anyhow::ensure!(
         storage.holder().is_none(),
@@ -43,84 +61,138 @@ pub(crate) fn inspect(data_dir: &Path) -> Result<Inspection> {
         data_dir.display(),
         storage.holder().unwrap_or("another process")
     );
-    let storage: Arc<dyn Storage> = Arc::new(storage);
+    Ok(Arc::new(storage))
+}
+
+/// Reads and checks everything; changes nothing. Blocks.
+pub(crate) fn inspect(data_dir: &Path) -> Result<Inspection> {
+    let storage = open_at_rest(data_dir)?;
     let mut found = Inspection::default();
-    let (mut named, mut reaches) = (0, BTreeMap::new());
-    for key in flumen_log::list_logs(&*storage).context("the logs cannot be listed")? {
-        match flumen_log::inspect(Arc::clone(&storage), key, LogConfig::default()) {
-            Ok(log) => {
-                found.logs += 1;
-                found.segments += log.segments;
-                found.rounds += log.rounds;
-                found.bytes += log.file_bytes;
-                found.tail_rounds += log.tail_rounds;
-                if key.holds_records() {
-                    found.records += log.records;
-                }
-                if key != LogKey::CATALOG {
-                    named = named.max(log.catalog_named);
-                }
-                reaches.insert(key, log.reaches);
-                let lines = log.damage.iter().map(|damage| line(key, damage));
-                found.findings.extend(lines);
-            }
-            Err(error) => {
-                found.refused(&error)?;
-                // It is there, and its own finding is said: not that it is less than it was.
-                let whole = Voucher {
-                    epoch: u32::MAX,
-                    round: u64::MAX,
-                };
-                reaches.insert(key, Some(whole));
-            }
-        }
-    }
-    found.catalog(&*storage, named, &reaches)?;
+    let logs = found.logs(&storage)?;
+    found.catalog(&*storage, &logs)?;
+    found.groups(&*storage)?;
+    found.deliveries(&*storage)?;
     Ok(found)
 }
 
 impl Inspection {
-    /// A log that does not open is a finding, a disk that does not answer the end of looking.
-    fn refused(&mut self, error: &OpenError) -> Result<()> {
-        if let OpenError::Io { .. } = error {
-            anyhow::bail!("{error}");
+    /// Reads every log.
+    pub(crate) fn logs(&mut self, storage: &Arc<dyn Storage>) -> Result<Logs> {
+        let mut logs = Logs::default();
+        for key in flumen_log::list_logs(&**storage).context("the logs cannot be listed")? {
+            match flumen_log::inspect(Arc::clone(storage), key, LogConfig::default()) {
+                Ok(log) => {
+                    self.logs += 1;
+                    self.segments += log.segments;
+                    self.rounds += log.rounds;
+                    self.bytes += log.file_bytes;
+                    self.tail_rounds += log.tail_rounds;
+                    if key.holds_records() {
+                        self.records += log.records;
+                    }
+                    if key != LogKey::CATALOG {
+                        logs.named = logs.named.max(log.catalog_named);
+                    }
+                    logs.reaches.insert(key, log.reaches);
+                    logs.shards.insert(key, log.shards);
+                    let damage = log.damage.iter();
+                    self.findings
+                        .extend(damage.map(|damage| Finding::of_damage(key, damage)));
+                }
+                // A disk that does not answer is the end of looking.
+                Err(error @ OpenError::Io { .. }) => anyhow::bail!("{error}"),
+                Err(error) => {
+                    self.findings.push(Finding::of_refusal(key, &error));
+                    // It is there, and its own finding is said: not that it is less than it was.
+                    let whole = Voucher {
+                        epoch: u32::MAX,
+                        round: u64::MAX,
+                    };
+                    logs.reaches.insert(key, Some(whole));
+                }
+            }
         }
-        self.findings.push(error.to_string());
-        Ok(())
+        Ok(logs)
     }
 
     /// Whether the catalog's records add up, and reach as far as the logs say; and whether the logs
     /// reach as far as the catalog says.
-    fn catalog(
-        &mut self,
-        storage: &dyn Storage,
-        named: u64,
-        reaches: &BTreeMap<LogKey, Option<Voucher>>,
-    ) -> Result<()> {
-        let copy =
-            copy_of(storage, &LogKey::CATALOG.dir_name()).context("the catalog cannot be read")?;
+    fn catalog(&mut self, storage: &dyn Storage, logs: &Logs) -> Result<()> {
+        let copy = copy_of(storage, LogKey::CATALOG)?;
         let opened = Catalog::open(copy, StreamConfig::default(), now());
         let checked = opened.and_then(|(catalog, _)| {
-            let short = catalog.shortfalls(reaches);
-            self.findings.extend(short.iter().map(ToString::to_string));
-            catalog.check_named(named)
+            let short = catalog.shortfalls(&logs.reaches);
+            self.findings
+                .extend(short.iter().map(Finding::of_shortfall));
+            self.ends(&catalog, logs);
+            catalog.check_named(logs.named)
         });
         match checked {
-            Ok(()) => {}
             // Said already, of the log itself.
-            Err(CatalogError::Open(_)) => {}
-            Err(error @ CatalogError::Behind { .. }) => self.findings.push(format!(
-                "{error}; put back a copy of the folder `catalog` that is as new as the logs: \
-                 without it nobody knows which streams their records belong to"
-            )),
-            Err(error) => self.findings.push(error.to_string()),
+            Ok(()) | Err(CatalogError::Open(_)) => {}
+            Err(error) => self.findings.push(Finding::of_catalog(&error)),
+        }
+        Ok(())
+    }
+
+    /// Whether each log holds its shards up to where the catalog says that they go on elsewhere, or are
+    /// closed.
+    fn ends(&mut self, catalog: &Catalog, logs: &Logs) {
+        for shard in catalog.streams().flat_map(|stream| &stream.shards) {
+            let later = shard.placements.iter().skip(1);
+            let closed = match shard.state {
+                ShardState::Closed { end, .. } => Some(end),
+                ShardState::Open => None,
+            };
+            let ends = later.map(|next| Some(next.from)).chain([closed]);
+            for (placement, end) in shard.placements.iter().zip(ends) {
+                let held = logs.shards.get(&placement.log);
+                let held = held.and_then(|all| all.iter().find(|held| held.shard == shard.id));
+                if let (Some(held), Some(end)) = (held, end)
+                    && held.next < end
+                    && end.value() - held.next.value() < JUMP
+                {
+                    self.findings
+                        .push(Finding::of_end(placement.log, held, end));
+                }
+            }
+        }
+    }
+
+    /// Whether what consumer groups have decided adds up.
+    fn groups(&mut self, storage: &dyn Storage) -> Result<()> {
+        let copy = copy_of(storage, LogKey::GROUPS)?;
+        let opened = GroupLog::open(copy, GroupConfig::default(), now(), Duration::ZERO);
+        match opened {
+            Ok(_) | Err(GroupLogError::Open(_)) => {}
+            Err(error) => self
+                .findings
+                .push(Finding::of_own_log(LogKey::GROUPS, &error)),
+        }
+        Ok(())
+    }
+
+    /// Whether what delivery streams are and have done adds up.
+    fn deliveries(&mut self, storage: &dyn Storage) -> Result<()> {
+        let copy = copy_of(storage, LogKey::DELIVERIES)?;
+        match DeliveryLog::open(copy, DeliveryConfig::default(), now()) {
+            Ok(_) | Err(DeliveryLogError::Open(_)) => {}
+            Err(error) => self
+                .findings
+                .push(Finding::of_own_log(LogKey::DELIVERIES, &error)),
         }
         Ok(())
     }
 }
 
-/// Opening a log writes to it, so the catalog is opened on a copy in memory: it is small.
-fn copy_of(storage: &dyn Storage, dir: &str) -> io::Result<Arc<dyn Storage>> {
+/// Opening a log writes to it, so what the node itself remembers is opened on a copy in memory: it is
+/// small.
+pub(crate) fn copy_of(storage: &dyn Storage, key: LogKey) -> Result<Arc<dyn Storage>> {
+    let dir = key.dir_name();
+    copy_dir(storage, &dir).with_context(|| format!("{dir} cannot be read"))
+}
+
+fn copy_dir(storage: &dyn Storage, dir: &str) -> io::Result<Arc<dyn Storage>> {
     let copy: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
     copy.create_dir(dir)?;
     let files = match storage.list(dir) {
@@ -145,14 +217,6 @@ fn copy_of(storage: &dyn Storage, dir: &str) -> io::Result<Arc<dyn Storage>> {
     Ok(copy)
 }
 
-fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     Clock::system().now()
-}
-
-fn line(key: LogKey, damage: &Quarantined) -> String {
-    let mut line = format!("{}/{}: {}", key.dir_name(), damage.segment, damage.reason);
-    for (shard, from, to) in &damage.shards {
-        line.push_str(&format!("; shard {shard}: {from} to {to} are lost"));
-    }
-    line
 }

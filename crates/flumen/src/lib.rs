@@ -24,6 +24,7 @@ mod failure;
 mod inspection;
 mod output;
 mod quantity;
+mod repair;
 mod serve;
 mod telemetry;
 mod time;

@@ -73,6 +73,21 @@ pub struct Gone {
     pub path: String,
 }
 
+/// Reasons of [`OpenError::Foreign`] that a newer program is behind.
+pub(crate) const SEGMENT_VERSION: &str = "a segment of a version this program does not know";
+pub(crate) const SNAPSHOT_VERSION: &str = "a snapshot of a version this program does not know";
+
+impl OpenError {
+    /// Whether a newer program wrote it.
+    pub fn is_of_unknown_version(&self) -> bool {
+        match self {
+            Self::Foreign { reason, .. } => [SEGMENT_VERSION, SNAPSHOT_VERSION].contains(reason),
+            Self::Version { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 /// Why a round was not written. Nothing of it is in the log, but for [`WriteError::Unknown`].
 #[derive(Debug, Error)]
 pub enum WriteError {

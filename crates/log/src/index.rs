@@ -249,6 +249,21 @@ impl ShardState {
         uncovered(&self.gaps, from, to)
     }
 
+    /// The first number in `from..to` that is in no recorded gap, of either kind.
+    pub(crate) fn unexplained(
+        &self,
+        from: SequenceNumber,
+        to: SequenceNumber,
+    ) -> Option<SequenceNumber> {
+        let mut at = from;
+        for gap in &self.gaps {
+            if gap.from <= at && at < gap.to {
+                at = gap.to;
+            }
+        }
+        (at < to).then_some(at)
+    }
+
     /// Whether something that is kept may lie before `upper`. Not when all numbers there are in
     /// recorded jumps.
     pub(crate) fn may_hold_before(&self, upper: SequenceNumber) -> bool {

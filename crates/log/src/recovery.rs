@@ -19,7 +19,7 @@ use bytes::Bytes;
 use flumen_record::{ProducerId, ProducerSequence, SequenceNumber, ShardEpoch, ShardId, Timestamp};
 
 use crate::config::{LogConfig, LogKey};
-use crate::error::OpenError;
+use crate::error::{OpenError, SNAPSHOT_VERSION};
 use crate::index::ShardMap;
 use crate::log::active::ChainEnd;
 use crate::log::writer::{Writer, WriterShard};
@@ -201,7 +201,7 @@ fn read_snapshot(shared: &Shared) -> Result<Option<Snapshot>, OpenError> {
         }),
         Some(Err(SnapshotFault::UnknownVersion)) => Err(OpenError::Foreign {
             path: path(),
-            reason: "a snapshot of a version this program does not know",
+            reason: SNAPSHOT_VERSION,
         }),
         Some(Err(SnapshotFault::Damaged)) => {
             tracing::warn!(

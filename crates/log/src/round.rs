@@ -146,6 +146,19 @@ impl RoundOwner {
     }
 }
 
+impl RoundOwner {
+    /// Whether these bytes say that they begin a round of the file; nothing is verified.
+    pub(crate) fn may_own(&self, front: &[u8]) -> bool {
+        RoundHeader::decode(front).is_some_and(|(header, _)| self.owns(&header))
+    }
+
+    fn owns(&self, header: &RoundHeader) -> bool {
+        header.log == self.log
+            && header.segment == self.segment
+            && self.salt.is_none_or(|salt| salt == header.salt)
+    }
+}
+
 /// Reads and verifies the round header at `position`. `Ok(None)`: there is none.
 pub(crate) fn read_header(
     window: &mut Window<'_>,
@@ -163,10 +176,7 @@ pub(crate) fn read_header(
         .is_some_and(|end| end <= window.end())
         && header.frames_at() <= header.bytes as usize
         && (header.control_bytes as usize).is_multiple_of(CONTROL_BYTES);
-    let ours = header.log == owner.log
-        && header.segment == owner.segment
-        && owner.salt.is_none_or(|salt| salt == header.salt);
-    if !fits || !ours {
+    if !fits || !owner.owns(&header) {
         return Ok(None);
     }
     let Some(whole) = window.get(position, header.frames_at())? else {

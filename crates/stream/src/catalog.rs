@@ -21,6 +21,7 @@ use flumen_record::{
 use self::catalog_log::CatalogLog;
 use self::change::Change;
 use self::stream_info::lane_of;
+use crate::salvage::{self, LostRecords};
 use crate::{CatalogError, Reshard, StreamConfig};
 
 pub use stream_info::{
@@ -131,6 +132,39 @@ impl Catalog {
             },
             recovery,
         ))
+    }
+
+    /// Opens a catalog with damaged records: its newest whole snapshot and the intact records after it.
+    /// What comes of that is written as a new snapshot by [`Catalog::close_salvaged`]. Returns which
+    /// records are lost too.
+    ///
+    /// # Errors
+    /// When its log does not open, or no whole snapshot is left of one.
+    pub fn salvage(
+        storage: Arc<dyn Storage>,
+        config: StreamConfig,
+        now: Timestamp,
+    ) -> Result<(Self, Vec<LostRecords>), CatalogError> {
+        let (log, state, lost) = CatalogLog::salvage(storage, now)?;
+        let issued = state.reserved.max(now.as_micros());
+        let catalog = Self {
+            never_issued: (state.reserved, issued),
+            config,
+            state,
+            log,
+            issued,
+        };
+        Ok((catalog, lost))
+    }
+
+    /// Writes what was salvaged as a snapshot, which takes the place of damaged records, and closes.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn close_salvaged(mut self, now: Timestamp) -> Result<(), CatalogError> {
+        self.snapshot(now)?;
+        salvage::keep_house(self.log.housekeeper(), now)?;
+        self.close(now)
     }
 
     /// Refuses a catalog that ends below the record a data log names.

@@ -15,6 +15,7 @@ pub mod group;
 mod quota;
 pub mod reshard;
 pub mod retention;
+mod salvage;
 mod shard;
 mod start_position;
 mod varint;
@@ -28,5 +29,6 @@ pub use catalog::{
 pub use config::StreamConfig;
 pub use error::CatalogError;
 pub use reshard::{Reshard, ReshardError};
+pub use salvage::LostRecords;
 pub use shard::Shard;
 pub use start_position::{Start, StartPosition};

@@ -1,5 +1,6 @@
 //! Opening what the node itself remembers beside the catalog: consumer groups and delivery streams.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -8,9 +9,20 @@ use flumen_stream::delivery::{DeliveryLog, DeliveryLogError};
 use flumen_stream::group::{Coordinator, GroupLog, GroupLogError};
 use flumen_stream::{Catalog, Vouched};
 
-use super::{OpenError, refusal_of};
+use super::{OpenError, refusal_of, refused};
 use crate::delivery::Deliveries;
 use crate::{BrokerConfig, Clock, Error};
+
+/// Why a log with damaged records is not served, and the way out.
+struct Damaged<E>(E);
+
+impl<E: fmt::Display> fmt::Display for Damaged<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let way =
+            "put the folder back as it was, or let `flumen doctor repair` keep what is intact";
+        write!(f, "{}; {way}", self.0)
+    }
+}
 
 /// Opens the log of consumer groups, or says why it is not served.
 pub(super) fn open_groups(
@@ -32,6 +44,9 @@ pub(super) fn open_groups(
         Ok(opened) => opened,
         Err(GroupLogError::Open(error)) => {
             return refusal_of(key, &error).map_or(Err(error.into()), |why| Ok(Err(why)));
+        }
+        Err(error @ (GroupLogError::Damaged { .. } | GroupLogError::Read(_))) => {
+            return Ok(Err(refused(key, &Damaged(error))));
         }
         Err(error) => return Err(error.into()),
     };
@@ -61,6 +76,9 @@ pub(super) fn open_deliveries(
         Err(DeliveryLogError::Open(error)) => {
             let refused = |why| Ok(Deliveries::refused(config, why));
             return refusal_of(key, &error).map_or(Err(error.into()), refused);
+        }
+        Err(error @ (DeliveryLogError::Damaged { .. } | DeliveryLogError::Read(_))) => {
+            return Ok(Deliveries::refused(config, refused(key, &Damaged(error))));
         }
         Err(error) => return Err(error.into()),
     };

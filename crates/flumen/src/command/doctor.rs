@@ -1,4 +1,6 @@
-//! `flumen doctor`: is a data directory undamaged? Offline and read-only.
+//! `flumen doctor`: is a data directory undamaged? Offline, and read-only but for `repair`.
+
+mod repair;
 
 use std::path::PathBuf;
 
@@ -16,23 +18,42 @@ use crate::quantity::{count, size};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The data directory [default: as `serve` would take it]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     data_dir: Option<PathBuf>,
     /// A configuration file that names it
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What to do beside looking.
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Make what does not open fit for use again: keeps what is intact, says what is lost, and keeps
+    /// copies of all it changes
+    Repair(repair::Args),
 }
 
 /// Runs the command.
 pub(crate) fn run(context: &mut Context, args: &Args) -> Result<()> {
     let settings = Settings::of_data_dir(args.data_dir.clone(), args.config.clone());
     let data_dir = settings.resolve()?.config.data_dir;
+    if let Some(Command::Repair(repair)) = &args.command {
+        return repair::run(context, repair, &data_dir);
+    }
     context.output.progress("reading …");
     let found = inspect(&data_dir)?;
     let output = &mut context.output;
     if output.is_json() {
         for finding in &found.findings {
-            output.json(&json!({ "finding": finding }))?;
+            output.json(&json!({
+                "finding": finding.to_string(),
+                "file": finding.file,
+                "problem": finding.problem,
+                "meaning": finding.meaning,
+                "advice": finding.advice,
+            }))?;
         }
         output.json(&json!({
             "data_dir": data_dir,
@@ -46,7 +67,7 @@ pub(crate) fn run(context: &mut Context, args: &Args) -> Result<()> {
         }))?;
     } else {
         for finding in &found.findings {
-            let line = output.paint(Paint::Bad, finding);
+            let line = output.paint(Paint::Bad, &finding.to_string());
             output.line(&line)?;
         }
         let verdict = match found.findings.len() {

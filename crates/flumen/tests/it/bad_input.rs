@@ -47,7 +47,7 @@ impl Stage {
     }
 }
 
-fn flumen(dir: &Path, broker: &BrokerProcess, words: &str, input: &[u8]) -> Ran {
+pub(crate) fn flumen(dir: &Path, broker: &BrokerProcess, words: &str, input: &[u8]) -> Ran {
     run(
         dir,
         &format!("--endpoint {} {words}", broker.endpoint),
@@ -296,7 +296,7 @@ fn a_queue_that_is_full_says_when_to_come_back() {
 
 /// The data directory of a broker that has ended, with three segments and more, and where its
 /// sealed ones are.
-fn data_at_rest(dir: &Path) -> (PathBuf, Vec<PathBuf>) {
+pub(crate) fn data_at_rest(dir: &Path) -> (PathBuf, Vec<PathBuf>) {
     let data = dir.join("data");
     let mut broker = BrokerProcess::start_with(&data, &["broker.log.segment_bytes_max=1MiB"]);
     flumen(dir, &broker, "stream create s", b"").good();

@@ -665,6 +665,17 @@ const CASES: &[Case] = &[
         },
     },
     Case {
+        verb: "doctor repair",
+        good: |stage| {
+            let words = "doctor repair --dry-run --data-dir kept/data";
+            let out = run(stage.path(), words, b"").good();
+            assert!(out.contains("nothing to repair"), "{out}");
+        },
+        refused: |stage| {
+            run(stage.path(), "doctor repair --data-dir data", b"").refused(1, "in use");
+        },
+    },
+    Case {
         verb: "config check",
         good: |stage| {
             let out = run(
@@ -745,6 +756,10 @@ fn verbs(command: &clap::Command, prefix: &str, found: &mut Vec<String>) {
     for inner in inner {
         let name = format!("{prefix} {}", inner.get_name()).trim().to_owned();
         if inner.has_subcommands() {
+            // One that does something by itself too.
+            if !inner.is_subcommand_required_set() && !inner.is_arg_required_else_help_set() {
+                found.push(name.clone());
+            }
             verbs(inner, &name, found);
         } else {
             found.push(name);

@@ -3,23 +3,26 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
-use flumen_record::{ShardId, Timestamp};
+use flumen_record::{SequenceNumber, ShardId, Timestamp};
 
 use super::inventory::{Candidate, Inventory};
 use super::restore::Restorer;
 use super::runs::{begin, extend};
 use super::scan::{Scan, sealed};
-use super::{BatchMark, Quarantined, Replay, new_writer, read_snapshot};
+use super::{BatchMark, Quarantined, Replay, ShardRecovery, new_writer, read_snapshot};
 use crate::config::{LogConfig, LogKey};
 use crate::error::OpenError;
 use crate::footer::{Trailer, decode_runs};
 use crate::footer_cache::{read_all_producers, read_rows};
-use crate::index::Run;
+use crate::index::{Run, ShardState};
 use crate::round::{
     COPIED, FoundFrame, FoundHeader, NewRun, RoundOwner, Window, read_frames, read_header,
 };
+use crate::segment::SegmentName;
+use crate::segment_header::SECTOR_BYTES;
 use crate::shared::Shared;
 use crate::snapshot::SNAPSHOT_NAME;
 use crate::storage::Storage;
@@ -45,9 +48,52 @@ pub struct LogInspection {
     /// How far it gets, to be held against what vouches for it ([`Voucher::is_met_by`]). `None`:
     /// there is no segment.
     pub reaches: Option<Voucher>,
+    /// Every shard this log holds or has held and not forgotten, as opening would find it.
+    pub shards: Vec<ShardRecovery>,
     /// Damage, as far as opening would answer it with a typed error, and damage that it would not
     /// see before somebody reads the records.
     pub damage: Vec<Quarantined>,
+    /// What stands in intact frames.
+    held: BTreeMap<ShardId, Held>,
+}
+
+/// Which numbers of a shard stand in intact frames: disjoint, ascending, merged where they touch.
+#[derive(Debug, Clone, Default)]
+struct Held(BTreeMap<SequenceNumber, SequenceNumber>);
+
+impl Held {
+    fn add(&mut self, mut from: SequenceNumber, mut to: SequenceNumber) {
+        if let Some((&before, &end)) = self.0.range(..=from).next_back()
+            && end >= from
+        {
+            from = before;
+            to = to.max(end);
+        }
+        while let Some((&next, &end)) = self.0.range(from..).next().filter(|(n, _)| **n <= to) {
+            to = to.max(end);
+            self.0.remove(&next);
+        }
+        self.0.insert(from, to);
+    }
+
+    /// What of `from..to` is not among them.
+    fn missing(&self, from: SequenceNumber, to: SequenceNumber) -> Vec<Range<SequenceNumber>> {
+        let mut missing = Vec::new();
+        let mut at = from;
+        for (&base, &end) in &self.0 {
+            if base >= to {
+                break;
+            }
+            if base > at {
+                missing.push(at..base);
+            }
+            at = at.max(end);
+        }
+        if at < to {
+            missing.push(at..to);
+        }
+        missing
+    }
 }
 
 /// Nobody wants producers' batches here.
@@ -94,6 +140,9 @@ pub fn inspect(
         inspection.found(SNAPSHOT_NAME, reason);
     }
     for candidate in inventory.segments.iter().take(scan.segments_end) {
+        if let Some(reason) = candidate.odd_length() {
+            inspection.found_once(&candidate.name.to_string(), reason);
+        }
         inspection
             .segment(candidate)
             .map_err(|source| OpenError::Io {
@@ -101,7 +150,59 @@ pub fn inspect(
                 source,
             })?;
     }
+    for cell in shared.index.all() {
+        let state = cell.lock();
+        inspection.shards.push(ShardRecovery {
+            shard: cell.shard,
+            trim_horizon: state.horizon,
+            next: writer
+                .shards
+                .get(&cell.shard)
+                .map_or(state.end, |known| known.end),
+            epoch: state.epoch,
+            last_arrival: state.last_arrival,
+            jumped: None,
+        });
+        inspection.missing(cell.shard, &state, &inventory);
+    }
+    inspection.shards.sort_unstable_by_key(|shard| shard.shard);
     Ok(inspection)
+}
+
+/// The file that should hold a shard's records from `from` on, by what the index remembers.
+fn file_of(
+    state: &ShardState,
+    from: SequenceNumber,
+    inventory: &Inventory,
+) -> (String, &'static str) {
+    let above = state.marks.partition_point(|mark| mark.base <= from);
+    let mark = above.checked_sub(1).and_then(|at| state.marks.get(at));
+    // What follows names the segment before it, also one of which nothing else is known any more.
+    let next = state.marks.get(above).map(|mark| mark.previous);
+    let id = next.max(mark.map(|mark| mark.segment));
+    let Some(id) = id.filter(|id| *id > 0) else {
+        return ("segments".to_owned(), "records are missing");
+    };
+    let in_chain = inventory.segments.iter().find(|one| one.name.segment == id);
+    if let Some(segment) = in_chain {
+        return (
+            segment.name.to_string(),
+            "records that it should hold are missing",
+        );
+    }
+    let left = inventory
+        .leftovers
+        .iter()
+        .find(|one| one.name.segment == id);
+    if let Some(left) = left {
+        let reason = "it was a segment, and is emptied or overwritten";
+        return (left.name.to_string(), reason);
+    }
+    let name = SegmentName {
+        segment: id,
+        generation: 0,
+    };
+    (name.to_string(), "the segment is missing")
 }
 
 impl LogInspection {
@@ -111,6 +212,58 @@ impl LogInspection {
             shards: Vec::new(),
             reason: reason.into(),
         });
+    }
+
+    /// As [`LogInspection::found`], unless that was said of the file already.
+    fn found_once(&mut self, file: &str, reason: String) {
+        let said = |known: &Quarantined| known.segment == file && known.reason == reason;
+        if !self.damage.iter().any(said) {
+            self.found(file, reason);
+        }
+    }
+
+    /// Holds what a shard should have against what there is of it.
+    fn missing(&mut self, shard: ShardId, state: &ShardState, inventory: &Inventory) {
+        let held = self.held.remove(&shard).unwrap_or_default();
+        for missing in held.missing(state.horizon, state.end) {
+            let mut at = missing.start;
+            while let Some(from) = state.unexplained(at, missing.end) {
+                let next_gap = state.gaps.iter().find(|gap| gap.from > from);
+                let to = next_gap.map_or(missing.end, |gap| gap.from.min(missing.end));
+                self.miss(shard, from..to, state, inventory);
+                at = to;
+            }
+        }
+    }
+
+    fn miss(
+        &mut self,
+        shard: ShardId,
+        range: Range<SequenceNumber>,
+        state: &ShardState,
+        inventory: &Inventory,
+    ) {
+        let overlaps = |(known, from, to): &(ShardId, SequenceNumber, SequenceNumber)| {
+            *known == shard && *from < range.end && range.start < *to
+        };
+        if self
+            .damage
+            .iter()
+            .any(|known| known.shards.iter().any(overlaps))
+        {
+            return;
+        }
+        let (file, reason) = file_of(state, range.start, inventory);
+        let lost = (shard, range.start, range.end);
+        let said = |known: &&mut Quarantined| known.segment == file && known.reason == reason;
+        match self.damage.iter_mut().find(said) {
+            Some(known) => known.shards.push(lost),
+            None => self.damage.push(Quarantined {
+                segment: file,
+                shards: vec![lost],
+                reason: reason.to_owned(),
+            }),
+        }
     }
 
     fn segment(&mut self, candidate: &Candidate) -> io::Result<()> {
@@ -128,7 +281,12 @@ impl LogInspection {
         let mut window = Window::new(&*candidate.file, candidate.file.bytes());
         let owner = RoundOwner::of(&candidate.header);
         let mut position = candidate.header.rounds_at();
-        while let Some(found) = read_header(&mut window, owner, position)? {
+        while position < window.end() {
+            // What lies behind a damaged round is still there.
+            let Some(found) = read_header(&mut window, owner, position)? else {
+                position += SECTOR_BYTES;
+                continue;
+            };
             if found.header.round > candidate.exists_until {
                 break;
             }
@@ -140,6 +298,10 @@ impl LogInspection {
 
     fn count(&mut self, frames: &[FoundFrame]) {
         self.rounds += 1;
+        for frame in frames {
+            let held = self.held.entry(frame.header.shard).or_default();
+            held.add(frame.header.base, frame.end());
+        }
         let records = |frame: &FoundFrame| u64::from(frame.batch.header().count);
         self.records += frames.iter().map(records).sum::<u64>();
     }

@@ -1,12 +1,13 @@
 //! What files a log's folder holds, and which of them are segments of its chain.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::config::LogKey;
-use crate::error::OpenError;
+use crate::error::{OpenError, SEGMENT_VERSION};
 use crate::footer::{TRAILER_BYTES, Trailer};
-use crate::round::{RoundOwner, Window, read_header};
+use crate::round::{ROUND_HEADER_BYTES, RoundOwner, Window, read_header};
 use crate::segment::SegmentName;
 use crate::segment_header::{
     HEAD_BYTES, HeaderSector, SECOND_COPY, SECTOR, SECTOR_BYTES, SegmentHeader,
@@ -29,9 +30,35 @@ pub(super) struct Candidate {
     pub(super) exists_until: u64,
     /// The segment after this one says that this one failed.
     pub(super) failed: bool,
+    /// Whether the file is as long as its header says.
+    pub(super) length: FileLength,
+}
+
+/// How long a segment's file is, beside what its header says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FileLength {
+    Right,
+    /// Its end is gone, with what was there.
+    Cut,
+    /// Something was added that is not its own.
+    Extended,
 }
 
 impl Candidate {
+    /// What is wrong with its length.
+    pub(super) fn odd_length(&self) -> Option<String> {
+        let (found, told) = (self.file.bytes(), self.header.file_bytes);
+        match self.length {
+            FileLength::Right => None,
+            FileLength::Cut => Some(format!(
+                "the file was cut: it has {found} bytes, its header says {told}"
+            )),
+            FileLength::Extended => Some(format!(
+                "the file was extended: it has {found} bytes, its header says {told}"
+            )),
+        }
+    }
+
     /// The round its first round would have.
     pub(super) fn first_round(&self) -> u64 {
         self.header.continues_after.saturating_add(1)
@@ -134,7 +161,7 @@ impl Inventory {
         let mut failed = false;
         for segment in self.segments.iter_mut().rev() {
             segment.exists_until = until;
-            segment.failed = failed;
+            segment.failed |= failed;
             until = until.min(segment.header.continues_after);
             failed = segment.header.flags & crate::segment_header::PREDECESSOR_FAILED != 0;
         }
@@ -181,7 +208,7 @@ fn examine(
             }
             HeaderSector::Spare => {}
             HeaderSector::UnknownVersion => {
-                return Err(foreign("a segment of a version this program does not know"));
+                return Err(foreign(SEGMENT_VERSION));
             }
             HeaderSector::Invalid => spare = false,
         }
@@ -201,13 +228,18 @@ fn examine(
     if header.segment != name.segment || header.generation != name.generation {
         return Err(foreign("a segment under a wrong name"));
     }
-    if header.file_bytes != file.bytes() {
-        return Err(foreign("a segment that was cut or extended"));
+    let length = match header.file_bytes.cmp(&file.bytes()) {
+        Ordering::Equal => FileLength::Right,
+        Ordering::Greater => FileLength::Cut,
+        Ordering::Less => FileLength::Extended,
+    };
+    let trailer_at = header.file_bytes.checked_sub(TRAILER_BYTES);
+    let mut trailer = None;
+    if let Some(trailer_at) = trailer_at.filter(|_| length != FileLength::Cut) {
+        let mut sector = [0; SECTOR];
+        file.read_at(&mut sector, trailer_at).map_err(io)?;
+        trailer = Trailer::decode(&sector, &header);
     }
-    let mut sector = [0; SECTOR];
-    file.read_at(&mut sector, file.bytes() - TRAILER_BYTES)
-        .map_err(io)?;
-    let trailer = Trailer::decode(&sector, &header);
     Ok(Some(Candidate {
         name,
         path,
@@ -216,8 +248,19 @@ fn examine(
         header_rebuilt,
         trailer,
         exists_until: u64::MAX,
-        failed: false,
+        failed: length != FileLength::Right,
+        length,
     }))
+}
+
+/// Whether the end of a cut file stands where a round begins, or in one.
+pub(super) fn cut_through_round(
+    window: &mut Window<'_>,
+    header: &SegmentHeader,
+    position: u64,
+) -> std::io::Result<bool> {
+    let front = window.get(position, ROUND_HEADER_BYTES)?;
+    Ok(front.is_none_or(|front| RoundOwner::of(header).may_own(&front)))
 }
 
 /// A file without a valid header is a segment all the same when a round in it vouches for an

@@ -1,12 +1,13 @@
 //! Walking the chain of rounds through all segments: what is vouched, what is the tail, what is
 //! damaged.
 
+mod cut;
 mod end;
 
 use std::collections::VecDeque;
 use std::io;
 
-use super::inventory::{Candidate, Inventory};
+use super::inventory::{Candidate, FileLength, Inventory};
 use super::restore::Restorer;
 use super::search::search;
 use super::tail::stays;
@@ -229,7 +230,14 @@ impl<'a> Walk<'a, '_> {
             let reason = "both copies of the header are damaged".to_owned();
             self.restorer.note(&candidate.name.to_string(), reason);
         }
-        self.rounds(index).map_err(io_at(candidate))
+        if let Some(reason) = candidate.odd_length() {
+            self.restorer.note(&candidate.name.to_string(), reason);
+        }
+        let end = self.rounds(index).map_err(io_at(candidate))?;
+        if candidate.length == FileLength::Cut && matches!(end, SegmentEnd::Tail) {
+            self.cut_at_the_end(candidate).map_err(io_at(candidate))?;
+        }
+        Ok(end)
     }
 
     /// Takes over the state at the head of a segment whose predecessor is gone. `false`: not all of

@@ -16,6 +16,7 @@ use flumen_record::{
 use super::State;
 use super::change::Change;
 use crate::CatalogError;
+use crate::salvage::{self, AddUp, LostRecords};
 
 /// The one shard of the catalog's log. Streams are numbered from 1.
 const SHARD: ShardId = ShardId::from_value(0);
@@ -79,6 +80,32 @@ impl CatalogLog {
             log,
         };
         Ok((catalog_log, state, recovery))
+    }
+
+    /// As [`CatalogLog::open`], leaving out records that are damaged. Returns which those are.
+    pub(super) fn salvage(
+        storage: Arc<dyn Storage>,
+        now: Timestamp,
+    ) -> Result<(Self, State, Vec<LostRecords>), CatalogError> {
+        let (log, recovery) = Log::open(storage, LogKey::CATALOG, config(), now, &mut Nobody)?;
+        let mut standings = recovery.shards.iter();
+        let standing = standings.find(|standing| standing.shard == SHARD).copied();
+        let (from, end) = standing.map_or((SequenceNumber::ZERO, SequenceNumber::ZERO), |found| {
+            (found.trim_horizon, found.next)
+        });
+        let mut reading = Reading::from(from);
+        let lost = salvage::add_up(&mut reading, &log.reader(), SHARD, end)?;
+        let next = reading.next;
+        let (state, since_snapshot) = reading.finish()?;
+        let epoch = standing.map_or(0, |standing| standing.epoch.value());
+        let catalog_log = Self {
+            epoch: ShardEpoch::new(epoch.saturating_add(1)),
+            next,
+            last_arrival: standing.map_or(now, |standing| standing.last_arrival),
+            since_snapshot,
+            log,
+        };
+        Ok((catalog_log, state, lost))
     }
 
     pub(super) fn records(&self) -> u64 {
@@ -313,6 +340,25 @@ impl Reading {
                 reason: "the snapshot it should begin is not complete",
             }),
         }
+    }
+}
+
+impl AddUp for Reading {
+    fn next(&self) -> SequenceNumber {
+        self.next
+    }
+
+    fn skip_to(&mut self, next: SequenceNumber) {
+        self.next = next;
+        // A snapshot that is not whole stands for nothing.
+        self.snapshot = None;
+    }
+
+    fn take(&mut self, frame: &Frame) -> Result<(), &'static str> {
+        self.frame(frame).map_err(|error| match error {
+            CatalogError::Damaged { reason, .. } => reason,
+            _ => "it cannot be used",
+        })
     }
 }
 

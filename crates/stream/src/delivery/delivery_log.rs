@@ -23,6 +23,7 @@ use super::{
     DeliveryChange, DeliveryConfig, DeliveryDefinition, DeliveryLogError, DeliveryProgress,
     StoredDelivery,
 };
+use crate::salvage::{self, LostRecords};
 
 /// The one shard of this log. Streams are numbered from 1.
 pub(super) const SHARD: ShardId = ShardId::from_value(0);
@@ -124,6 +125,52 @@ impl DeliveryLog {
             log,
         };
         Ok((delivery_log, recovery))
+    }
+
+    /// Opens a log with damaged records, adds up those that are intact, writes what they come to anew,
+    /// and closes it: it opens as any other then. Returns which records are lost.
+    ///
+    /// # Errors
+    /// When the log itself does not open, or cannot be written.
+    pub fn salvage(
+        storage: Arc<dyn Storage>,
+        config: DeliveryConfig,
+        now: Timestamp,
+    ) -> Result<Vec<LostRecords>, DeliveryLogError> {
+        let key = LogKey::DELIVERIES;
+        let (log, recovery) = Log::open(storage, key, log_config(), now, &mut Nobody)?;
+        let mut standings = recovery.shards.iter();
+        let Some(standing) = standings.find(|standing| standing.shard == SHARD) else {
+            return Ok(Vec::new());
+        };
+        let mut reading = Reading::from(standing.trim_horizon);
+        let lost = salvage::add_up(&mut reading, &log.reader(), SHARD, standing.next)?;
+        reading.state.is_partial = false;
+        let mut salvaged = Self {
+            epoch: ShardEpoch::new(standing.epoch.value().saturating_add(1)),
+            next: reading.next,
+            last_arrival: reading.last_arrival,
+            grown_bytes: u64::MAX,
+            snapshot_bytes: 0,
+            snapshot: None,
+            buffer: Vec::new(),
+            state: reading.state,
+            config: DeliveryConfig {
+                snapshot_piece_bytes: u64::MAX,
+                ..config
+            },
+            log,
+        };
+        let mut records = Records::new(Vec::new());
+        let piece = salvaged.write_piece(&mut records)?;
+        salvaged.put(records, now)?;
+        if let Some(ended) = piece.ended {
+            salvaged.log.trim(SHARD, ended.begin);
+        }
+        salvaged.log.commit(&[], 0, now)??;
+        salvage::keep_house(salvaged.log.housekeeper(), now)?;
+        salvaged.close(now)?;
+        Ok(lost)
     }
 
     /// How many records there are.

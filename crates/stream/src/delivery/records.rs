@@ -10,6 +10,7 @@ use flumen_record::{
 use super::delivery_log::SHARD;
 use super::state::State;
 use super::{DeliveryChange, DeliveryLogError};
+use crate::salvage::AddUp;
 
 const READ_BYTES: usize = 1 << 20;
 /// A record takes no further change once it is this large. The largest change still fits behind.
@@ -95,6 +96,26 @@ pub(super) fn read_all(
 }
 
 const MISSING: &str = "it is missing";
+
+impl AddUp for Reading {
+    fn next(&self) -> SequenceNumber {
+        self.next
+    }
+
+    fn skip_to(&mut self, next: SequenceNumber) {
+        self.next = next;
+        self.must_begin = false;
+        // What the lost ones said may be in a snapshot's image that follows.
+        self.state.is_partial = true;
+    }
+
+    fn take(&mut self, frame: &Frame) -> Result<(), &'static str> {
+        self.frame(frame).map_err(|error| match error {
+            DeliveryLogError::Damaged { reason, .. } => reason,
+            _ => "it cannot be used",
+        })
+    }
+}
 
 /// Adds records up.
 pub(super) struct Reading {

@@ -21,6 +21,7 @@ use flumen_record::{
 use super::change::{GroupChange, encode_group};
 use super::state::State;
 use super::{Coordinator, GroupConfig, GroupLogError, GroupNumber, Step};
+use crate::salvage::{self, AddUp, LostRecords};
 
 /// The one shard of the groups' log. Streams are numbered from 1.
 const SHARD: ShardId = ShardId::from_value(0);
@@ -115,6 +116,49 @@ impl GroupLog {
         };
         let coordinator = Coordinator::recover(config, reading.state, reading.at, now);
         Ok((group_log, coordinator, recovery))
+    }
+
+    /// Opens a log with damaged records, adds up those that are intact, writes what they come to anew,
+    /// and closes it: it opens as any other then. Returns which records are lost.
+    ///
+    /// # Errors
+    /// When the log itself does not open, or cannot be written.
+    pub fn salvage(
+        storage: Arc<dyn Storage>,
+        config: GroupConfig,
+        wall: Timestamp,
+    ) -> Result<Vec<LostRecords>, GroupLogError> {
+        let (log, recovery) = Log::open(storage, LogKey::GROUPS, log_config(), wall, &mut Nobody)?;
+        let mut standings = recovery.shards.iter();
+        let Some(standing) = standings.find(|standing| standing.shard == SHARD) else {
+            return Ok(Vec::new());
+        };
+        let mut reading = Reading::from(standing.trim_horizon);
+        let lost = salvage::add_up(&mut reading, &log.reader(), SHARD, standing.next)?;
+        reading.state.is_partial = false;
+        let mut salvaged = Self {
+            epoch: ShardEpoch::new(standing.epoch.value().saturating_add(1)),
+            next: reading.next,
+            grown_bytes: u64::MAX,
+            snapshot_bytes: 0,
+            snapshot: None,
+            buffer: Vec::new(),
+            config: GroupConfig {
+                snapshot_piece_bytes: u64::MAX,
+                ..config
+            },
+            log,
+        };
+        let mut records = Records::new(Vec::new());
+        let (_, ended) = salvaged.write_piece(&reading.state, &mut records)?;
+        salvaged.put(records, reading.at.max(wall), wall)?;
+        if let Some(ended) = ended {
+            salvaged.log.trim(SHARD, ended.begin);
+        }
+        salvaged.log.commit(&[], 0, wall)??;
+        salvage::keep_house(salvaged.log.housekeeper(), wall)?;
+        salvaged.close(wall)?;
+        Ok(lost)
     }
 
     /// How many records there are.
@@ -344,6 +388,26 @@ fn read_all(
 }
 
 const MISSING: &str = "it is missing";
+
+impl AddUp for Reading {
+    fn next(&self) -> SequenceNumber {
+        self.next
+    }
+
+    fn skip_to(&mut self, next: SequenceNumber) {
+        self.next = next;
+        self.must_begin = false;
+        // What the lost ones said of groups may be in a snapshot's image that follows.
+        self.state.is_partial = true;
+    }
+
+    fn take(&mut self, frame: &Frame) -> Result<(), &'static str> {
+        self.frame(frame).map_err(|error| match error {
+            GroupLogError::Damaged { reason, .. } => reason,
+            _ => "it cannot be used",
+        })
+    }
+}
 
 /// Adds records up.
 struct Reading {
