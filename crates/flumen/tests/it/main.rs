@@ -17,6 +17,8 @@ mod delivery_verbs;
 #[cfg(test)]
 mod disk;
 #[cfg(test)]
+mod doctor;
+#[cfg(test)]
 mod examples;
 #[cfg(test)]
 mod failing_disk;
@@ -34,6 +36,8 @@ mod journal;
 mod kill;
 #[cfg(test)]
 mod lost_ack;
+#[cfg(test)]
+mod old_directory;
 #[cfg(test)]
 mod power_cut;
 #[cfg(test)]
