@@ -8,9 +8,9 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use flumen_log::MemoryStorage;
 use flumen_record::{SequenceNumber, ShardIndex, StreamId, Timestamp};
 use flumen_stream::group::{
-    Balanced, Checkpoint, CheckpointItem, Coordinator, Event, GroupConfig, GroupLog, GroupName,
-    InitialPosition, InstanceId, Join, Request, RequestId, SessionId, ShardFacts, ShardLoad, Step,
-    Strategy,
+    Balanced, BoundsOf, Checkpoint, CheckpointItem, Coordinator, Event, GroupConfig, GroupLog,
+    GroupName, InitialPosition, InstanceId, Join, Request, RequestId, SessionId, ShardBounds,
+    ShardFacts, ShardLoad, Step, Strategy,
 };
 
 const STREAM: StreamId = StreamId::new(1);
@@ -28,6 +28,19 @@ fn shards(count: u32) -> Event {
     }
 }
 
+/// Shards that have everything.
+#[derive(Debug)]
+struct Endless;
+
+impl BoundsOf for Endless {
+    fn bounds(&self, _: StreamId, _: ShardIndex) -> Option<ShardBounds> {
+        Some(ShardBounds {
+            horizon: SequenceNumber::ZERO,
+            end: SequenceNumber::MAX,
+        })
+    }
+}
+
 fn group(number: u32) -> GroupName {
     let name = format!("group-{number}").parse();
     name.expect("a name")
@@ -42,6 +55,7 @@ fn join(session: u64) -> Event {
         instance: InstanceId::new(session),
         session_timeout: None,
         start: InitialPosition::TrimHorizon,
+        begins: None,
     })
 }
 
@@ -64,7 +78,8 @@ fn balance(criterion: &mut Criterion) {
     }
     // A member joins nine that have everything: decided, changed, told.
     let with_nine = || {
-        let mut coordinator = Coordinator::new(GroupConfig::default());
+        let coordinator = Coordinator::new(GroupConfig::default());
+        let mut coordinator = coordinator.with_bounds(Arc::new(Endless));
         coordinator.step(Duration::ZERO, NOW, [shards(1_000)]);
         coordinator.step(Duration::ZERO, NOW, (1..10).map(join));
         coordinator
@@ -106,6 +121,7 @@ fn checkpoints(groups: std::ops::Range<u32>, shard: u32, to: u64) -> Vec<Event> 
                 shard: ShardIndex::new(shard),
                 generation: None,
                 checkpoint: Checkpoint::at(SequenceNumber::new(to)),
+                skipped: Vec::new(),
             }],
         },
     };
@@ -117,7 +133,8 @@ const GROUPS: u32 = 10_000;
 fn with_groups(config: GroupConfig) -> (GroupLog, Coordinator) {
     let storage = Arc::new(MemoryStorage::new());
     let opened = GroupLog::open(storage, config, NOW, Duration::ZERO);
-    let (mut log, mut coordinator, _) = opened.expect("an empty log opens");
+    let (mut log, coordinator, _) = opened.expect("an empty log opens");
+    let mut coordinator = coordinator.with_bounds(Arc::new(Endless));
     let mut events = vec![shards(4)];
     for shard in 0..4 {
         events.extend(checkpoints(0..GROUPS, shard, 1));

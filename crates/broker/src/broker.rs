@@ -211,12 +211,12 @@ impl Broker {
 
     /// Opens a member's session in a group of a stream; the group comes into being with its first
     /// member. Whether it was let in is its first word.
-    pub fn join_group<'a>(
+    pub async fn join_group<'a>(
         &self,
         stream: impl Into<StreamRef<'a>>,
         join: JoinGroup,
     ) -> Result<Membership, Error> {
-        self.node.join_group(stream.into(), join)
+        self.node.join_group(stream.into(), join).await
     }
 
     /// What a reader for a lease is to check before it hands records out; refused when the lease is

@@ -1,8 +1,8 @@
-//! Consumer groups, running: one thread takes what came, decides, makes it durable, tells members.
+//! Consumer groups, running: one loop takes what came, decides, makes it durable, tells members.
 //!
-//! Decisions are `flumen_stream::group`'s. Here is the inbox before it (`Groups`), the thread
-//! (`worker`), what a member's session holds (`member`), who may read (`fence`), and what is asked
-//! about groups beside (`asking`, `listing`, `lag`).
+//! Decisions are `flumen_stream::group`'s. Here is the inbox before it (`Groups`), the loop (`worker`,
+//! `taking`), what a member's session holds (`member`), who may read (`fence`), where shards stand
+//! (`standing`), and what is asked about groups beside (`asking`, `listing`, `lag`).
 
 mod asking;
 mod fence;
@@ -10,6 +10,8 @@ mod lag;
 mod listing;
 mod loads;
 mod member;
+mod standing;
+mod taking;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -19,9 +21,12 @@ use std::time::Duration;
 
 use flumen_log::LogReader;
 use flumen_record::{GroupName, StreamId};
-use flumen_stream::group::{Answer, Coordinator, Event, GroupError, Request, RequestId, SessionId};
+use flumen_stream::group::{
+    Answer, BoundsOf, Coordinator, Event, GroupError, Request, RequestId, SessionId,
+};
 use tokio::sync::{Notify, oneshot};
 
+use self::standing::Standing;
 use crate::node::Node;
 use crate::streams::{Stream, StreamRef};
 use crate::{Clock, Error};
@@ -29,6 +34,7 @@ use flumen_world::{Running, lock};
 
 pub use asking::{
     GroupLag, GroupPosition, GroupReset, GroupState, GroupStatus, LeaseStatus, MemberStatus,
+    ShardLag,
 };
 pub(crate) use fence::Fences;
 pub use fence::LeaseGuard;
@@ -36,13 +42,15 @@ pub(crate) use lag::backlog;
 pub use listing::GroupLags;
 pub(crate) use loads::start as start_loads;
 pub(crate) use member::MemberQueue;
-pub use member::{JoinGroup, MemberLease, MemberWord, Membership, SavedCheckpoint};
+pub use member::{JoinGroup, MemberLease, MemberWord, Membership, SaveCheckpoint, SavedCheckpoint};
 pub(crate) use worker::start;
 
 /// Whoever asks waits so long for an answer: a full disk is tried for as long as it takes.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 /// What waits for the thread, at most: then whoever says more is refused.
 const INBOX_MAX: usize = 256 << 10;
+/// And so many bytes.
+const INBOX_BYTES_MAX: u64 = 64 << 20;
 
 /// Something for the thread.
 enum Input {
@@ -58,9 +66,36 @@ enum Input {
 
 type Look = Box<dyn FnOnce(&Coordinator) + Send>;
 
+impl Input {
+    /// About what it takes while it waits.
+    fn bytes(&self) -> u64 {
+        let items = match self {
+            Self::Event(Event::Request {
+                request: Request::Checkpoint { items, .. },
+                ..
+            }) => {
+                let skipped = items.iter().map(|item| item.skipped.len());
+                items.len() + skipped.sum::<usize>()
+            }
+            Self::Event(Event::Request {
+                request: Request::Reset(reset),
+                ..
+            }) => reset.shards.len(),
+            Self::Event(Event::Release { leases, .. }) => leases.len(),
+            Self::Event(Event::ShardsChanged { shards, .. }) => shards.len(),
+            Self::Event(Event::LoadObserved { loads, .. }) => loads.len(),
+            Self::Event(Event::Began { begins, .. }) => begins.len(),
+            _ => 0,
+        };
+        256 + 64 * items as u64
+    }
+}
+
 #[derive(Default)]
 struct Inbox {
     inputs: Vec<Input>,
+    /// About what they take.
+    bytes: u64,
     /// End, leaving everything as it is, or (with an answer) in order.
     stop: bool,
     closing: Option<oneshot::Sender<Result<(), Error>>>,
@@ -85,8 +120,7 @@ pub(crate) struct Groups {
     pub(crate) counters: GroupCounters,
     /// What metrics were told last.
     lags: tokio::sync::Mutex<listing::KeptLags>,
-    /// Where times lie in shards.
-    beginnings: lag::Beginnings,
+    standing: Arc<Standing>,
     running: OnceLock<Running>,
     /// There was no session, and there is one.
     pub(crate) busy: Notify,
@@ -132,7 +166,7 @@ impl Groups {
             fences: Fences::default(),
             counters: GroupCounters::default(),
             lags: tokio::sync::Mutex::default(),
-            beginnings: lag::Beginnings::default(),
+            standing: Arc::default(),
             running: OnceLock::new(),
         }
     }
@@ -165,20 +199,38 @@ impl Groups {
         }
     }
 
+    /// Where shards stand, for the coordinator.
+    pub(crate) fn bounds(&self) -> Arc<dyn BoundsOf> {
+        Arc::clone(&self.standing) as Arc<dyn BoundsOf>
+    }
+
     /// Gives the thread inputs that belong together. Refused when it is far behind.
     fn push(&self, inputs: impl IntoIterator<Item = Input>) -> Result<(), Error> {
+        self.put(inputs, false)
+    }
+
+    /// As [`Groups::push`]; what is not asked for but has happened is taken however much waits.
+    fn put(
+        &self,
+        inputs: impl IntoIterator<Item = Input>,
+        has_happened: bool,
+    ) -> Result<(), Error> {
         self.check()?;
         let mut inbox = lock(&self.inbox);
         if inbox.stop {
             return Err(Error::Draining);
         }
-        if inbox.inputs.len() >= INBOX_MAX {
+        let is_full = inbox.inputs.len() >= INBOX_MAX || inbox.bytes >= INBOX_BYTES_MAX;
+        if is_full && !has_happened {
             return Err(Error::QueueFull {
                 retry_after: Duration::from_secs(1),
             });
         }
         let was_empty = inbox.inputs.is_empty();
-        inbox.inputs.extend(inputs);
+        for input in inputs {
+            inbox.bytes += input.bytes();
+            inbox.inputs.push(input);
+        }
         drop(inbox);
         if was_empty {
             self.wake();
@@ -190,46 +242,56 @@ impl Groups {
         self.push([Input::Event(event)])
     }
 
-    /// Tells a stream's shards as they are now, unless they are known, before `then`.
+    /// Tells a stream's shards as they are now, unless they are known, before `then`. Refused once
+    /// the stream is deleted: nothing comes behind that.
     fn tell_shards(
         &self,
-        stream: &Stream,
+        stream: &Arc<Stream>,
         then: impl IntoIterator<Item = Input>,
     ) -> Result<(), Error> {
         let mut told = lock(&self.told);
+        stream.check_exists()?;
         let state = stream.state();
         let id = state.info.id;
         let is_known = told.get(&id) == Some(&state.generation);
         let shards = (!is_known).then(|| Input::Event(worker::shards_of(&state.info)));
-        self.push(shards.into_iter().chain(then))?;
+        self.standing.know(id, stream);
+        let mut then = then.into_iter().peekable();
+        let has_happened = then.peek().is_none();
+        self.put(shards.into_iter().chain(then), has_happened)?;
         told.insert(id, state.generation);
         Ok(())
     }
 
     /// A stream has other shards than before.
-    pub(crate) fn stream_changed(&self, stream: &Stream) {
+    pub(crate) fn stream_changed(&self, stream: &Arc<Stream>) {
         if self.refusal.get().is_some() {
             return;
         }
         if let Err(error) = self.tell_shards(stream, []) {
-            tracing::warn!(stream = %stream.name, %error, "groups were not told of its shards");
+            tracing::warn!(stream = %stream.name, %error, "consumer groups: shards not told");
         }
     }
 
-    /// A stream is gone.
+    /// A stream is gone, and marked so.
     pub(crate) fn stream_deleted(&self, stream: &Stream) {
         let mut told = lock(&self.told);
         let stream = stream.state().info.id;
         told.remove(&stream);
-        self.fences.forget_stream(stream);
-        // Told again at the next start, by its absence.
-        let _ = self.say(Event::StreamDeleted { stream });
+        self.standing.forget(stream);
+        // A thread that has ended is told at the next start, by its absence.
+        let _ = self.happened(Event::StreamDeleted { stream });
+    }
+
+    /// Says what has happened already, and cannot be refused.
+    fn happened(&self, event: Event) -> Result<(), Error> {
+        self.put([Input::Event(event)], true)
     }
 
     /// Asks something of a group and waits until the answer is durable.
     async fn ask(
         &self,
-        stream: &Stream,
+        stream: &Arc<Stream>,
         group: &GroupName,
         request: Request,
     ) -> Result<Answer, Error> {
@@ -341,6 +403,7 @@ impl Groups {
     fn take(&self) -> Option<Vec<Input>> {
         let mut inbox = lock(&self.inbox);
         let inputs = std::mem::take(&mut inbox.inputs);
+        inbox.bytes = 0;
         if inputs.is_empty() && inbox.stop {
             return None;
         }
@@ -358,19 +421,4 @@ impl Node {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn after_a_failure_nobody_waits() {
-        let groups = Arc::new(Groups::new(Clock::system()));
-        let looking = groups.look(|_| ());
-        let closing = groups.close();
-        let failing = async { groups.fail() };
-        let (looked, closed, ()) = tokio::join!(looking, closing, failing);
-        assert_eq!(looked, Err(Error::GroupsFailed));
-        assert_eq!(closed, Err(Error::GroupsFailed));
-        assert_eq!(groups.look(|_| ()).await, Err(Error::GroupsFailed));
-        assert_eq!(groups.close().await, Err(Error::GroupsFailed));
-    }
-}
+mod tests;

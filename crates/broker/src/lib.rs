@@ -65,7 +65,8 @@ pub use error::{Error, ErrorKind};
 pub use flumen_log::IoFault;
 pub use groups::{
     GroupLag, GroupLags, GroupPosition, GroupReset, GroupState, GroupStatus, JoinGroup, LeaseGuard,
-    LeaseStatus, MemberLease, MemberStatus, MemberWord, Membership, SavedCheckpoint,
+    LeaseStatus, MemberLease, MemberStatus, MemberWord, Membership, SaveCheckpoint,
+    SavedCheckpoint, ShardLag,
 };
 pub use metrics::{HistogramSnapshot, Metrics, MetricsSnapshot};
 pub use reply::{
@@ -77,7 +78,7 @@ pub use subscription::{Delivery, Subscription};
 
 // The words of the lower layers that edges speak.
 pub use flumen_stream::delivery::DeliveryConfig;
-pub use flumen_stream::group::{Checkpoint, GroupConfig, InitialPosition, LostReason};
+pub use flumen_stream::group::{Checkpoint, Expired, GroupConfig, InitialPosition, LostReason};
 pub use flumen_stream::{
     AutoScale, AutoScaleChange, AutoScaleUpdate, NewStream, Reshard, StartPosition, StreamSettings,
     StreamUpdate,

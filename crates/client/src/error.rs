@@ -42,6 +42,8 @@ pub mod reason {
     pub const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
     /// The position was trimmed.
     pub const TRIMMED: &str = "TRIMMED";
+    /// A sequence number that was never given out.
+    pub const BEYOND_END: &str = "BEYOND_END";
     /// Acknowledged data is damaged.
     pub const DATA_LOSS: &str = "DATA_LOSS";
     /// The stream has no group of this name.

@@ -4,7 +4,7 @@
 //! One task (`driver`) speaks with the broker (in a `session`): joins, heartbeats, checkpoints,
 //! releases. Every leased shard has a task of its own (`worker`), so a slow or failing handler holds
 //! up its shard and no other. What is leased, and what is to be saved, is in `leases`; what to do
-//! about a failing handler in `failure`; both are pure.
+//! about a failing handler in `failure`; both are pure. `events` is how users hear of it.
 //!
 //! A handler is stopped (its future is dropped) when its lease is lost, and at the latest
 //! [`GroupConfig::margin`] before the broker may give the shard to somebody else: the session timeout
@@ -14,6 +14,7 @@
 mod admin;
 mod dead_letter;
 mod driver;
+mod events;
 mod failure;
 mod leases;
 mod session;
@@ -25,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flumen_record::{GroupName, MemberName, SequenceNumber, ShardIndex, StreamName};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::{Client, ConsumeError, ConsumedRecord, GapPolicy, StartPosition};
@@ -36,7 +37,8 @@ pub use admin::{
 };
 pub use failure::{FailurePolicy, GiveUp};
 
-/// Events that nobody has taken yet; beyond it new ones are dropped (a stopped shard is also logged).
+/// Events that nobody has taken yet; beyond it new ones are dropped, but for those of shards that stand
+/// still.
 const EVENTS_MAX: usize = 1024;
 
 /// How a member joins, reads and checkpoints.
@@ -137,8 +139,9 @@ pub enum GroupEvent {
         shard: ShardIndex,
         /// Of the lease.
         generation: u64,
-        /// Records that expired between its checkpoint and what is kept: nobody will process them.
-        expired_records: u64,
+        /// Records that expired between where the group stood and what is kept: nobody has processed
+        /// them. `None`: it is not known how many.
+        expired_records: Option<u64>,
     },
     /// A shard goes to another member once its records in hand are processed.
     Revoked {
@@ -208,7 +211,7 @@ pub struct GroupStats {
 pub struct GroupConsumer {
     stop: watch::Sender<bool>,
     driver: JoinHandle<Result<GroupStats, ConsumeError>>,
-    events: mpsc::Receiver<GroupEvent>,
+    events: events::Taken,
 }
 
 impl GroupConsumer {
@@ -224,7 +227,7 @@ impl GroupConsumer {
         handler: impl Handler,
     ) -> Result<Self, ConsumeError> {
         let (stop, stopping) = watch::channel(false);
-        let (events, taken) = mpsc::channel(EVENTS_MAX);
+        let (events, taken) = events::channel(EVENTS_MAX);
         let driver = driver::start(
             client.clone(),
             stream.clone(),
@@ -243,7 +246,7 @@ impl GroupConsumer {
 
     /// The next thing that happened; `None` once the member has ended. Cancel-safe.
     pub async fn event(&mut self) -> Option<GroupEvent> {
-        self.events.recv().await
+        self.events.next().await
     }
 
     /// Processes what is in hand, checkpoints, hands the shards over, and ends.

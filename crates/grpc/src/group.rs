@@ -16,7 +16,7 @@ use flumen_api::v1::group_request::Request;
 use flumen_api::v1::group_response::Response;
 use flumen_broker::{
     Broker, Checkpoint, Error, GroupLag, GroupPosition, GroupStatus, InitialPosition, JoinGroup,
-    LeaseStatus, LostReason, MemberLease, MemberWord, Membership, StartPosition,
+    LeaseStatus, LostReason, MemberLease, MemberWord, Membership, SaveCheckpoint, StartPosition,
 };
 use flumen_record::{GroupName, SequenceNumber, ShardIndex, StreamName, Timestamp};
 use http_body::Body;
@@ -31,8 +31,6 @@ use crate::status::Facts;
 
 /// What a member's message decodes as.
 const REQUEST: &str = "flumen.v1.GroupRequest";
-/// Checkpoint requests of one session that wait for their answer.
-const SAVING_MAX: usize = 256;
 /// Heartbeats that fit into a session timeout.
 const HEARTBEATS: u32 = 4;
 /// Groups of one list.
@@ -80,7 +78,7 @@ where
         };
         Ok(Self {
             requests: Some(requests),
-            member: broker.join_group(meant(&name, stream), join)?,
+            member: broker.join_group(meant(&name, stream), join).await?,
             draining: drain.started(),
             over: false,
         })
@@ -97,7 +95,12 @@ where
                         Some(part) => Checkpoint::after_part(number, part),
                         None => Checkpoint::after(number),
                     });
-                    (ShardIndex::new(one.shard), one.generation, checkpoint)
+                    SaveCheckpoint {
+                        shard: ShardIndex::new(one.shard),
+                        generation: one.generation,
+                        checkpoint,
+                        skipped: one.skipped.iter().map(range).collect(),
+                    }
                 });
                 self.member.save(save.request, checkpoints.collect())?;
             }
@@ -115,7 +118,7 @@ where
 
     /// Takes what the member has said. Pending: nothing more yet.
     fn poll_requests(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Facts>> {
-        while self.member.saving() < SAVING_MAX {
+        while self.member.has_room() {
             let Some(requests) = &mut self.requests else {
                 return Poll::Pending;
             };
@@ -255,6 +258,11 @@ fn said(word: MemberWord) -> Result<(Response, bool), Error> {
         MemberWord::Left => (Response::Left(v1::Left {}), true),
         MemberWord::Ended(error) => return Err(error),
     })
+}
+
+fn range(range: &v1::SkippedRange) -> (SequenceNumber, SequenceNumber) {
+    let number = SequenceNumber::new;
+    (number(range.from), number(range.to))
 }
 
 fn why_lost(reason: LostReason) -> &'static str {
@@ -412,6 +420,8 @@ fn summary(group: &GroupStatus) -> v1::GroupSummary {
         shards: count(group.shards),
         lag: Some(lag(group.lag)),
         stream_incarnation: group.incarnation.value(),
+        expired_records: group.expired.records,
+        expired_unknown: !group.expired.is_exact,
     }
 }
 
@@ -436,6 +446,8 @@ fn shard(shard: GroupPosition) -> v1::GroupShard {
         part,
         checkpointed_us: checkpointed.as_micros(),
         lag: Some(lag(shard.lag)),
+        expired_records: shard.expired_records,
+        beyond_end: shard.is_beyond_end,
     }
 }
 

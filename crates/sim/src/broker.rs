@@ -1,13 +1,14 @@
 //! The broker: the real coordinator and its real log, sessions, crashes and restarts.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use flumen_log::{Grain, MemoryStorage, Storage};
-use flumen_record::Timestamp;
+use flumen_record::{SequenceNumber, ShardIndex, StreamId, Timestamp};
 use flumen_stream::group::{
-    Coordinator, Effect, Event, GroupChange, GroupConfig, GroupLog, SessionId, Step,
+    BoundsOf, Coordinator, Effect, Event, GroupChange, GroupConfig, GroupLog, SessionId,
+    ShardBounds, Step,
 };
 
 use crate::random::{Dice, place};
@@ -36,6 +37,17 @@ pub(crate) enum Outcome {
     Crashed(Step),
 }
 
+/// Where shards stand, as the coordinator is told when it asks.
+#[derive(Debug, Default)]
+struct Bounds(Mutex<BTreeMap<ShardIndex, ShardBounds>>);
+
+impl BoundsOf for Bounds {
+    fn bounds(&self, _: StreamId, shard: ShardIndex) -> Option<ShardBounds> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&shard).copied()
+    }
+}
+
 #[derive(Debug)]
 struct Running {
     log: GroupLog,
@@ -46,6 +58,7 @@ struct Running {
 #[derive(Debug)]
 pub(crate) struct Broker {
     storage: MemoryStorage,
+    bounds: Arc<Bounds>,
     running: Option<Running>,
     pub(crate) up_at: u64,
     pub(crate) restarts: u64,
@@ -61,6 +74,7 @@ impl Broker {
     pub(crate) fn new(broken: Option<Broken>) -> Self {
         Self {
             storage: MemoryStorage::new(),
+            bounds: Arc::default(),
             running: None,
             up_at: 0,
             restarts: 0,
@@ -74,6 +88,18 @@ impl Broker {
 
     pub(crate) fn coordinator(&self) -> Option<&Coordinator> {
         self.running.as_ref().map(|running| &running.coordinator)
+    }
+
+    /// Shards stand like that from now on.
+    pub(crate) fn stand(&self, mut bounds: BTreeMap<ShardIndex, ShardBounds>) {
+        for bounds in bounds.values_mut() {
+            match self.broken {
+                Some(Broken::TakesNonsense) => bounds.end = SequenceNumber::MAX,
+                Some(Broken::ForgetsHorizon) => bounds.horizon = SequenceNumber::ZERO,
+                _ => {}
+            }
+        }
+        *self.bounds.0.lock().unwrap_or_else(PoisonError::into_inner) = bounds;
     }
 
     /// When the process that runs began.
@@ -98,9 +124,10 @@ impl Broker {
         let uncertain = self.uncertain.take();
         let settled = uncertain.filter(|_| log.records() > self.records);
         self.records = log.records();
+        let bounds = Arc::clone(&self.bounds) as Arc<dyn BoundsOf>;
         self.running = Some(Running {
             log,
-            coordinator,
+            coordinator: coordinator.with_bounds(bounds),
             booted_at: now,
         });
         Ok(settled)
@@ -165,6 +192,13 @@ impl Broker {
             let is_kept =
                 |change: &GroupChange| !matches!(change, GroupChange::Checkpointed { .. });
             step.changes.retain(is_kept);
+        }
+        if self.broken == Some(Broken::ForgetsGone) {
+            for change in &mut step.changes {
+                if let GroupChange::ShardExpired { unread, .. } = change {
+                    *unread = Some(0);
+                }
+            }
         }
         let committed = running.log.commit(&step, &running.coordinator, wall);
         step.changes = kept;

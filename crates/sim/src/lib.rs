@@ -3,7 +3,8 @@
 //! A broker with one stream and one group, whose coordinator and log are the real ones, on storage
 //! that loses what was not synced; members that work as the real client does, crash, pause beyond
 //! their session timeout, lose their sessions, drain too slowly, leave and come back; shards that
-//! split and merge while records are appended. Every message is delayed; the wall clock jumps.
+//! split and merge while records are appended, and expire, read or not; resets, deletion, and requests
+//! that make no sense. Every message is delayed; the wall clock jumps.
 //! After a while the faults end, and everything has to come to rest.
 //!
 //! Equal seeds give equal runs. A run ends with the first [`Violation`] of a promise
@@ -17,6 +18,7 @@
 //! | `broker` | the coordinator, its log, sessions, restarts |
 //! | `oracle` | what must be true |
 //! | `world`, `world/rounds` | all of them, tick by tick; the broker's rounds and their checks |
+//! | `world/asking` | what is asked from outside |
 #![forbid(unsafe_code)]
 
 mod broker;

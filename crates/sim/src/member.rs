@@ -27,6 +27,8 @@ struct Lease {
     next: u64,
     buffered: u64,
     accepted: u64,
+    /// What expired before it could be read, and is not said with an accepted checkpoint.
+    skipped: Vec<(SequenceNumber, SequenceNumber)>,
     asked: Option<RequestId>,
     is_revoked: bool,
     checkpoint_at: u64,
@@ -219,7 +221,7 @@ impl Member {
             return;
         }
         let from = match lease.from {
-            ReadFrom::Checkpoint(checkpoint) => checkpoint.next().value(),
+            ReadFrom::At(from) => from.value(),
             ReadFrom::TrimHorizon | ReadFrom::AtTimestamp(_) => 0,
         };
         let taken = Lease {
@@ -227,6 +229,7 @@ impl Member {
             next: from,
             buffered: from,
             accepted: from,
+            skipped: Vec::new(),
             asked: None,
             is_revoked: lease.revoked.is_some(),
             checkpoint_at: around.now + CHECKPOINT,
@@ -247,6 +250,8 @@ impl Member {
             return;
         };
         lease.asked = None;
+        // Said again until it is answered: it counts once.
+        lease.skipped.retain(|(_, next)| next.value() > asked.to);
         let is_accepted = match answer {
             Ok(Answer::Checkpoints(answers)) => answers.iter().all(Result::is_ok),
             _ => false,
@@ -329,7 +334,15 @@ impl Member {
         }
         if lease.next >= lease.buffered && is_connected && lease.watch.is_current(lease.generation)
         {
-            lease.buffered = (lease.next + BUFFER).min(around.stream.shard(shard).end());
+            let kept = around.stream.shard(shard);
+            if lease.next < kept.horizon {
+                let number = SequenceNumber::new;
+                lease
+                    .skipped
+                    .push((number(lease.next), number(kept.horizon)));
+                lease.next = kept.horizon;
+            }
+            lease.buffered = (lease.next + BUFFER).min(kept.end());
         }
         if lease.next >= lease.buffered {
             return Ok(());
@@ -393,6 +406,7 @@ impl Member {
                         shard,
                         generation: Some(generation),
                         checkpoint: Checkpoint::at(SequenceNumber::new(to)),
+                        skipped: lease.skipped.clone(),
                     }],
                 },
             });

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use flumen_record::ShardIndex;
+use flumen_record::{SequenceNumber, ShardIndex};
 use flumen_stream::group::{Generation, MemberName};
 
 use crate::random::place;
@@ -33,12 +33,19 @@ type Span = (u64, u64);
 
 #[derive(Debug)]
 pub(crate) struct Oracle {
-    /// Per key: the record that has to be accepted next, and when the last one left its handler.
+    /// Per key: the first record that was not accepted, and none after it; and when the last one left
+    /// its handler.
     next: Vec<u64>,
     left: Vec<u64>,
     /// What was processed under which lease, accepted or not.
     processed: BTreeMap<(ShardIndex, Generation), BTreeMap<u64, Span>>,
     checkpoints: BTreeMap<ShardIndex, u64>,
+    /// Where the group goes on, in shards that it has begun.
+    positions: BTreeMap<ShardIndex, u64>,
+    /// Records that expired before the group had processed them.
+    pub(crate) missed: u64,
+    /// Shards went while the broker was not there: how much was in them is not known.
+    pub(crate) is_unsure: bool,
     current: BTreeMap<ShardIndex, Generation>,
     granted: BTreeSet<Generation>,
     /// Generations that members were told of.
@@ -46,6 +53,9 @@ pub(crate) struct Oracle {
     /// Leases that were taken from silent members.
     silent: BTreeSet<(ShardIndex, Generation)>,
     pub(crate) accepted: u64,
+    /// Records that members passed over, because they had expired; and what they said of it.
+    skipped: u64,
+    said: u64,
 }
 
 impl Oracle {
@@ -55,16 +65,126 @@ impl Oracle {
             left: vec![0; place(KEYS)],
             processed: BTreeMap::new(),
             checkpoints: BTreeMap::new(),
+            positions: BTreeMap::new(),
+            missed: 0,
+            is_unsure: false,
             current: BTreeMap::new(),
             granted: BTreeSet::new(),
             told: BTreeMap::new(),
             silent: BTreeSet::new(),
             accepted: 0,
+            skipped: 0,
+            said: 0,
         }
     }
 
     pub(crate) fn checkpoint(&self, shard: ShardIndex) -> u64 {
         self.checkpoints.get(&shard).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn position(&self, shard: ShardIndex) -> u64 {
+        self.positions.get(&shard).copied().unwrap_or(0)
+    }
+
+    /// The group comes into being.
+    pub(crate) fn came(
+        &mut self,
+        stream: &Stream,
+        begins: &[(ShardIndex, SequenceNumber)],
+        is_now: bool,
+    ) -> Checked {
+        for (index, at) in begins {
+            let horizon = stream.shard(*index).horizon;
+            if at.value() > horizon || (is_now && at.value() < horizon) {
+                return Err(format!(
+                    "the group begins shard {index} at {at}, its oldest record is {horizon}"
+                ));
+            }
+            self.positions.insert(*index, at.value());
+        }
+        Ok(())
+    }
+
+    /// A checkpoint was set to where the group is.
+    pub(crate) fn reset(&mut self, index: ShardIndex, to: u64) -> Checked {
+        let position = self.position(index);
+        if to != position {
+            return Err(format!(
+                "shard {index} was reset to {to} and is at {position}"
+            ));
+        }
+        self.checkpoints.insert(index, to);
+        Ok(())
+    }
+
+    /// The group is gone, and another one of its name may read everything again.
+    pub(crate) fn forget(&mut self) {
+        self.next.fill(0);
+        self.checkpoints.clear();
+        self.positions.clear();
+        self.current.clear();
+        self.missed = 0;
+        self.is_unsure = false;
+    }
+
+    /// It is counted what expired: as the shard is given out, or with a checkpoint.
+    pub(crate) fn expire(
+        &mut self,
+        stream: &Stream,
+        index: ShardIndex,
+        to: u64,
+        records: u64,
+    ) -> Checked {
+        let from = self.position(index);
+        if to > from {
+            let horizon = stream.shard(index).horizon;
+            if to > horizon || records != to - from {
+                return Err(format!(
+                    "{records} records of shard {index} are said to have expired from {from} to \
+                     {to}, its oldest record is {horizon}"
+                ));
+            }
+            self.positions.insert(index, to);
+            self.missed += records;
+        } else {
+            // With a checkpoint, which was looked through as it was accepted.
+            self.said += records;
+            self.missed += records;
+        }
+        Ok(())
+    }
+
+    /// A shard is no more.
+    pub(crate) fn lose(
+        &mut self,
+        stream: &Stream,
+        index: ShardIndex,
+        unread: Option<u64>,
+    ) -> Checked {
+        let left = stream.shard(index).end() - self.position(index);
+        match unread {
+            Some(unread) if unread == left => self.missed += left,
+            None => self.is_unsure = true,
+            Some(unread) => {
+                return Err(format!(
+                    "{unread} records of shard {index} are said to have expired with it, {left} \
+                     were left"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// What members did not process they said that they skipped. They may say more: one that gave up a
+    /// lease which the broker has kept for it begins again where it was confirmed.
+    pub(crate) fn check_said(&self) -> Checked {
+        if self.said >= self.skipped {
+            return Ok(());
+        }
+        let (said, skipped) = (self.said, self.skipped);
+        Err(format!(
+            "{said} records are said to be skipped, {skipped} were"
+        ))
     }
 
     pub(crate) fn is_finished(&self, stream: &Stream, index: ShardIndex) -> bool {
@@ -119,10 +239,10 @@ impl Oracle {
                 known.1, known.0
             ));
         }
-        let checkpoint = self.checkpoint(index);
-        if from != checkpoint {
+        let position = self.position(index);
+        if from != position {
             return Err(format!(
-                "{member} begins shard {index} at {from}, the checkpoint is {checkpoint}"
+                "{member} begins shard {index} at {from}, the group is at {position}"
             ));
         }
         Ok(())
@@ -159,7 +279,7 @@ impl Oracle {
         generation: Generation,
         to: u64,
     ) -> Checked {
-        let from = self.checkpoint(index);
+        let from = self.position(index);
         let is_repeated_end = from == to && self.is_finished(stream, index);
         if self.current.get(&index) != Some(&generation) && !is_repeated_end {
             return Err(format!(
@@ -177,6 +297,7 @@ impl Oracle {
             self.accept_record(stream, index, generation, record)?;
         }
         self.checkpoints.insert(index, to);
+        self.positions.insert(index, to);
         Ok(())
     }
 
@@ -190,6 +311,10 @@ impl Oracle {
         let processed = self.processed.get(&(index, generation));
         let span = processed.and_then(|processed| processed.get(&at));
         let Some((began, ended)) = span.copied() else {
+            if at < stream.shard(index).horizon {
+                self.skipped += 1;
+                return Ok(());
+            }
             return Err(format!(
                 "record {at} of shard {index} was accepted under generation {generation}, \
                  which did not process it"
@@ -202,7 +327,8 @@ impl Oracle {
         let (Some(next), Some(left)) = (self.next.get_mut(key), self.left.get_mut(key)) else {
             return Err(format!("key {key} does not exist"));
         };
-        if record.nth != *next {
+        let passed_over = (*next..record.nth).find(|nth| stream.is_kept(record.key, *nth));
+        if record.nth < *next || passed_over.is_some() {
             return Err(format!(
                 "of key {key} record {} was accepted when it was record {next}'s turn",
                 record.nth
@@ -214,7 +340,7 @@ impl Oracle {
                  ended at {left}"
             ));
         }
-        *next += 1;
+        *next = record.nth + 1;
         *left = ended;
         self.accepted += 1;
         Ok(())

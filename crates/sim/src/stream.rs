@@ -1,9 +1,10 @@
 //! A stream as the simulation needs it: shards that own ranges of keys, and records in order.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use flumen_record::{SequenceNumber, ShardIndex};
-use flumen_stream::group::ShardFacts;
+use flumen_stream::group::{ShardBounds, ShardFacts};
 
 use crate::random::place;
 
@@ -24,6 +25,8 @@ pub(crate) struct Shard {
     pub(crate) records: Vec<Record>,
     pub(crate) is_closed: bool,
     pub(crate) has_expired: bool,
+    /// Records before it have expired.
+    pub(crate) horizon: u64,
     keys: Range<u64>,
 }
 
@@ -37,14 +40,15 @@ impl Shard {
 #[derive(Debug)]
 pub(crate) struct Stream {
     pub(crate) shards: Vec<Shard>,
-    appended: Vec<u64>,
+    /// Per key, where its records lie.
+    appended: Vec<Vec<(ShardIndex, u64)>>,
 }
 
 impl Stream {
     pub(crate) fn new(shards: u64) -> Self {
         let mut stream = Self {
             shards: Vec::new(),
-            appended: vec![0; place(KEYS)],
+            appended: vec![Vec::new(); place(KEYS)],
         };
         for index in 0..shards {
             let keys = index * KEYS / shards..(index + 1) * KEYS / shards;
@@ -61,6 +65,7 @@ impl Stream {
             records: Vec::new(),
             is_closed: false,
             has_expired: false,
+            horizon: 0,
             keys,
         });
     }
@@ -77,11 +82,56 @@ impl Stream {
         let owner = |shard: &&mut Shard| !shard.is_closed && shard.keys.contains(&key);
         let owner = self.shards.iter_mut().find(owner);
         let owner = owner.expect("BUG: a key that no shard owns");
-        owner.records.push(Record {
-            key,
-            nth: *appended,
-        });
-        *appended += 1;
+        let nth = appended.len() as u64;
+        appended.push((owner.index, owner.end()));
+        owner.records.push(Record { key, nth });
+    }
+
+    /// Whether the `nth` record of a key is kept.
+    pub(crate) fn is_kept(&self, key: u64, nth: u64) -> bool {
+        let records = self.appended.get(place(key));
+        let found = records.and_then(|records| records.get(place(nth)));
+        found.is_some_and(|(index, at)| {
+            let shard = self.shard(*index);
+            !shard.has_expired && *at >= shard.horizon
+        })
+    }
+
+    /// Some of the oldest records of a shard expire.
+    pub(crate) fn trim(&mut self, nth: u64, records: u64) {
+        let at = place(nth % self.shards.len().max(1) as u64);
+        if let Some(shard) = self.shards.get_mut(at) {
+            shard.horizon = (shard.horizon + records).min(shard.end());
+        }
+    }
+
+    /// A closed shard goes, read or not: parents before their children. `false`: there is none.
+    pub(crate) fn expire(&mut self, nth: u64) -> bool {
+        let may_go = |shard: &&Shard| {
+            let mut parents = shard.parents.iter();
+            let first = parents.all(|parent| self.shard(*parent).has_expired);
+            shard.is_closed && !shard.has_expired && first
+        };
+        let closed: Vec<_> = self.shards.iter().filter(may_go).collect();
+        let at = place(nth % closed.len().max(1) as u64);
+        let Some(index) = closed.get(at).map(|shard| shard.index) else {
+            return false;
+        };
+        let goes = self.shards.iter_mut().find(|shard| shard.index == index);
+        goes.is_some_and(|shard| {
+            shard.has_expired = true;
+            true
+        })
+    }
+
+    /// What can be read of a shard.
+    pub(crate) fn bounds(&self) -> BTreeMap<ShardIndex, ShardBounds> {
+        let kept = self.shards.iter().filter(|shard| !shard.has_expired);
+        let bounds = |shard: &Shard| ShardBounds {
+            horizon: SequenceNumber::new(shard.horizon),
+            end: SequenceNumber::new(shard.end()),
+        };
+        kept.map(|shard| (shard.index, bounds(shard))).collect()
     }
 
     /// Splits the `nth` open shard, if its range can be split.

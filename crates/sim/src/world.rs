@@ -1,5 +1,6 @@
 //! A run: everything, tick by tick.
 
+mod asking;
 mod rounds;
 
 use std::collections::BTreeMap;
@@ -44,6 +45,12 @@ pub enum Broken {
     IgnoresDeadline,
     /// A silent member is not noticed.
     ForgetsTimeouts,
+    /// Checkpoints and resets go beyond the end of a shard.
+    TakesNonsense,
+    /// What expires before it is read is not looked for.
+    ForgetsHorizon,
+    /// Shards that go take nothing along.
+    ForgetsGone,
 }
 
 /// What happened in a run without a violation.
@@ -65,6 +72,12 @@ pub struct Report {
     pub stale: u64,
     /// Restarts of the broker.
     pub restarts: u64,
+    /// Records that expired before they were processed.
+    pub missed: u64,
+    /// Times that the group was deleted.
+    pub deleted: u64,
+    /// Requests that make no sense, all refused.
+    pub nonsense: u64,
 }
 
 struct World {
@@ -79,6 +92,8 @@ struct World {
     broken: Option<Broken>,
     requests: BTreeMap<RequestId, (SessionId, ShardIndex, Generation, u64)>,
     next_request: u64,
+    /// What is asked by somebody who is no member.
+    admin: BTreeMap<RequestId, Asked>,
     /// When the broker last heard of a member.
     heard: BTreeMap<MemberName, u64>,
     /// The session a member joined on last, as the broker saw it.
@@ -88,6 +103,16 @@ struct World {
     leases: BTreeMap<ShardIndex, (MemberNumber, Generation)>,
     shards_changed: bool,
     report: Report,
+}
+
+/// What is asked by somebody who is no member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// Beyond the end of a shard: never granted.
+    Nonsense,
+    /// To where it is.
+    Reset,
+    Delete,
 }
 
 /// One run from a seed. Equal seeds give equal runs.
@@ -109,6 +134,7 @@ pub fn run(seed: u64, broken: Option<Broken>) -> Result<Report, Violation> {
         broken,
         requests: BTreeMap::new(),
         next_request: 0,
+        admin: BTreeMap::new(),
         heard: BTreeMap::new(),
         joined: BTreeMap::new(),
         names: BTreeMap::new(),
@@ -129,6 +155,12 @@ pub fn run(seed: u64, broken: Option<Broken>) -> Result<Report, Violation> {
     world.report.records = world.oracle.accepted;
     world.report.shards = world.stream.shards.len() as u64;
     world.report.restarts = world.broker.restarts;
+    world.report.missed = world.oracle.missed;
+    world.check_missed().map_err(|what| Violation {
+        seed,
+        at: world.now,
+        what,
+    })?;
     Ok(world.report)
 }
 
@@ -143,8 +175,10 @@ impl World {
 
     fn is_at_rest(&self) -> bool {
         let is_done = |shard: &crate::stream::Shard| {
-            let all = self.oracle.checkpoint(shard.index) == shard.end();
-            all && (!shard.is_closed || self.oracle.is_finished(&self.stream, shard.index))
+            let all = self.oracle.position(shard.index) == shard.end();
+            let is_done =
+                all && (!shard.is_closed || self.oracle.is_finished(&self.stream, shard.index));
+            is_done || shard.has_expired
         };
         !self.has_faults() && self.stream.shards.iter().all(is_done)
     }
@@ -162,6 +196,7 @@ impl World {
             self.reshard();
             self.disturb();
         }
+        self.broker.stand(self.stream.bounds());
         for member in 0..self.members.len() {
             self.run_member(member)?;
         }
@@ -205,17 +240,12 @@ impl World {
             self.stream.merge(nth);
             self.shards_changed = true;
         } else if self.dice.once_in(1_500) {
-            // What is finished expires sooner or later.
-            let oracle = &self.oracle;
-            let stream = &self.stream;
-            let finished = stream
-                .shards
-                .iter()
-                .position(|shard| !shard.has_expired && oracle.is_finished(stream, shard.index));
-            if let Some(shard) = finished.and_then(|place| self.stream.shards.get_mut(place)) {
-                shard.has_expired = true;
-                self.shards_changed = true;
-            }
+            // What is closed expires sooner or later.
+            let nth = self.dice.next();
+            self.shards_changed |= self.stream.expire(nth);
+        } else if self.dice.once_in(300) {
+            let (nth, records) = (self.dice.next(), self.dice.between(1, 40));
+            self.stream.trim(nth, records);
         }
     }
 
@@ -369,6 +399,7 @@ impl World {
             instance: member.instance,
             session_timeout: Some(Duration::from_millis(TIMEOUT)),
             start: InitialPosition::TrimHorizon,
+            begins: None,
         });
         self.put_up(session, join);
     }

@@ -13,13 +13,16 @@
 //! | File | Purpose |
 //! |---|---|
 //! | `name` | names, numbers, checkpoints |
+//! | `bounds` | where shards stand, and what of them expired unread |
 //! | `event` | what the coordinator is told, and what it answers |
-//! | `state`, `change` | what the durable changes add up to; their bytes |
+//! | `state`, `change/*` | what the durable changes add up to; their bytes |
+//! | `shards` | the shards of streams, as they are |
 //! | `coordinator/*` | the decisions |
 //! | `strategy` | who should have which shard |
 //! | `query` | what can be asked without deciding anything |
 //! | `group_log` | the log that changes and snapshots lie in |
 
+mod bounds;
 mod change;
 mod config;
 mod coordinator;
@@ -28,22 +31,26 @@ mod event;
 mod group_log;
 mod name;
 mod query;
+mod shards;
 mod state;
 mod strategy;
 #[cfg(test)]
 mod tests;
 
+pub use bounds::{BoundsOf, Expired, ReadFrom, ShardBounds, ShardPosition, records_between};
 pub use change::GroupChange;
 pub use config::GroupConfig;
 pub use coordinator::Coordinator;
 pub use error::{CheckpointError, GroupError, GroupLogError};
 pub use event::{
     Answer, Assignment, CheckpointItem, Effect, Event, FencedReason, InitialPosition, Join,
-    LostReason, ReadFrom, Request, RequestId, Reset, ResetReport, ResetShard, ShardFacts, Step,
+    LostReason, Request, RequestId, Reset, ResetReport, ResetShard, ShardFacts, Step,
 };
 pub use flumen_record::{GroupName, MemberName};
 pub use group_log::GroupLog;
 pub use name::{Checkpoint, Generation, GroupNumber, InstanceId, MemberNumber, SessionId};
-pub use query::{GroupDescription, GroupSummary, MemberDescription, ShardDescription};
+pub use query::{
+    GroupDescription, GroupPositions, GroupSummary, MemberDescription, ShardDescription,
+};
 pub use state::LeaseWatch;
 pub use strategy::{Balanced, ShardLoad, Strategy};

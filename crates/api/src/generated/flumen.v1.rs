@@ -155,7 +155,7 @@ pub struct SaveCheckpoints {
     pub checkpoints: ::prost::alloc::vec::Vec<Checkpoint>,
 }
 /// The last record that was processed.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Checkpoint {
     #[prost(uint32, tag = "1")]
     pub shard: u32,
@@ -170,6 +170,17 @@ pub struct Checkpoint {
     /// Everything up to the end of the closed shard was processed; sequence_number and part say nothing.
     #[prost(bool, tag = "5")]
     pub end_of_shard: bool,
+    /// Ranges before it, since the last checkpoint, that were gone before they could be read; up to 64.
+    #[prost(message, repeated, tag = "6")]
+    pub skipped: ::prost::alloc::vec::Vec<SkippedRange>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SkippedRange {
+    #[prost(uint64, tag = "1")]
+    pub from: u64,
+    /// The first that is not in it.
+    #[prost(uint64, tag = "2")]
+    pub to: u64,
 }
 /// The member reads these shards no more: they were revoked and their records are processed.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -253,9 +264,10 @@ pub struct ShardAssigned {
     pub sequence_number: ::core::option::Option<u64>,
     #[prost(uint64, optional, tag = "5")]
     pub part: ::core::option::Option<u64>,
-    /// Records from the checkpoint up to here expired before anybody read them; 0: none.
-    #[prost(uint64, tag = "6")]
-    pub expired_records: u64,
+    /// Records that expired between where the group stood (its checkpoint, or where it began) and here:
+    /// nobody has processed them. Not set: it is not known how many.
+    #[prost(uint64, optional, tag = "6")]
+    pub expired_records: ::core::option::Option<u64>,
     /// It is revoked already, and taken after this long.
     #[prost(uint64, optional, tag = "7")]
     pub revoked_us: ::core::option::Option<u64>,
@@ -344,6 +356,12 @@ pub struct GroupSummary {
     /// Of its stream.
     #[prost(fixed64, tag = "6")]
     pub stream_incarnation: u64,
+    /// Records that expired before they were processed, also in shards that are no more.
+    #[prost(uint64, tag = "7")]
+    pub expired_records: u64,
+    /// More may have expired, unknown how many.
+    #[prost(bool, tag = "8")]
+    pub expired_unknown: bool,
 }
 /// What is stored and not processed yet.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -413,6 +431,12 @@ pub struct GroupShard {
     pub checkpointed_us: u64,
     #[prost(message, optional, tag = "8")]
     pub lag: ::core::option::Option<Lag>,
+    /// Records that expired before they were processed. Not set: it is not known how many.
+    #[prost(uint64, optional, tag = "9")]
+    pub expired_records: ::core::option::Option<u64>,
+    /// The checkpoint is beyond the end of the shard; nothing is read until it is reset.
+    #[prost(bool, tag = "10")]
+    pub beyond_end: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResetGroupRequest {

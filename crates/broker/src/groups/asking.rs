@@ -8,10 +8,10 @@ use flumen_record::{
 };
 use flumen_stream::StartPosition;
 use flumen_stream::group::{
-    Answer, Checkpoint, GroupDescription, Request, Reset, ShardDescription,
+    Answer, Checkpoint, Expired, GroupDescription, Request, Reset, ShardDescription,
 };
 
-use super::lag::{backlog, lag, oldest, position};
+use super::lag::{backlog, lag, oldest, stand};
 use crate::Error;
 use crate::node::Node;
 use crate::streams::{Stream, StreamRef};
@@ -55,6 +55,10 @@ pub struct GroupPosition {
     pub checkpoint: Option<(Checkpoint, Timestamp)>,
     /// What is left.
     pub lag: GroupLag,
+    /// Records that expired before they were processed; `None`: it is not known how many.
+    pub expired_records: Option<u64>,
+    /// The checkpoint is beyond the end of the shard, and nothing is read until it is reset.
+    pub is_beyond_end: bool,
 }
 
 /// A group at a glance.
@@ -72,8 +76,21 @@ pub struct GroupStatus {
     pub shards: usize,
     /// Over all shards; the age is that of the oldest record.
     pub lag: GroupLag,
-    /// The same by shard, of those that are not finished.
-    pub by_shard: Vec<(ShardIndex, GroupLag)>,
+    /// Records that expired before they were processed, also in shards that are no more.
+    pub expired: Expired,
+    /// Lag by shard, of those that are not finished.
+    pub by_shard: Vec<ShardLag>,
+}
+
+/// What is left of one shard, and what is missed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShardLag {
+    /// Which.
+    pub shard: ShardIndex,
+    /// What is left.
+    pub lag: GroupLag,
+    /// Records that expired before they were processed.
+    pub expired: Expired,
 }
 
 /// A group in full.
@@ -153,28 +170,44 @@ impl Node {
         let monotonic = self.clock.monotonic();
         let state = stream.state();
         let mut all = GroupLag::default();
+        let mut all_expired = described.expired;
+        let mut began = Vec::new();
+        let mut by_shard = Vec::new();
         let mut shards = Vec::with_capacity(described.shards.len());
         for shard in &described.shards {
             let mut left = GroupLag::default();
+            let mut expired = shard.position.expired;
+            let mut is_beyond_end = false;
             if let Some(handle) = state.shard(shard.shard)
                 && !shard.is_finished
             {
-                let checkpoint = shard.checkpoint.map(|(checkpoint, _)| checkpoint);
-                let (start, created) = (described.start, described.created);
-                let from = position(self, handle, checkpoint, start, created).await?;
-                let behind = backlog(handle, from);
-                let first = oldest(self, handle, from, &behind).await?;
+                let stand = stand(self, handle, &shard.position).await?;
+                began.extend(stand.began.map(|at| (shard.shard, at)));
+                let behind = backlog(handle, stand.from);
+                let first = oldest(self, handle, stand.from, &behind).await?;
                 left = lag(&behind, first, now);
+                (expired, is_beyond_end) = (stand.expired, stand.is_beyond_end);
             }
             all.add(left);
+            all_expired = all_expired.and(expired);
+            if !shard.is_finished {
+                by_shard.push(ShardLag {
+                    shard: shard.shard,
+                    lag: left,
+                    expired,
+                });
+            }
             shards.push(GroupPosition {
                 shard: shard.shard,
                 lease: lease_of(shard),
                 generation: shard.generation.value(),
                 checkpoint: shard.checkpoint,
                 lag: left,
+                expired_records: expired.exactly(),
+                is_beyond_end,
             });
         }
+        self.write_begins(described.number, began);
         let members = described.members.into_iter().map(|member| {
             let left = member.deadline.saturating_sub(monotonic);
             MemberStatus {
@@ -186,10 +219,6 @@ impl Node {
             }
         });
         let members: Vec<_> = members.collect();
-        let unfinished = shards
-            .iter()
-            .filter(|shard| shard.lease != LeaseStatus::Finished);
-        let by_shard: Vec<_> = unfinished.map(|shard| (shard.shard, shard.lag)).collect();
         Ok(GroupState {
             status: GroupStatus {
                 stream: stream.name.clone(),
@@ -198,6 +227,7 @@ impl Node {
                 members: members.len(),
                 shards: by_shard.len(),
                 lag: all,
+                expired: all_expired,
                 by_shard,
             },
             members,

@@ -14,7 +14,7 @@ type OfGroup = HashMap<ShardIndex, LeaseWatch>;
 /// Leases that were granted since the node was started, also those that are over.
 #[derive(Debug, Default)]
 pub(crate) struct Fences {
-    groups: RwLock<HashMap<(StreamId, GroupName), OfGroup>>,
+    streams: RwLock<HashMap<StreamId, HashMap<GroupName, OfGroup>>>,
 }
 
 impl Fences {
@@ -26,19 +26,43 @@ impl Fences {
         shard: ShardIndex,
         watch: LeaseWatch,
     ) {
-        let mut groups = write(&self.groups);
-        let group = groups.entry((stream, group.clone())).or_default();
-        group.insert(shard, watch);
+        let mut streams = write(&self.streams);
+        let groups = streams.entry(stream).or_default();
+        let shards = groups.entry(group.clone()).or_default();
+        shards.insert(shard, watch);
     }
 
     /// A group is gone.
     pub(super) fn forget(&self, stream: StreamId, group: &GroupName) {
-        write(&self.groups).remove(&(stream, group.clone()));
+        let mut streams = write(&self.streams);
+        if let Some(groups) = streams.get_mut(&stream) {
+            groups.remove(group);
+            if groups.is_empty() {
+                streams.remove(&stream);
+            }
+        }
+    }
+
+    /// A shard is gone.
+    pub(super) fn forget_shard(&self, stream: StreamId, group: &GroupName, shard: ShardIndex) {
+        let mut streams = write(&self.streams);
+        let groups = streams.get_mut(&stream);
+        if let Some(shards) = groups.and_then(|groups| groups.get_mut(group)) {
+            shards.remove(&shard);
+        }
     }
 
     /// A stream is gone.
     pub(super) fn forget_stream(&self, stream: StreamId) {
-        write(&self.groups).retain(|(of, _), _| *of != stream);
+        write(&self.streams).remove(&stream);
+    }
+
+    /// Of how many leases it knows, and of how many streams.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> (usize, usize) {
+        let streams = read(&self.streams);
+        let groups = streams.values().flat_map(HashMap::values);
+        (groups.map(HashMap::len).sum(), streams.len())
     }
 
     /// What a reader for this lease is to check before it hands records out.
@@ -49,10 +73,9 @@ impl Fences {
         shard: ShardIndex,
         generation: u64,
     ) -> Result<LeaseGuard, Error> {
-        let groups = read(&self.groups);
-        let watch = groups
-            .get(&(stream, group.clone()))
-            .and_then(|group| group.get(&shard));
+        let streams = read(&self.streams);
+        let groups = streams.get(&stream);
+        let watch = groups.and_then(|groups| groups.get(group)?.get(&shard));
         let stale = Error::StaleLease { shard, generation };
         let guard = LeaseGuard {
             watch: watch.ok_or_else(|| stale.clone())?.clone(),

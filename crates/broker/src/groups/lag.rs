@@ -1,52 +1,17 @@
 //! What a group has not processed yet.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use flumen_log::Backlog;
-use flumen_record::{SequenceNumber, ShardId, Timestamp};
-use flumen_stream::group::{Checkpoint, InitialPosition};
+use flumen_record::{SequenceNumber, ShardIndex, Timestamp};
+use flumen_stream::StartPosition;
+use flumen_stream::group::{Event, Expired, GroupNumber, ReadFrom, ShardPosition};
 
 use super::GroupLag;
 use crate::Error;
 use crate::node::Node;
 use crate::streams::ShardHandle;
-use flumen_world::lock;
-
-/// Times whose places are remembered at most.
-const BEGINNINGS_MAX: usize = 100_000;
-
-/// Where times lie in shards: a place of the past does not change, and to find it the disk is looked
-/// at.
-#[derive(Debug, Default)]
-pub(super) struct Beginnings(Mutex<HashMap<(ShardId, Timestamp), SequenceNumber>>);
-
-impl Beginnings {
-    async fn of(
-        &self,
-        node: &Arc<Node>,
-        shard: &Arc<ShardHandle>,
-        time: Timestamp,
-    ) -> Result<SequenceNumber, Error> {
-        let key = (shard.id, time);
-        let known = lock(&self.0).get(&key).copied();
-        if let Some(known) = known {
-            return Ok(known);
-        }
-        let is_past = time < node.clock.now();
-        let start = flumen_stream::StartPosition::AtTimestamp(time);
-        let found = node.resolve(shard, start).await?;
-        if is_past {
-            let mut known = lock(&self.0);
-            if known.len() >= BEGINNINGS_MAX {
-                known.clear();
-            }
-            known.insert(key, found);
-        }
-        Ok(found)
-    }
-}
 
 impl GroupLag {
     /// Both together; the age is that of the older.
@@ -57,28 +22,59 @@ impl GroupLag {
     }
 }
 
-/// Where a group goes on in a shard: what `backlog` begins at. A group without a checkpoint that
-/// began at a time has read nothing before it; that it may be found the disk is looked at.
-pub(super) async fn position(
+/// Where a group stands in a shard, by what is there now.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stand {
+    /// Where it goes on: what [`backlog`] begins at.
+    pub(super) from: SequenceNumber,
+    /// What expired before that, all in all.
+    pub(super) expired: Expired,
+    /// Its checkpoint is beyond the end: an older broker took it.
+    pub(super) is_beyond_end: bool,
+    /// It was looked up now where it begins, which is worth to be written down.
+    pub(super) began: Option<SequenceNumber>,
+}
+
+/// Where a group stands in a shard. That the time at which an old group begins may be found, the disk
+/// is looked at.
+pub(super) async fn stand(
     node: &Arc<Node>,
     shard: &Arc<ShardHandle>,
-    checkpoint: Option<Checkpoint>,
-    start: InitialPosition,
-    created: Timestamp,
-) -> Result<SequenceNumber, Error> {
-    let horizon = shard.bounds().trim_horizon;
-    let at = match (checkpoint, start) {
-        (Some(checkpoint), _) => return Ok(checkpoint.next().max(horizon)),
-        (None, InitialPosition::TrimHorizon) => return Ok(horizon),
-        (None, InitialPosition::Latest) => created,
-        (None, InitialPosition::AtTimestamp(at)) => at,
+    position: &ShardPosition,
+) -> Result<Stand, Error> {
+    let mut began = None;
+    let from = match position.from {
+        ReadFrom::At(from) => from,
+        ReadFrom::TrimHorizon => SequenceNumber::ZERO,
+        ReadFrom::AtTimestamp(at) => {
+            let found = node.resolve(shard, StartPosition::AtTimestamp(at)).await?;
+            // Of a time that is to come it is not known yet.
+            began = (at < node.clock.now()).then_some(found);
+            found
+        }
     };
-    // Children are read from their first record.
-    if !shard.info.parents.is_empty() {
-        return Ok(horizon);
+    // Looked at last: what was found moves up with it only.
+    let bounds = shard.bounds();
+    Ok(Stand {
+        from: from.max(bounds.trim_horizon),
+        expired: position.expired_up_to(bounds.trim_horizon),
+        is_beyond_end: from > shard.closed_at().unwrap_or(bounds.durable_end),
+        began,
+    })
+}
+
+impl Node {
+    /// Writes down where an old group begins, so that it is not looked up again.
+    pub(super) fn write_begins(
+        &self,
+        group: GroupNumber,
+        begins: Vec<(ShardIndex, SequenceNumber)>,
+    ) {
+        if !begins.is_empty() {
+            // It is looked up again if that does not come to pass.
+            let _ = self.groups.say(Event::Began { group, begins });
+        }
     }
-    let found = node.groups.beginnings.of(node, shard, at).await?;
-    Ok(found.max(horizon))
 }
 
 /// What is left of a shard from there, from memory. Over all logs that it lies in.

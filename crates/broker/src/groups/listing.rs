@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use flumen_record::{GroupName, ShardIndex, StreamId, StreamName};
-use flumen_stream::group::{Checkpoint, Coordinator, GroupSummary};
+use flumen_record::{GroupName, StreamId, StreamName};
+use flumen_stream::group::{Coordinator, GroupPositions, GroupSummary};
 
-use super::lag::{backlog, lag, position};
-use super::{GroupLag, GroupStatus};
+use super::lag::{backlog, lag, stand};
+use super::{GroupLag, GroupStatus, ShardLag};
 use crate::Error;
 use crate::node::Node;
 use crate::streams::{Stream, StreamRef};
@@ -43,16 +43,7 @@ pub(super) type KeptLags = Option<(Duration, usize, Arc<GroupLags>)>;
 struct Listed {
     stream: Arc<Stream>,
     group: GroupSummary,
-    /// By shard.
-    checkpoints: Vec<(ShardIndex, Checkpoint)>,
-}
-
-impl Listed {
-    fn checkpoint(&self, shard: ShardIndex) -> Option<Checkpoint> {
-        let at = self.checkpoints.binary_search_by_key(&shard, |(of, _)| *of);
-        let found = self.checkpoints.get(at.ok()?);
-        found.map(|(_, checkpoint)| *checkpoint)
-    }
+    positions: GroupPositions,
 }
 
 /// A list under way: streams by name, and where in them it is.
@@ -81,15 +72,16 @@ impl Cursor {
                 if looked >= LOOK_MAX {
                     return ControlFlow::Continue(());
                 }
-                let checkpoints = coordinator.checkpoints(id, &group.name);
-                let checkpoints: Vec<_> = checkpoints.map(|(shard, at, _)| (shard, at)).collect();
-                looked += 1 + checkpoints.len();
                 self.after = Some(group.name.clone());
-                self.found.push(Listed {
-                    stream: Arc::clone(stream),
-                    group,
-                    checkpoints,
-                });
+                looked += 1;
+                if let Some(positions) = coordinator.positions(id, &group.name) {
+                    looked += positions.len();
+                    self.found.push(Listed {
+                        stream: Arc::clone(stream),
+                        group,
+                        positions,
+                    });
+                }
             }
             self.at += 1;
             self.after = None;
@@ -194,23 +186,33 @@ impl Node {
         let now = self.clock.now();
         let group = &listed.group;
         let mut all = GroupLag::default();
+        let mut expired = listed.positions.expired;
+        let mut began = Vec::new();
         let mut by_shard = Vec::new();
         for shard in &listed.stream.state().shards {
             *turn += 1;
             if turn.is_multiple_of(TURN_MAX) {
                 tokio::task::yield_now().await;
             }
-            let checkpoint = listed.checkpoint(shard.info.id.index());
-            let end = shard.closed_at();
-            if end.is_some_and(|end| checkpoint.is_some_and(|at| at.reaches(end))) {
+            let index = shard.id.index();
+            let position = listed.positions.of(index);
+            if position.is_finished(shard.closed_at()) {
+                expired = expired.and(position.expired);
                 continue;
             }
-            let from = position(self, shard, checkpoint, group.start, group.created).await?;
-            let behind = backlog(shard, from);
+            let stand = stand(self, shard, &position).await?;
+            began.extend(stand.began.map(|at| (index, at)));
+            expired = expired.and(stand.expired);
+            let behind = backlog(shard, stand.from);
             let left = lag(&behind, behind.oldest, now);
             all.add(left);
-            by_shard.push((shard.id.index(), left));
+            by_shard.push(ShardLag {
+                shard: index,
+                lag: left,
+                expired: stand.expired,
+            });
         }
+        self.write_begins(listed.positions.number, began);
         Ok(GroupStatus {
             stream: listed.stream.name.clone(),
             incarnation: listed.stream.incarnation,
@@ -218,6 +220,7 @@ impl Node {
             members: group.members,
             shards: by_shard.len(),
             lag: all,
+            expired,
             by_shard,
         })
     }

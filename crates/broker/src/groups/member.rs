@@ -7,10 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use flumen_record::{GroupName, MemberName, SequenceNumber, ShardIndex, StreamIncarnation};
+use flumen_record::{
+    GroupName, MemberName, SequenceNumber, ShardIndex, StreamIncarnation, Timestamp,
+};
 use flumen_stream::StartPosition;
 use flumen_stream::group::{
-    Answer, Checkpoint, CheckpointItem, Event, FencedReason, Generation, GroupError,
+    Answer, Checkpoint, CheckpointItem, Coordinator, Event, FencedReason, Generation, GroupError,
     InitialPosition, InstanceId, Join, LostReason, Request, RequestId, SessionId,
 };
 use tokio::sync::oneshot;
@@ -23,6 +25,13 @@ use flumen_world::lock;
 
 /// Words that a member has not taken, at most: then its session ends.
 const UNREAD_MAX: usize = 64 << 10;
+
+/// Requests to save checkpoints that wait for their answer, of one member.
+const SAVING_MAX: usize = 256;
+/// Checkpoints in them, and in one of them, at most: more than a stream has shards.
+const CHECKPOINTS_MAX: usize = 16 << 10;
+/// Ranges that are said with a checkpoint to be skipped, at most.
+const SKIPPED_MAX: usize = 64;
 
 /// How a member joins.
 #[derive(Debug, Clone)]
@@ -50,8 +59,8 @@ pub struct MemberLease {
     pub start: StartPosition,
     /// What is processed, when anything is.
     pub checkpoint: Option<Checkpoint>,
-    /// Records that expired between the checkpoint and what is kept.
-    pub expired_records: u64,
+    /// Records that expired before it and that nobody processed; `None`: it is not known how many.
+    pub expired_records: Option<u64>,
     /// It is revoked already, and taken after this long.
     pub revoked: Option<Duration>,
 }
@@ -101,6 +110,20 @@ pub enum MemberWord {
     Left,
     /// The session is over.
     Ended(Error),
+}
+
+/// One checkpoint to save.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SaveCheckpoint {
+    /// The shard.
+    pub shard: ShardIndex,
+    /// Of the lease.
+    pub generation: u64,
+    /// How far. `None`: to the end of the closed shard.
+    pub checkpoint: Option<Checkpoint>,
+    /// Ranges before it, since the last one, that were gone before they could be read, each up to the
+    /// first that is not in it.
+    pub skipped: Vec<(SequenceNumber, SequenceNumber)>,
 }
 
 /// What became of one checkpoint.
@@ -234,12 +257,16 @@ pub struct Membership {
 
 impl Node {
     /// [`crate::Broker::join_group`].
-    pub(crate) fn join_group(
+    pub(crate) async fn join_group(
         self: &Arc<Self>,
         stream: StreamRef<'_>,
         join: JoinGroup,
     ) -> Result<Membership, Error> {
         let stream = self.groups_of(stream)?;
+        let begins = match join.start {
+            InitialPosition::AtTimestamp(at) => self.begins(&stream, &join.group, at).await?,
+            InitialPosition::TrimHorizon | InitialPosition::Latest => None,
+        };
         let session = self.groups.sessions.fetch_add(1, Ordering::Relaxed) + 1;
         let session = SessionId::new(session);
         let queue = Arc::new(MemberQueue::new(Arc::clone(&stream), join.group.clone()));
@@ -251,6 +278,7 @@ impl Node {
             instance: InstanceId::new(join.instance),
             session_timeout: join.session_timeout,
             start: join.start,
+            begins,
         });
         let opened = Input::Opened(session, Arc::clone(&queue));
         self.groups
@@ -264,6 +292,35 @@ impl Node {
     }
 }
 
+impl Node {
+    /// Where a time lies in each shard, if the group is not there yet. Before damage that hides it
+    /// the oldest kept is read.
+    async fn begins(
+        self: &Arc<Self>,
+        stream: &Arc<Stream>,
+        group: &GroupName,
+        at: Timestamp,
+    ) -> Result<Option<Vec<(ShardIndex, SequenceNumber)>>, Error> {
+        let (id, name) = (stream.state().info.id, group.clone());
+        let look = move |coordinator: &Coordinator| coordinator.is_there(id, &name);
+        if self.groups.look(look).await? {
+            return Ok(None);
+        }
+        let shards = &stream.state().shards;
+        let mut begins = Vec::with_capacity(shards.len());
+        for shard in shards {
+            let found = self.resolve(shard, StartPosition::AtTimestamp(at)).await;
+            let found = found.unwrap_or_else(|error| {
+                let (shard, stream) = (shard.id.index(), &stream.name);
+                tracing::warn!(%stream, %group, %shard, %error, "consumer group: time not found in a shard, beginning at its oldest record");
+                SequenceNumber::ZERO
+            });
+            begins.push((shard.id.index(), found));
+        }
+        Ok(Some(begins))
+    }
+}
+
 impl Membership {
     /// A sign of life; the number comes back.
     pub fn heartbeat(&self, beat: u64) -> Result<(), Error> {
@@ -272,24 +329,34 @@ impl Membership {
         self.node.groups.say(Event::Heartbeat { session, beat })
     }
 
-    /// Saves checkpoints: (shard, generation, how far). `None` as how far: to the end of the closed
-    /// shard. Answered together, in the order of the calls.
-    pub fn save(
-        &mut self,
-        request: u64,
-        checkpoints: Vec<(ShardIndex, u64, Option<Checkpoint>)>,
-    ) -> Result<(), Error> {
+    /// Saves checkpoints. Answered together, in the order of the calls.
+    pub fn save(&mut self, request: u64, checkpoints: Vec<SaveCheckpoint>) -> Result<(), Error> {
         self.queue.check()?;
+        let in_bounds = |setting, count: usize, max: usize| match count {
+            count if count <= max => Ok(()),
+            count => Err(Error::OutOfBounds {
+                setting,
+                value: count as u64,
+                min: 0,
+                max: max as u64,
+            }),
+        };
+        let count = checkpoints.len();
+        in_bounds("checkpoints of one request", count, CHECKPOINTS_MAX)?;
         let mut items = Vec::with_capacity(checkpoints.len());
-        for (shard, generation, checkpoint) in checkpoints {
-            let checkpoint = match checkpoint {
+        for save in checkpoints {
+            let shard = save.shard;
+            let ranges = save.skipped.len();
+            in_bounds("skipped ranges of one checkpoint", ranges, SKIPPED_MAX)?;
+            let checkpoint = match save.checkpoint {
                 Some(checkpoint) => checkpoint,
                 None => Checkpoint::at(self.end_of(shard)?),
             };
             items.push(CheckpointItem {
                 shard,
-                generation: Some(Generation::new(generation)),
+                generation: Some(Generation::new(save.generation)),
                 checkpoint,
+                skipped: save.skipped,
             });
         }
         let groups = &self.node.groups;
@@ -342,9 +409,10 @@ impl Membership {
         self.node.groups.say(Event::Leave { session })
     }
 
-    /// Checkpoints whose answer is not taken yet.
-    pub fn saving(&self) -> usize {
-        self.saving.len()
+    /// Whether the answers that are not taken yet are few enough for more to be asked.
+    pub fn has_room(&self) -> bool {
+        let checkpoints = self.saving.iter().map(|saving| saving.shards.len());
+        self.saving.len() < SAVING_MAX && checkpoints.sum::<usize>() < CHECKPOINTS_MAX
     }
 
     /// The next word for the member.
@@ -398,7 +466,7 @@ impl Drop for Membership {
         lock(&self.queue.state).closed = true;
         let session = self.session;
         // When the thread is gone there is nobody to tell.
-        let _ = self.node.groups.say(Event::SessionLost { session });
+        let _ = self.node.groups.happened(Event::SessionLost { session });
     }
 }
 

@@ -10,13 +10,14 @@ use std::time::Duration;
 use flumen_log::WriteError;
 use flumen_record::{GroupName, StreamId, Timestamp};
 use flumen_stream::group::{
-    Answer, Assignment, Coordinator, Effect, Event, FencedReason, GroupError, GroupLog,
-    GroupLogError, ReadFrom, Request, RequestId, SessionId, ShardFacts, Step,
+    Answer, Assignment, Coordinator, Effect, Event, FencedReason, GroupChange, GroupError,
+    GroupLog, GroupLogError, ReadFrom, RequestId, SessionId, ShardFacts, Step,
 };
 use flumen_stream::{ShardState, StartPosition, StreamInfo};
 use tokio::sync::oneshot;
 
 use super::member::{MemberLease, MemberQueue, MemberWord, fenced};
+use super::taking::{Sessions, Taken, alive};
 use super::{Groups, Input, Look};
 use crate::Error;
 use crate::node::Node;
@@ -48,25 +49,9 @@ struct Worker {
 struct Decided {
     step: Step,
     looks: Vec<Look>,
+    /// Streams that are gone.
+    deleted: Vec<StreamId>,
     at: Duration,
-}
-
-/// The members that are told things. However the thread ends, they are told that too.
-struct Sessions {
-    groups: Arc<Groups>,
-    queues: BTreeMap<SessionId, Arc<MemberQueue>>,
-}
-
-impl Drop for Sessions {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.groups.failed.store(true, Ordering::Release);
-        }
-        let error = self.groups.gone();
-        for queue in self.queues.values() {
-            queue.end(error.clone());
-        }
-    }
 }
 
 /// Starts the loop, and tells it the shards of every stream that has groups.
@@ -78,24 +63,24 @@ pub(crate) fn start(
     let groups = Arc::clone(&node.groups);
     let _ = groups.reader.set(log.reader());
     let known: Vec<StreamId> = coordinator.streams().collect();
+    let there = node.streams.all();
+    let there: BTreeMap<StreamId, _> = there
+        .iter()
+        .map(|stream| (stream.state().info.id, stream))
+        .collect();
     for stream in known {
-        let there = node.streams.all();
-        let there = there.iter().find(|one| one.state().info.id == stream);
-        let told = match there {
+        let told = match there.get(&stream) {
             Some(there) => groups.tell_shards(there, []),
-            None => groups.say(Event::StreamDeleted { stream }),
+            None => groups.happened(Event::StreamDeleted { stream }),
         };
-        told.expect("BUG: the inbox of a thread that has not started is full");
+        told.expect("BUG: a loop that has not started has ended");
     }
     let worker = Worker {
         groups: Arc::clone(&groups),
         catalog_record: Arc::clone(&node.catalog_record),
         log,
-        coordinator,
-        sessions: Sessions {
-            groups: Arc::clone(&groups),
-            queues: BTreeMap::new(),
-        },
+        coordinator: coordinator.with_bounds(groups.bounds()),
+        sessions: Sessions::new(&groups),
         asked: BTreeMap::new(),
         deleting: BTreeMap::new(),
         stuck: None,
@@ -185,7 +170,8 @@ impl Worker {
             }
             None => match self.groups.take() {
                 Some(inputs) => self.decide(inputs, now),
-                None => return Ok(Next::Close),
+                None if self.sessions.waiting.is_empty() => return Ok(Next::Close),
+                None => self.decide(Vec::new(), now),
             },
         };
         match self.commit(&decided.step, now) {
@@ -208,7 +194,7 @@ impl Worker {
             Err(error) => return Err(error),
         }
         self.said = false;
-        if lock(&self.groups.inbox).stop {
+        if !self.sessions.waiting.is_empty() || lock(&self.groups.inbox).stop {
             return Ok(Next::Turn(Turn::Again));
         }
         let rest = match self.log.rest(now.wall) {
@@ -222,42 +208,38 @@ impl Worker {
         Ok(Next::Turn(Turn::Wait(deadline.min())))
     }
 
-    /// Decides about everything that came.
+    /// Decides about what came, as much as fits into a step.
     fn decide(&mut self, inputs: Vec<Input>, now: Now) -> Decided {
-        let mut looks = Vec::new();
-        let mut events = Vec::with_capacity(inputs.len());
-        for input in inputs {
-            match input {
-                Input::Event(event) => events.push(event),
-                Input::Opened(session, queue) => {
-                    self.sessions.queues.insert(session, queue);
-                }
-                Input::Asked(id, answer) => {
-                    self.asked.insert(id, answer);
-                }
-                Input::Look(look) => looks.push(look),
-            }
+        // Whoever waits for its turn is alive.
+        for session in inputs.iter().filter_map(alive) {
+            self.coordinator.heard(now.monotonic, session);
         }
-        for event in &events {
-            match event {
-                Event::SessionLost { session } => {
-                    self.sessions.queues.remove(session);
-                }
-                Event::Request {
-                    id,
-                    stream,
-                    group,
-                    request: Request::Delete { .. },
-                } => {
-                    self.deleting.insert(*id, (*stream, group.clone()));
-                }
-                _ => {}
-            }
-        }
+        self.sessions.waiting.extend(inputs);
+        let mut taken = Taken {
+            sessions: &mut self.sessions,
+            asked: &mut self.asked,
+            deleting: &mut self.deleting,
+            looks: Vec::new(),
+            deleted: Vec::new(),
+        };
+        let coordinator = &mut self.coordinator;
+        let step = coordinator.step_bounded(now.monotonic, now.wall, &mut taken);
         Decided {
-            step: self.coordinator.step(now.monotonic, now.wall, events),
-            looks,
+            step,
+            looks: taken.looks,
+            deleted: taken.deleted,
             at: now.monotonic,
+        }
+    }
+
+    /// Lets go of what readers are checked by for shards that are no more.
+    fn unfence(&self, step: &Step) {
+        for change in &step.changes {
+            if let GroupChange::ShardExpired { group, shard, .. } = change
+                && let Some((stream, group)) = self.coordinator.name_of(*group)
+            {
+                self.groups.fences.forget_shard(stream, group, *shard);
+            }
         }
     }
 
@@ -275,8 +257,12 @@ impl Worker {
 
     /// What was decided is durable: everybody is told.
     fn carry_out(&mut self, decided: Decided) {
+        self.unfence(&decided.step);
         for effect in decided.step.effects {
             self.tell(effect, decided.at);
+        }
+        for stream in decided.deleted {
+            self.groups.fences.forget_stream(stream);
         }
         for look in decided.looks {
             look(&self.coordinator);
@@ -381,7 +367,7 @@ impl Worker {
         if !told {
             // Its connection has broken, or it reads nothing, which it is told.
             self.sessions.queues.remove(&session);
-            let _ = self.groups.say(Event::SessionLost { session });
+            let _ = self.groups.happened(Event::SessionLost { session });
         }
     }
 
@@ -425,33 +411,24 @@ impl Worker {
         }
     }
 
-    /// A lease in the words of a reader: below what is kept it begins at the horizon.
+    /// A lease in the words of a reader.
     fn lease(&self, queue: &MemberQueue, lease: Assignment, now: Duration) -> MemberLease {
-        let stream = queue.stream.state();
-        let shard = stream.shard(lease.shard);
         self.groups.fences.granted(
-            stream.info.id,
+            queue.stream.state().info.id,
             &queue.group,
             lease.shard,
             lease.watch.clone(),
         );
-        let (start, checkpoint, expired_records) = match lease.from {
-            ReadFrom::TrimHorizon => (StartPosition::TrimHorizon, None, 0),
-            ReadFrom::AtTimestamp(at) => (StartPosition::AtTimestamp(at), None, 0),
-            ReadFrom::Checkpoint(checkpoint) => {
-                let horizon = shard.map(|shard| shard.bounds().trim_horizon);
-                let horizon = horizon.unwrap_or_else(|| checkpoint.next());
-                let from = checkpoint.next().max(horizon);
-                let expired = from.value().saturating_sub(checkpoint.next().value());
-                (StartPosition::At(from), Some(checkpoint), expired)
-            }
-        };
         MemberLease {
             shard: lease.shard,
             generation: lease.generation.value(),
-            start,
-            checkpoint,
-            expired_records,
+            start: match lease.from {
+                ReadFrom::At(from) => StartPosition::At(from),
+                ReadFrom::TrimHorizon => StartPosition::TrimHorizon,
+                ReadFrom::AtTimestamp(at) => StartPosition::AtTimestamp(at),
+            },
+            checkpoint: lease.checkpoint,
+            expired_records: lease.expired,
             revoked: lease.revoked.map(|at| at.saturating_sub(now)),
         }
     }

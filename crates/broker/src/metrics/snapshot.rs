@@ -60,7 +60,14 @@ impl MetricsSnapshot {
             let help = "Age of the oldest of them; of a long backlog to within its segment";
             let age = group.lag.age.as_secs_f64();
             self.gauge("group_lag_seconds", help, labels(), age);
-            for (shard, lag) in &group.by_shard {
+            let help = "Records that expired before the group had processed them";
+            let expired = group.expired.records as f64;
+            self.gauge("group_expired_records", help, labels(), expired);
+            let help = "1 when more may have expired, unknown how many";
+            let unknown = f64::from(u8::from(!group.expired.is_exact));
+            self.gauge("group_expired_unknown", help, labels(), unknown);
+            for shard in &group.by_shard {
+                let lag = &shard.lag;
                 if rows >= SHARD_LAGS_MAX {
                     left_out += 1;
                     continue;
@@ -68,7 +75,7 @@ impl MetricsSnapshot {
                 rows += 1;
                 let labels = || {
                     let mut labels = labels();
-                    labels.push(("shard", shard.to_string()));
+                    labels.push(("shard", shard.shard.to_string()));
                     labels
                 };
                 let (records, bytes) = (lag.records as f64, lag.bytes as f64);
@@ -79,6 +86,9 @@ impl MetricsSnapshot {
                 let help = "Age of the oldest of them; of a long backlog to within its segment";
                 let age = lag.age.as_secs_f64();
                 self.gauge("group_shard_lag_seconds", help, labels(), age);
+                let help = "Records of the shard that expired before the group had processed them";
+                let expired = shard.expired.records as f64;
+                self.gauge("group_shard_expired_records", help, labels(), expired);
             }
         }
         let help = "Shards of groups whose own lag is not on this page, because there are too many";

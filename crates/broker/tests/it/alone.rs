@@ -247,7 +247,7 @@ async fn join(broker: &Broker, stream: &flumen_record::StreamName) {
         session_timeout: None,
         start: InitialPosition::TrimHorizon,
     };
-    let mut member = broker.join_group(stream, join).unwrap();
+    let mut member = broker.join_group(stream, join).await.unwrap();
     let mut leases = 0;
     let ended = loop {
         match std::future::poll_fn(|cx| member.poll_word(cx)).await {

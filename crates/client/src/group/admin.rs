@@ -33,6 +33,11 @@ pub struct GroupSummary {
     pub shards: u32,
     /// Over all shards; the age is that of the oldest record.
     pub lag: Lag,
+    /// Records that expired before they were processed, also in shards that are no more: so many at
+    /// least.
+    pub expired_records: u64,
+    /// More may have expired, unknown how many.
+    pub expired_unknown: bool,
 }
 
 /// A group in full.
@@ -76,6 +81,10 @@ pub struct ShardProgress {
     pub checkpointed: Option<Timestamp>,
     /// What is left.
     pub lag: Lag,
+    /// Records that expired before they were processed; `None`: it is not known how many.
+    pub expired_records: Option<u64>,
+    /// The checkpoint is beyond the end of the shard; nothing is read until it is reset.
+    pub is_beyond_end: bool,
 }
 
 /// Who has a shard.
@@ -239,6 +248,8 @@ fn summary(group: v1::GroupSummary) -> Result<GroupSummary, ConvertError> {
         members: group.members,
         shards: group.shards,
         lag: lag(group.lag),
+        expired_records: group.expired_records,
+        expired_unknown: group.expired_unknown,
     })
 }
 
@@ -279,5 +290,7 @@ fn progress(shard: v1::GroupShard) -> ShardProgress {
         checkpointed: (shard.checkpointed_us > 0)
             .then(|| Timestamp::from_micros(shard.checkpointed_us)),
         lag: lag(shard.lag),
+        expired_records: shard.expired_records,
+        is_beyond_end: shard.beyond_end,
     }
 }

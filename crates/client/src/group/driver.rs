@@ -13,7 +13,8 @@ use flumen_record::{MemberName, ShardIndex, StreamIncarnation, StreamName};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use super::leases::{Grant, Leases, Progress};
+use super::events::Events;
+use super::leases::{Gap, Grant, Leases, Progress};
 use super::session::{Session, grant};
 use super::worker::{self, Hold, WorkerContext};
 use super::{GroupConfig, GroupEvent, GroupStats, Handler};
@@ -37,6 +38,12 @@ pub(super) enum Word {
         progress: Progress,
         records: u64,
     },
+    /// Records were gone before they could be read.
+    Skipped {
+        shard: ShardIndex,
+        generation: u64,
+        gap: Gap,
+    },
     /// An attempt failed.
     Failed,
     /// A record is in the dead-letter stream.
@@ -55,7 +62,7 @@ struct Driver<H> {
     member: MemberName,
     instance: u64,
     handler: Arc<H>,
-    events: mpsc::Sender<GroupEvent>,
+    events: Events,
     stopping: watch::Receiver<bool>,
     leases: Leases,
     workers: HashMap<ShardIndex, watch::Sender<Hold>>,
@@ -75,7 +82,7 @@ pub(super) async fn start<H: Handler>(
     config: GroupConfig,
     handler: H,
     stopping: watch::Receiver<bool>,
-    events: mpsc::Sender<GroupEvent>,
+    events: Events,
 ) -> Result<impl Future<Output = Result<GroupStats, ConsumeError>> + Send, ConsumeError> {
     let member = match &config.member {
         Some(member) => member.clone(),
@@ -286,6 +293,7 @@ impl<H: Handler> Driver<H> {
                 sequence_number: number,
                 part: None,
                 end_of_shard: end,
+                skipped: save.skipped.into_iter().map(range).collect(),
             }
         });
         let checkpoints = v1::SaveCheckpoints {
@@ -462,15 +470,26 @@ impl<H: Handler> Driver<H> {
                 self.stats.records += records;
                 self.leases.processed(shard, generation, progress);
             }
+            Word::Skipped {
+                shard,
+                generation,
+                gap,
+            } => self.leases.skipped(shard, generation, gap),
             Word::Failed => self.stats.failures += 1,
             Word::DeadLettered => self.stats.dead_lettered += 1,
             Word::Done { shard, generation } => self.leases.done(shard, generation),
         }
     }
 
-    /// Events that nobody takes are not waited for.
     fn tell(&self, event: GroupEvent) {
-        let _ = self.events.try_send(event);
+        self.events.tell(event);
+    }
+}
+
+fn range((from, to): Gap) -> v1::SkippedRange {
+    v1::SkippedRange {
+        from: from.value(),
+        to: to.value(),
     }
 }
 

@@ -12,7 +12,7 @@ pub(super) struct Grant {
     pub(super) shard: ShardIndex,
     pub(super) generation: u64,
     pub(super) start: StartPosition,
-    pub(super) expired_records: u64,
+    pub(super) expired_records: Option<u64>,
     /// It is to be handed over already.
     pub(super) revoked: bool,
 }
@@ -26,12 +26,30 @@ pub(super) enum Progress {
     End,
 }
 
+/// Records that were gone: from the first to the first behind them.
+pub(super) type Gap = (SequenceNumber, SequenceNumber);
+
+/// Gaps that are said with one checkpoint at most.
+const GAPS_MAX: usize = 32;
+
+/// So many between two checkpoints are said as one.
+fn bound_gaps(gaps: &mut Vec<Gap>) {
+    while gaps.len() > GAPS_MAX
+        && let Some((_, to)) = gaps.pop()
+        && let Some(last) = gaps.last_mut()
+    {
+        last.1 = to;
+    }
+}
+
 /// One thing to save.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ToSave {
     pub(super) shard: ShardIndex,
     pub(super) generation: u64,
     pub(super) progress: Progress,
+    /// What before it was gone before it could be read.
+    pub(super) skipped: Vec<Gap>,
 }
 
 #[derive(Debug)]
@@ -39,8 +57,10 @@ struct Lease {
     generation: u64,
     /// Processed and not on its way to the broker.
     unsaved: Option<Progress>,
-    /// On its way, in this request.
-    saving: Option<(u64, Progress)>,
+    /// On its way, in this request, with what was skipped.
+    saving: Option<(u64, Progress, Vec<Gap>)>,
+    /// What was skipped and is not on its way to the broker.
+    skipped: Vec<Gap>,
     /// Nothing more will be processed under this lease.
     done: bool,
     /// The broker waits for it, to give it to somebody else.
@@ -73,6 +93,7 @@ impl Leases {
                 generation: grant.generation,
                 unsaved: None,
                 saving: None,
+                skipped: Vec::new(),
                 done: false,
                 revoked: grant.revoked,
             },
@@ -122,6 +143,15 @@ impl Leases {
         }
     }
 
+    /// Records were gone before they could be read.
+    pub(super) fn skipped(&mut self, shard: ShardIndex, generation: u64, gap: Gap) {
+        let Some(lease) = self.lease(shard, generation) else {
+            return;
+        };
+        lease.skipped.push(gap);
+        bound_gaps(&mut lease.skipped);
+    }
+
     /// Nothing more will be processed under this lease.
     pub(super) fn done(&mut self, shard: ShardIndex, generation: u64) {
         if let Some(lease) = self.lease(shard, generation) {
@@ -143,11 +173,13 @@ impl Leases {
             if lease.saving.is_none()
                 && let Some(progress) = lease.unsaved.take()
             {
-                lease.saving = Some((request, progress));
+                let skipped = std::mem::take(&mut lease.skipped);
+                lease.saving = Some((request, progress, skipped.clone()));
                 save.push(ToSave {
                     shard: *shard,
                     generation: lease.generation,
                     progress,
+                    skipped,
                 });
             }
         }
@@ -159,7 +191,7 @@ impl Leases {
     pub(super) fn saved(&mut self, request: u64, refused: &[ShardIndex]) -> (u64, Vec<ShardIndex>) {
         let (mut durable, mut finished) = (0, Vec::new());
         for (shard, lease) in &mut self.by_shard {
-            let Some((_, progress)) = lease.saving.take_if(|(sent, _)| *sent == request) else {
+            let Some((_, progress, _)) = lease.saving.take_if(|(sent, ..)| *sent == request) else {
                 continue;
             };
             if refused.contains(shard) {
@@ -179,8 +211,11 @@ impl Leases {
     /// The session broke: what was on its way is to be saved again.
     pub(super) fn disconnected(&mut self) {
         for lease in self.by_shard.values_mut() {
-            if let Some((_, progress)) = lease.saving.take() {
+            if let Some((_, progress, skipped)) = lease.saving.take() {
                 lease.unsaved.get_or_insert(progress);
+                // Counted once, also if it was heard.
+                lease.skipped.splice(..0, skipped);
+                bound_gaps(&mut lease.skipped);
             }
         }
     }
@@ -219,7 +254,7 @@ mod tests {
             shard,
             generation,
             start: StartPosition::TrimHorizon,
-            expired_records: 0,
+            expired_records: Some(0),
             revoked: false,
         }
     }
@@ -260,6 +295,31 @@ mod tests {
         );
         assert_eq!(leases.saved(3, &[]), (1, vec![]));
         assert!(leases.take_unsaved(4).is_empty());
+    }
+
+    #[test]
+    fn what_was_skipped_goes_with_the_next_checkpoint_and_again_after_a_break() {
+        let number = SequenceNumber::new;
+        let gap = |from, to| (number(from), number(to));
+        let mut leases = Leases::default();
+        leases.grant(&grant(A, 1));
+        leases.skipped(A, 1, gap(0, 5));
+        assert!(leases.take_unsaved(1).is_empty(), "nothing is processed");
+        leases.processed(A, 1, through(7));
+        assert_eq!(leases.take_unsaved(2)[0].skipped, [gap(0, 5)]);
+        leases.skipped(A, 1, gap(8, 9));
+        leases.disconnected();
+        assert_eq!(leases.take_unsaved(3)[0].skipped, [gap(0, 5), gap(8, 9)]);
+        leases.saved(3, &[]);
+        leases.processed(A, 1, through(10));
+        assert_eq!(leases.take_unsaved(4)[0].skipped, []);
+        for n in 0..100 {
+            leases.skipped(A, 1, gap(10 * n, 10 * n + 1));
+        }
+        leases.processed(A, 1, through(1_000));
+        leases.saved(4, &[]);
+        let gaps = leases.take_unsaved(5).remove(0).skipped;
+        assert_eq!((gaps.len(), gaps[31]), (GAPS_MAX, gap(310, 991)));
     }
 
     #[test]

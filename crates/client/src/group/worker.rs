@@ -9,6 +9,7 @@ use tokio::time::{Duration, Instant, sleep, sleep_until};
 
 use super::dead_letter;
 use super::driver::Word;
+use super::events::Events;
 use super::failure::NextStep;
 use super::leases::{Grant, Progress};
 use super::{GroupBatch, GroupConfig, GroupEvent, Handler};
@@ -38,7 +39,7 @@ pub(super) struct WorkerContext {
     pub(super) incarnation: StreamIncarnation,
     pub(super) config: Arc<GroupConfig>,
     pub(super) words: mpsc::Sender<Word>,
-    pub(super) events: mpsc::Sender<GroupEvent>,
+    pub(super) events: Events,
     pub(super) fence: watch::Receiver<Instant>,
     pub(super) hold: watch::Receiver<Hold>,
 }
@@ -59,6 +60,8 @@ struct Worker<H> {
     handler: Arc<H>,
     shard: ShardIndex,
     generation: u64,
+    /// Where the lease begins.
+    start: StartPosition,
 }
 
 /// Starts the task. It ends when its lease does, or the driver.
@@ -68,9 +71,9 @@ pub(super) fn start<H: Handler>(context: WorkerContext, grant: &Grant, handler: 
         handler,
         shard: grant.shard,
         generation: grant.generation,
+        start: grant.start,
     };
-    let start = grant.start;
-    tokio::spawn(async move { worker.run(start).await });
+    tokio::spawn(async move { worker.run().await });
 }
 
 /// A read under way, ended when it is dropped.
@@ -83,8 +86,8 @@ impl Drop for Ahead {
 }
 
 impl<H: Handler> Worker<H> {
-    async fn run(mut self, start: StartPosition) {
-        let halt = match self.work(start).await {
+    async fn run(mut self) {
+        let halt = match self.work().await {
             Ok(()) => return,
             Err(halt) => halt,
         };
@@ -100,14 +103,14 @@ impl<H: Handler> Worker<H> {
     }
 
     /// To the end of the shard.
-    async fn work(&mut self, start: StartPosition) -> Result<(), Halt> {
-        let mut ahead = self.read_ahead(start);
+    async fn work(&mut self) -> Result<(), Halt> {
+        let mut ahead = self.read_ahead(self.start);
         loop {
             let reply = self.take(&mut ahead).await;
             let reply = match reply? {
                 Ok(reply) => reply,
                 Err((from, gap)) => {
-                    ahead = self.step_over(from, gap)?;
+                    ahead = self.step_over(from, gap).await?;
                     continue;
                 }
             };
@@ -179,6 +182,12 @@ impl<H: Handler> Worker<H> {
             if matches!(error.reason(), reason::TRIMMED | reason::DATA_LOSS) {
                 return Ok(Err((from, error)));
             }
+            if error.reason() == reason::BEYOND_END {
+                // Nothing will ever come there, and what comes before it would be passed over.
+                let at = place_of(from).unwrap_or(SequenceNumber::ZERO);
+                let reason = format!("{error}; reset the group to read this shard on");
+                return Err(Halt::Stopped { at, reason });
+            }
             // A stale generation is followed by the word that the lease is lost, or it came already.
             // Whatever else it is: the lease decides how long it is tried.
             tracing::debug!(shard = %self.shard, %error, "a read for a group failed");
@@ -192,16 +201,28 @@ impl<H: Handler> Worker<H> {
     }
 
     /// Goes on behind a gap, or stands still before it.
-    fn step_over(&self, from: StartPosition, gap: Error) -> Result<(StartPosition, Ahead), Halt> {
+    async fn step_over(
+        &self,
+        from: StartPosition,
+        gap: Error,
+    ) -> Result<(StartPosition, Ahead), Halt> {
         let number = |name| gap.metadata(name).and_then(|text| text.parse().ok());
         let (asked, to) = match gap.reason() {
             reason::TRIMMED => (number("asked"), number("horizon")),
             _ => (number("from"), number("to")),
         };
         let at = SequenceNumber::new(asked.unwrap_or(0));
+        // What expires between the grant and the first read is as what had expired before it.
+        let is_late = from == self.start && gap.reason() == reason::TRIMMED;
         match (self.context.config.gaps, to) {
-            (GapPolicy::Skip, Some(to)) => {
+            (policy, Some(to)) if policy == GapPolicy::Skip || is_late => {
                 let to = SequenceNumber::new(to);
+                self.say(Word::Skipped {
+                    shard: self.shard,
+                    generation: self.generation,
+                    gap: (at, to),
+                })
+                .await;
                 self.tell(GroupEvent::Skipped {
                     shard: self.shard,
                     from: at,
@@ -210,11 +231,7 @@ impl<H: Handler> Worker<H> {
                 Ok(self.read_ahead(StartPosition::At(to)))
             }
             _ => {
-                let at = match from {
-                    StartPosition::At(at) => at,
-                    StartPosition::After(at) => at.plus(1),
-                    _ => at,
-                };
+                let at = place_of(from).unwrap_or(at);
                 let reason = gap.to_string();
                 Err(Halt::Stopped { at, reason })
             }
@@ -393,7 +410,16 @@ impl<H: Handler> Worker<H> {
     }
 
     fn tell(&self, event: GroupEvent) {
-        let _ = self.context.events.try_send(event);
+        self.context.events.tell(event);
+    }
+}
+
+/// The number that a position names, if it does.
+fn place_of(position: StartPosition) -> Option<SequenceNumber> {
+    match position {
+        StartPosition::At(at) => Some(at),
+        StartPosition::After(at) => Some(at.plus(1)),
+        StartPosition::TrimHorizon | StartPosition::Latest | StartPosition::AtTimestamp(_) => None,
     }
 }
 

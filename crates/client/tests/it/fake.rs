@@ -58,6 +58,10 @@ pub(crate) struct World {
     pub(crate) joins: u64,
     /// Members hear nothing more.
     pub(crate) mute: bool,
+    /// What each member is given as it comes.
+    pub(crate) gives: Vec<v1::ShardAssigned>,
+    /// Checkpoints that members saved.
+    pub(crate) saved: Vec<v1::Checkpoint>,
 }
 
 pub(crate) struct Shard {
@@ -387,8 +391,18 @@ impl World {
             Some(Position::AfterSequenceNumber(after)) => after + 1,
             Some(Position::AtTimestampUs(_)) => shard.trim_horizon,
         };
-        if at < shard.trim_horizon {
-            return Err(status(Code::OutOfRange, "TRIMMED", HashMap::new()));
+        let facts = |facts: [(&str, u64); 2]| {
+            let each = facts.map(|(name, value)| (name.to_owned(), value.to_string()));
+            HashMap::from(each)
+        };
+        let (horizon, end) = (shard.trim_horizon, shard.next);
+        if at < horizon {
+            let facts = facts([("asked", at), ("horizon", horizon)]);
+            return Err(status(Code::OutOfRange, "TRIMMED", facts));
+        }
+        if at > end {
+            let facts = facts([("asked", at), ("end", end)]);
+            return Err(status(Code::InvalidArgument, "BEYOND_END", facts));
         }
         Ok(at)
     }
@@ -469,7 +483,7 @@ impl Consumer for Fake {
     type SubscribeStream = Responses<ReadResponse>;
     type GroupStream = Responses<v1::GroupResponse>;
 
-    /// Lets every member in and gives it nothing; a mute one answers no sign of life.
+    /// Lets every member in and gives it what it gives; a mute one answers no sign of life.
     async fn group(
         &self,
         request: Request<Streaming<v1::GroupRequest>>,
@@ -497,16 +511,26 @@ impl Consumer for Fake {
                             number: beat.number,
                         })
                     }
+                    Some(Said::Checkpoints(save)) => {
+                        fake.change(|world| world.saved.extend(save.checkpoints));
+                        Word::Checkpoints(v1::CheckpointsSaved {
+                            request: save.request,
+                            refused: Vec::new(),
+                        })
+                    }
                     Some(Said::Leave(_)) => Word::Left(v1::Left {}),
                     _ => continue,
                 };
-                let response = Some(word);
-                if words
-                    .send(Ok(v1::GroupResponse { response }))
-                    .await
-                    .is_err()
-                {
-                    return;
+                let joined = matches!(word, Word::Joined(_));
+                let shards = fake.world().gives.clone();
+                let gives = (joined && !shards.is_empty())
+                    .then_some(Word::Assigned(v1::ShardsAssigned { shards }));
+                for word in [word].into_iter().chain(gives) {
+                    let response = Some(word);
+                    let sent = words.send(Ok(v1::GroupResponse { response })).await;
+                    if sent.is_err() {
+                        return;
+                    }
                 }
             }
         });

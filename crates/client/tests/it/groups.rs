@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use flumen_api::v1;
 use flumen_client::{
     Client, ConsumeError, FailurePolicy, GiveUp, GroupBatch, GroupConfig, GroupConsumer,
     GroupEvent, GroupName, HandlerError, NewStream, Record, ResetScope, RetryPolicy, ShardLease,
@@ -569,6 +570,64 @@ async fn a_member_whose_heartbeats_are_not_answered_joins_again() {
     event(&mut member, joined).await;
     assert!(fake.world().joins >= 3);
     fake.change(|world| world.mute = false);
+    member.leave().await.unwrap();
+}
+
+/// A lease of shard 0 that begins there.
+fn given(start: u64) -> v1::ShardAssigned {
+    let position = v1::start_position::Position::AtSequenceNumber(start);
+    v1::ShardAssigned {
+        generation: 1,
+        start: Some(v1::StartPosition {
+            position: Some(position),
+        }),
+        expired_records: Some(0),
+        ..Default::default()
+    }
+}
+
+/// It was read again and again where nothing will ever come, with a lag of 0 and without a word.
+#[tokio::test]
+async fn a_shard_whose_checkpoint_is_beyond_its_end_stands_still_with_a_word() {
+    let fake = Fake::new(1);
+    fake.change(|world| world.gives.push(given(1_000)));
+    let server = Server::start(&fake);
+    let seen = Seen::default();
+    let mut member = join(&server.client(), patient("one"), &seen).await;
+    let stopped = |event: &GroupEvent| matches!(event, GroupEvent::Stopped { .. });
+    match event(&mut member, stopped).await {
+        GroupEvent::Stopped { at, reason, .. } => {
+            assert_eq!(at.value(), 1_000);
+            assert!(reason.contains("reset the group"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+    member.leave().await.unwrap();
+}
+
+/// What expired between the grant and the first read is passed over under any policy, as what had
+/// expired before it, and is said with the checkpoint.
+#[tokio::test]
+async fn what_expires_between_the_grant_and_the_first_read_is_said_with_the_checkpoint() {
+    let fake = Fake::new(1);
+    fake.change(|world| {
+        world.gives.push(given(0));
+        world.shards[0].trim_horizon = 40;
+        world.shards[0].next = 40;
+        world.shards[0].open = false;
+    });
+    let server = Server::start(&fake);
+    let seen = Seen::default();
+    let mut member = join(&server.client(), patient("one"), &seen).await;
+    let finished = |event: &GroupEvent| matches!(event, GroupEvent::Finished { .. });
+    event(&mut member, finished).await;
+    let saved = fake.world().saved.clone();
+    assert_eq!(saved.len(), 1, "{saved:?}");
+    let expected = [v1::SkippedRange { from: 0, to: 40 }];
+    assert_eq!(
+        (saved[0].end_of_shard, &saved[0].skipped[..]),
+        (true, &expected[..])
+    );
     member.leave().await.unwrap();
 }
 

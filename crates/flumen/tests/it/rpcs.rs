@@ -748,6 +748,10 @@ const CASES: &[Case] = &[
                 let refusal = saved.refused[0].refusal.as_ref().expect("a refusal");
                 Refused::from(refusal).says(FailedPrecondition, reason, &[("shard", "0")]);
             }
+            let beyond = member.save(wire, 3, vec![checkpoint(generation, 1_000)]);
+            let refusal = beyond.refused[0].refusal.as_ref().expect("a refusal");
+            let facts = [("shard", "0"), ("asked", "1001.0")];
+            Refused::from(refusal).says(InvalidArgument, "CHECKPOINT_BEYOND_END", &facts);
             member.leave(wire);
             // Whoever comes next goes on behind the checkpoint, under a new generation.
             let next = Member::join(wire, "there", "read", "n", 2).leases(wire, 2);

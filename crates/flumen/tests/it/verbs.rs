@@ -419,7 +419,15 @@ const CASES: &[Case] = &[
             );
             has_keys(
                 &groups[0],
-                &["stream", "members", "shards", "lag_bytes", "lag_age_us"],
+                &[
+                    "stream",
+                    "members",
+                    "shards",
+                    "lag_bytes",
+                    "lag_age_us",
+                    "expired_records",
+                    "expired_unknown",
+                ],
             );
             let text = stage.flumen("group list --stream there", b"").good();
             assert!(
@@ -470,6 +478,8 @@ const CASES: &[Case] = &[
                     "lag_records",
                     "lag_bytes",
                     "lag_age_us",
+                    "expired_records",
+                    "beyond_end",
                 ],
             );
             let text = stage.flumen("group describe there g", b"").good();

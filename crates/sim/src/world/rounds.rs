@@ -34,6 +34,9 @@ impl World {
         if std::mem::take(&mut self.shards_changed) {
             events.push(shards(&self.stream, self.broken));
         }
+        if self.has_faults() {
+            events.extend(self.ask());
+        }
         for (member, event) in self.broker.arrived(self.now) {
             self.hear(member, &event);
             events.push(self.bend(event));
@@ -142,7 +145,23 @@ impl World {
     /// A step's changes are durable, and what it answers is true. `booted_at`: since when the
     /// broker runs that has just decided it.
     fn durable(&mut self, step: &Step, booted_at: Option<u64>) -> Checked {
+        // Behind a deletion everything is of another group, perhaps under the same name.
+        let deleted = |change: &GroupChange| matches!(change, GroupChange::GroupDeleted { .. });
+        let at = step.changes.iter().rposition(deleted);
+        let (before, after) = step.changes.split_at(at.map_or(0, |at| at + 1));
+        self.changed(step, before, booted_at)?;
+        self.answered(step)?;
+        self.changed(step, after, booted_at)
+    }
+
+    /// What is answered is true.
+    fn answered(&mut self, step: &Step) -> Checked {
         for effect in &step.effects {
+            if let Effect::Answered { id, answer } = effect
+                && self.check_answer(*id, answer)?
+            {
+                continue;
+            }
             if let Effect::Answered {
                 id,
                 answer: Ok(Answer::Checkpoints(answers)),
@@ -156,6 +175,11 @@ impl World {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Changes of a step are made.
+    fn changed(&mut self, step: &Step, changes: &[GroupChange], booted_at: Option<u64>) -> Checked {
         let left = step.effects.iter().filter_map(|effect| match effect {
             Effect::Left { session } => {
                 let mut joined = self.joined.iter();
@@ -169,8 +193,14 @@ impl World {
             _ => None,
         });
         let joined: Vec<_> = joined.collect();
-        for change in &step.changes {
+        for change in changes {
             match change {
+                GroupChange::GroupDeleted { .. } => self.deleted(),
+                GroupChange::GroupCreated { begins, .. } => {
+                    let begins = begins.as_deref().unwrap_or_default();
+                    let is_now = booted_at.is_some();
+                    self.oracle.came(&self.stream, begins, is_now)?;
+                }
                 GroupChange::MemberJoined { member, name, .. } => {
                     self.names.insert(*member, name.clone());
                 }
@@ -197,6 +227,16 @@ impl World {
                     self.oracle.grant(&self.stream, *shard, *generation)?;
                     self.leases.insert(*shard, (*member, *generation));
                 }
+                GroupChange::ExpiredUnread {
+                    shard, to, records, ..
+                } => {
+                    let to = to.value();
+                    self.oracle.expire(&self.stream, *shard, to, *records)?;
+                }
+                GroupChange::ShardExpired { shard, unread, .. } => {
+                    self.oracle.lose(&self.stream, *shard, *unread)?;
+                }
+                GroupChange::ShardsMissed { .. } => self.oracle.is_unsure = true,
                 GroupChange::Freed { shard, forced, .. } => {
                     self.report.forced += u64::from(*forced);
                     self.oracle.free(*shard);
@@ -206,6 +246,13 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    fn deleted(&mut self) {
+        self.report.deleted += 1;
+        self.names.clear();
+        self.leases.clear();
+        self.oracle.forget();
     }
 
     /// A member is given up when its timeout is over, and not before: after a restart it has one
@@ -245,9 +292,16 @@ impl World {
             if let Effect::Assigned { lease, .. } = &effect {
                 let member = self.broker.links.get(&session).map(|link| link.member);
                 let from = match lease.from {
-                    ReadFrom::Checkpoint(checkpoint) => checkpoint.next().value(),
+                    ReadFrom::At(from) => from.value(),
                     ReadFrom::TrimHorizon | ReadFrom::AtTimestamp(_) => 0,
                 };
+                let horizon = self.stream.shard(lease.shard).horizon;
+                if from < horizon {
+                    let shard = lease.shard;
+                    return Err(format!(
+                        "shard {shard} is given out from {from}, its oldest record is {horizon}"
+                    ));
+                }
                 if let Some(member) = member.and_then(|member| self.members.get(member)) {
                     let (shard, generation) = (lease.shard, lease.generation);
                     self.oracle.tell(shard, generation, &member.name, from)?;
@@ -257,6 +311,7 @@ impl World {
                 reason: FencedReason::Deleted,
                 ..
             } = effect
+                && self.report.deleted == 0
             {
                 return Err("a group was deleted that nobody deleted".to_owned());
             }

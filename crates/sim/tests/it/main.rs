@@ -16,12 +16,17 @@ fn every_seed_keeps_every_promise() {
         sum.stale += report.stale;
         sum.restarts += report.restarts;
         sum.shards += report.shards;
+        sum.missed += report.missed;
+        sum.deleted += report.deleted;
+        sum.nonsense += report.nonsense;
     }
     // It is worth something only if these things happen.
     assert!(sum.records > SEEDS * 1_000, "{sum:?}");
     assert!(sum.grants > SEEDS * 20, "{sum:?}");
     assert!(sum.shards > SEEDS * 8, "{sum:?}");
-    for often in [sum.forced, sum.silent, sum.stale, sum.restarts] {
+    assert!(sum.missed > SEEDS * 20, "{sum:?}");
+    let often = [sum.forced, sum.silent, sum.stale, sum.restarts];
+    for often in often.into_iter().chain([sum.deleted, sum.nonsense]) {
         assert!(often > SEEDS, "{sum:?}");
     }
 }
@@ -47,4 +52,7 @@ fn broken_rules_are_noticed() {
     check_noticed(Broken::ForgetsParents, "before its parent");
     check_noticed(Broken::IgnoresDeadline, "for being silent");
     check_noticed(Broken::ForgetsTimeouts, "is still held");
+    check_noticed(Broken::TakesNonsense, "nonsense was granted");
+    check_noticed(Broken::ForgetsHorizon, "");
+    check_noticed(Broken::ForgetsGone, "");
 }

@@ -1,17 +1,25 @@
 //! Durable changes of groups, byte by byte (`docs/format.md`, "Group records").
 
-use std::collections::BTreeMap;
+mod fields;
+mod image;
+
 use std::time::Duration;
 
 use bytes::{Buf, BufMut};
-use flumen_record::{SequenceNumber, ShardIndex, StreamId, Timestamp};
+use flumen_record::{SequenceNumber, ShardIndex, StreamId};
 
-use super::state::{Group, Member, Shard};
+use self::fields::{
+    SHORT, begins, checkpoint, flag, generation, group, member, number, number_u32, put,
+    put_begins, put_checkpoint, put_process, put_shard, put_start, put_text, sequence_number,
+    shard, start, text,
+};
+use self::image::image;
+pub(super) use self::image::{GroupImage, encode_group};
 use super::{
     Checkpoint, Generation, GroupName, GroupNumber, InitialPosition, InstanceId, MemberName,
     MemberNumber,
 };
-use crate::varint::{get_varint, put_varint};
+use crate::varint::put_varint;
 
 /// One durable change.
 #[derive(Debug, Clone)]
@@ -28,6 +36,9 @@ pub enum GroupChange {
         start: InitialPosition,
         /// Shards from this one on came later.
         first_new_shard: ShardIndex,
+        /// Where it begins in each shard that was there, by index. `None`: of a group from before that
+        /// was written down.
+        begins: Option<Vec<(ShardIndex, SequenceNumber)>>,
     },
     /// A group was deleted.
     GroupDeleted {
@@ -85,12 +96,41 @@ pub enum GroupChange {
         /// How far.
         checkpoint: Checkpoint,
     },
+    /// It was found where the group begins in a shard, of a group from before that was written down.
+    Began {
+        /// In which group.
+        group: GroupNumber,
+        /// Of which shard.
+        shard: ShardIndex,
+        /// Where.
+        position: SequenceNumber,
+    },
+    /// Records expired, or were lost, before the group had processed them: it goes on behind them.
+    ExpiredUnread {
+        /// In which group.
+        group: GroupNumber,
+        /// Of which shard.
+        shard: ShardIndex,
+        /// The first that is not among them.
+        to: SequenceNumber,
+        /// How many.
+        records: u64,
+    },
     /// A shard is no more, and what the group knew of it is forgotten.
     ShardExpired {
         /// In which group.
         group: GroupNumber,
         /// Which.
         shard: ShardIndex,
+        /// Records of it that the group had not processed, if that is known.
+        unread: Option<u64>,
+    },
+    /// Shards that came after the group are no more, and nobody was told when they went.
+    ShardsMissed {
+        /// In which group.
+        group: GroupNumber,
+        /// How many.
+        shards: u32,
     },
     /// A snapshot begins. Other changes may lie between its parts.
     SnapshotBegin {
@@ -109,13 +149,6 @@ pub enum GroupChange {
     },
 }
 
-/// All of one group.
-#[derive(Debug, Clone)]
-pub struct GroupImage {
-    pub(super) number: GroupNumber,
-    pub(super) group: Group,
-}
-
 const GROUP_CREATED: u8 = 1;
 const GROUP_DELETED: u8 = 2;
 const MEMBER_JOINED: u8 = 3;
@@ -127,6 +160,12 @@ const SHARD_EXPIRED: u8 = 8;
 const SNAPSHOT_BEGIN: u8 = 9;
 const SNAPSHOT_GROUP: u8 = 10;
 const SNAPSHOT_END: u8 = 11;
+const GROUP_BEGAN: u8 = 12;
+const BEGAN: u8 = 13;
+const EXPIRED_UNREAD: u8 = 14;
+const SHARD_EXPIRED_UNREAD: u8 = 15;
+const SHARDS_MISSED: u8 = 16;
+const SNAPSHOT_GROUP_BEGAN: u8 = 17;
 
 impl GroupChange {
     /// The group it is inside of; `None`: it is about all of them, or a whole group.
@@ -137,9 +176,24 @@ impl GroupChange {
             | Self::Granted { group, .. }
             | Self::Freed { group, .. }
             | Self::Checkpointed { group, .. }
-            | Self::ShardExpired { group, .. } => Some(*group),
+            | Self::Began { group, .. }
+            | Self::ExpiredUnread { group, .. }
+            | Self::ShardExpired { group, .. }
+            | Self::ShardsMissed { group, .. } => Some(*group),
             _ => None,
         }
+    }
+
+    /// About how many bytes it takes.
+    pub(super) fn weight(&self) -> u64 {
+        let more = match self {
+            Self::GroupCreated { begins, .. } => {
+                160 + 12 * begins.as_ref().map_or(0, |begins| begins.len() as u64)
+            }
+            Self::MemberJoined { .. } => 160,
+            _ => 0,
+        };
+        16 + more
     }
 
     /// Appends it to a record.
@@ -151,11 +205,20 @@ impl GroupChange {
                 name,
                 start,
                 first_new_shard,
+                begins,
             } => {
-                put(out, GROUP_CREATED, &[group.value(), stream.value().into()]);
+                let kind = if begins.is_some() {
+                    GROUP_BEGAN
+                } else {
+                    GROUP_CREATED
+                };
+                put(out, kind, &[group.value(), stream.value().into()]);
                 put_text(out, name.as_str());
                 put_start(out, *start);
                 put_shard(out, *first_new_shard);
+                if let Some(begins) = begins {
+                    put_begins(out, begins);
+                }
             }
             Self::GroupDeleted { group, generation } => {
                 put(out, GROUP_DELETED, &[group.value(), generation.value()]);
@@ -191,6 +254,19 @@ impl GroupChange {
                 put(out, FREED, &[group.value(), shard.value().into()]);
                 out.put_u8(u8::from(*forced));
             }
+            Self::SnapshotBegin {
+                last_group: last,
+                generation_floor: floor,
+            } => put(out, SNAPSHOT_BEGIN, &[last.value(), floor.value()]),
+            Self::SnapshotGroup(image) => encode_group(image.number, &image.group, out),
+            Self::SnapshotEnd { groups } => put(out, SNAPSHOT_END, &[*groups]),
+            _ => self.encode_position(out),
+        }
+    }
+
+    /// Of one that is about where a group stands.
+    fn encode_position(&self, out: &mut Vec<u8>) {
+        match self {
             Self::Checkpointed {
                 group,
                 shard,
@@ -199,15 +275,41 @@ impl GroupChange {
                 put(out, CHECKPOINTED, &[group.value(), shard.value().into()]);
                 put_checkpoint(out, *checkpoint);
             }
-            Self::ShardExpired { group, shard } => {
-                put(out, SHARD_EXPIRED, &[group.value(), shard.value().into()]);
+            Self::Began {
+                group,
+                shard,
+                position,
+            } => {
+                put(out, BEGAN, &[group.value(), shard.value().into()]);
+                put_varint(out, position.value());
             }
-            Self::SnapshotBegin {
-                last_group: last,
-                generation_floor: floor,
-            } => put(out, SNAPSHOT_BEGIN, &[last.value(), floor.value()]),
-            Self::SnapshotGroup(image) => encode_group(image.number, &image.group, out),
-            Self::SnapshotEnd { groups } => put(out, SNAPSHOT_END, &[*groups]),
+            Self::ExpiredUnread {
+                group,
+                shard,
+                to,
+                records,
+            } => {
+                put(out, EXPIRED_UNREAD, &[group.value(), shard.value().into()]);
+                put_varint(out, to.value());
+                put_varint(out, *records);
+            }
+            Self::ShardExpired {
+                group,
+                shard,
+                unread: None,
+            } => put(out, SHARD_EXPIRED, &[group.value(), shard.value().into()]),
+            Self::ShardExpired {
+                group,
+                shard,
+                unread: Some(unread),
+            } => {
+                let fields = [group.value(), shard.value().into(), *unread];
+                put(out, SHARD_EXPIRED_UNREAD, &fields);
+            }
+            Self::ShardsMissed { group, shards } => {
+                put(out, SHARDS_MISSED, &[group.value(), (*shards).into()]);
+            }
+            _ => unreachable!("BUG: a change that is about no position"),
         }
     }
 
@@ -215,12 +317,16 @@ impl GroupChange {
     pub fn decode(bytes: &mut &[u8]) -> Result<Self, &'static str> {
         let kind = bytes.try_get_u8().map_err(|_| SHORT)?;
         Ok(match kind {
-            GROUP_CREATED => Self::GroupCreated {
+            GROUP_CREATED | GROUP_BEGAN => Self::GroupCreated {
                 group: group(bytes)?,
                 stream: StreamId::new(number_u32(bytes)?),
                 name: text(bytes)?,
                 start: start(bytes)?,
                 first_new_shard: shard(bytes)?,
+                begins: match kind {
+                    GROUP_BEGAN => Some(begins(bytes)?),
+                    _ => None,
+                },
             },
             GROUP_DELETED => Self::GroupDeleted {
                 group: group(bytes)?,
@@ -248,252 +354,51 @@ impl GroupChange {
                 shard: shard(bytes)?,
                 forced: flag(bytes)?,
             },
+            SNAPSHOT_BEGIN => Self::SnapshotBegin {
+                last_group: group(bytes)?,
+                generation_floor: generation(bytes)?,
+            },
+            SNAPSHOT_GROUP => Self::SnapshotGroup(Box::new(image(bytes, false)?)),
+            SNAPSHOT_GROUP_BEGAN => Self::SnapshotGroup(Box::new(image(bytes, true)?)),
+            SNAPSHOT_END => Self::SnapshotEnd {
+                groups: number(bytes)?,
+            },
+            _ => return Self::decode_position(kind, bytes),
+        })
+    }
+
+    /// One that is about where a group stands.
+    fn decode_position(kind: u8, bytes: &mut &[u8]) -> Result<Self, &'static str> {
+        Ok(match kind {
             CHECKPOINTED => Self::Checkpointed {
                 group: group(bytes)?,
                 shard: shard(bytes)?,
                 checkpoint: checkpoint(bytes)?,
             },
-            SHARD_EXPIRED => Self::ShardExpired {
+            BEGAN => Self::Began {
                 group: group(bytes)?,
                 shard: shard(bytes)?,
+                position: sequence_number(bytes)?,
             },
-            SNAPSHOT_BEGIN => Self::SnapshotBegin {
-                last_group: group(bytes)?,
-                generation_floor: generation(bytes)?,
+            EXPIRED_UNREAD => Self::ExpiredUnread {
+                group: group(bytes)?,
+                shard: shard(bytes)?,
+                to: sequence_number(bytes)?,
+                records: number(bytes)?,
             },
-            SNAPSHOT_GROUP => Self::SnapshotGroup(Box::new(image(bytes)?)),
-            SNAPSHOT_END => Self::SnapshotEnd {
-                groups: number(bytes)?,
+            SHARD_EXPIRED | SHARD_EXPIRED_UNREAD => Self::ShardExpired {
+                group: group(bytes)?,
+                shard: shard(bytes)?,
+                unread: match kind {
+                    SHARD_EXPIRED_UNREAD => Some(number(bytes)?),
+                    _ => None,
+                },
+            },
+            SHARDS_MISSED => Self::ShardsMissed {
+                group: group(bytes)?,
+                shards: number_u32(bytes)?,
             },
             _ => return Err("its kind is not known; it was written by a newer Flumen"),
         })
     }
-}
-
-fn put(out: &mut Vec<u8>, kind: u8, fields: &[u64]) {
-    out.put_u8(kind);
-    for field in fields {
-        put_varint(out, *field);
-    }
-}
-
-fn put_shard(out: &mut Vec<u8>, shard: ShardIndex) {
-    put_varint(out, shard.value().into());
-}
-
-fn put_checkpoint(out: &mut Vec<u8>, checkpoint: Checkpoint) {
-    put_varint(out, checkpoint.next().value());
-    put_varint(out, checkpoint.parts());
-}
-
-fn put_text(out: &mut Vec<u8>, text: &str) {
-    out.put_u8(u8::try_from(text.len()).expect("BUG: a name has at most 128 bytes"));
-    out.put_slice(text.as_bytes());
-}
-
-fn put_process(
-    out: &mut Vec<u8>,
-    name: &MemberName,
-    instance: InstanceId,
-    session_timeout: Duration,
-) {
-    put_text(out, name.as_str());
-    out.put_u64_le(instance.value());
-    let millis = u64::try_from(session_timeout.as_millis()).unwrap_or(u64::MAX);
-    put_varint(out, millis);
-}
-
-fn put_start(out: &mut Vec<u8>, start: InitialPosition) {
-    match start {
-        InitialPosition::TrimHorizon => out.put_u8(0),
-        InitialPosition::AtTimestamp(time) => {
-            out.put_u8(1);
-            out.put_u64_le(time.as_micros());
-        }
-        InitialPosition::Latest => unreachable!("BUG: a group begins at a time, not at an end"),
-    }
-}
-
-/// Appends all of a group: [`GroupChange::SnapshotGroup`] without a copy of it.
-pub(super) fn encode_group(number: GroupNumber, group: &Group, out: &mut Vec<u8>) {
-    put(
-        out,
-        SNAPSHOT_GROUP,
-        &[number.value(), group.stream.value().into()],
-    );
-    put_text(out, group.name.as_str());
-    out.put_u64_le(group.created.as_micros());
-    put_start(out, group.start);
-    put_shard(out, group.first_new_shard);
-    put_varint(out, group.generation.value());
-    put_varint(out, group.next_member.value());
-    put_varint(out, group.forced);
-    put_varint(out, group.members.len() as u64);
-    for (number, member) in &group.members {
-        put_varint(out, number.value());
-        put_process(out, &member.name, member.instance, member.session_timeout);
-        out.put_u64_le(member.joined.as_micros());
-    }
-    put_varint(out, group.shards.len() as u64);
-    for (index, shard) in &group.shards {
-        put_shard(out, *index);
-        put_varint(out, shard.generation.value());
-        // Members are numbered from 1.
-        put_varint(out, shard.holder.map_or(0, MemberNumber::value));
-        out.put_u64_le(shard.since.as_micros());
-        out.put_u8(u8::from(shard.checkpoint.is_some()));
-        if let Some((checkpoint, at)) = shard.checkpoint {
-            put_checkpoint(out, checkpoint);
-            out.put_u64_le(at.as_micros());
-        }
-    }
-}
-
-const SHORT: &str = "it ends too soon";
-
-fn number(bytes: &mut &[u8]) -> Result<u64, &'static str> {
-    get_varint(bytes).ok_or("a number in it is not one, or it ends too soon")
-}
-
-fn number_u32(bytes: &mut &[u8]) -> Result<u32, &'static str> {
-    u32::try_from(number(bytes)?).map_err(|_| "a number in it is too large")
-}
-
-fn group(bytes: &mut &[u8]) -> Result<GroupNumber, &'static str> {
-    number(bytes).map(GroupNumber::new)
-}
-
-fn member(bytes: &mut &[u8]) -> Result<MemberNumber, &'static str> {
-    match number(bytes)? {
-        0 => Err("a member in it has no number"),
-        number => Ok(MemberNumber::new(number)),
-    }
-}
-
-fn shard(bytes: &mut &[u8]) -> Result<ShardIndex, &'static str> {
-    number_u32(bytes).map(ShardIndex::new)
-}
-
-fn generation(bytes: &mut &[u8]) -> Result<Generation, &'static str> {
-    number(bytes).map(Generation::new)
-}
-
-fn checkpoint(bytes: &mut &[u8]) -> Result<Checkpoint, &'static str> {
-    let next = SequenceNumber::new(number(bytes)?);
-    Ok(Checkpoint::from_parts(next, number(bytes)?))
-}
-
-fn time(bytes: &mut &[u8]) -> Result<Timestamp, &'static str> {
-    let micros = bytes.try_get_u64_le().map_err(|_| SHORT)?;
-    Ok(Timestamp::from_micros(micros))
-}
-
-fn flag(bytes: &mut &[u8]) -> Result<bool, &'static str> {
-    match bytes.try_get_u8().map_err(|_| SHORT)? {
-        0 => Ok(false),
-        1 => Ok(true),
-        _ => Err("a flag in it is neither set nor not"),
-    }
-}
-
-fn start(bytes: &mut &[u8]) -> Result<InitialPosition, &'static str> {
-    match bytes.try_get_u8().map_err(|_| SHORT)? {
-        0 => Ok(InitialPosition::TrimHorizon),
-        1 => Ok(InitialPosition::AtTimestamp(time(bytes)?)),
-        _ => Err("its initial position is not known"),
-    }
-}
-
-fn text<T: std::str::FromStr>(bytes: &mut &[u8]) -> Result<T, &'static str> {
-    let length = usize::from(bytes.try_get_u8().map_err(|_| SHORT)?);
-    let (text, rest) = bytes.split_at_checked(length).ok_or(SHORT)?;
-    *bytes = rest;
-    let text = std::str::from_utf8(text).ok();
-    text.and_then(|text| text.parse().ok())
-        .ok_or("a name in it is not one")
-}
-
-fn image(bytes: &mut &[u8]) -> Result<GroupImage, &'static str> {
-    let own_number = group(bytes)?;
-    let mut group = Group {
-        stream: StreamId::new(number_u32(bytes)?),
-        name: text(bytes)?,
-        created: time(bytes)?,
-        start: start(bytes)?,
-        first_new_shard: shard(bytes)?,
-        generation: generation(bytes)?,
-        next_member: member(bytes)?,
-        forced: number(bytes)?,
-        members: BTreeMap::new(),
-        names: BTreeMap::new(),
-        shards: BTreeMap::new(),
-        check_at: None,
-    };
-    for _ in 0..number(bytes)? {
-        let (of_member, member) = read_member(bytes)?;
-        group.names.insert(member.name.clone(), of_member);
-        let ascends = group
-            .members
-            .last_key_value()
-            .is_none_or(|(last, _)| *last < of_member);
-        group.members.insert(of_member, member);
-        if !ascends || of_member >= group.next_member || group.names.len() != group.members.len() {
-            return Err("its members are out of order");
-        }
-    }
-    for _ in 0..number(bytes)? {
-        let (index, shard) = read_shard(bytes)?;
-        let ascends = group
-            .shards
-            .last_key_value()
-            .is_none_or(|(last, _)| *last < index);
-        let held_by_nobody = shard
-            .holder
-            .is_some_and(|holder| !group.members.contains_key(&holder));
-        if !ascends || held_by_nobody || shard.generation > group.generation {
-            return Err("its shards contradict it");
-        }
-        group.shards.insert(index, shard);
-    }
-    Ok(GroupImage {
-        number: own_number,
-        group,
-    })
-}
-
-fn read_member(bytes: &mut &[u8]) -> Result<(MemberNumber, Member), &'static str> {
-    Ok((
-        member(bytes)?,
-        Member {
-            name: text(bytes)?,
-            instance: InstanceId::new(bytes.try_get_u64_le().map_err(|_| SHORT)?),
-            session_timeout: Duration::from_millis(number(bytes)?),
-            joined: time(bytes)?,
-            session: None,
-            heard: Duration::ZERO,
-        },
-    ))
-}
-
-fn read_shard(bytes: &mut &[u8]) -> Result<(ShardIndex, Shard), &'static str> {
-    let index = shard(bytes)?;
-    let generation = generation(bytes)?;
-    let holder = Some(number(bytes)?)
-        .filter(|holder| *holder > 0)
-        .map(MemberNumber::new);
-    let since = time(bytes)?;
-    let checkpoint = if flag(bytes)? {
-        Some((checkpoint(bytes)?, time(bytes)?))
-    } else {
-        None
-    };
-    let shard = Shard {
-        generation,
-        holder,
-        since,
-        checkpoint,
-        ..Shard::default()
-    };
-    shard.watch.set(shard.current());
-    Ok((index, shard))
 }

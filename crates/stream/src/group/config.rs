@@ -23,6 +23,8 @@ pub struct GroupConfig {
     /// What a shard weighs when nothing is read from it, in bytes per second: idle shards are
     /// spread by count.
     pub shard_weight: u64,
+    /// A step takes nothing more when what it has decided is about this large.
+    pub step_bytes_max: u64,
     /// A snapshot is due when the log has grown by this many times the last snapshot …
     pub snapshot_growth: u64,
     /// … and by this many bytes.
@@ -41,6 +43,7 @@ impl Default for GroupConfig {
             session_timeout_ms_max: 300_000,
             drain_deadline_ms: 30_000,
             shard_weight: 64 << 10,
+            step_bytes_max: 4 << 20,
             snapshot_growth: 4,
             snapshot_bytes_min: 8 << 20,
             snapshot_piece_bytes: 256 << 10,

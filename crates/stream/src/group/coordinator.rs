@@ -2,20 +2,27 @@
 
 mod balance;
 mod members;
+mod positions;
 mod requests;
 mod shards;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use flumen_record::{ShardIndex, StreamId, Timestamp};
 
+use super::bounds::NoBounds;
 use super::change::GroupChange;
-use super::state::{Group, State, Stream};
+use super::shards::Stream;
+use super::state::{Group, State};
 use super::{
-    Assignment, Balanced, Effect, Event, GroupConfig, GroupNumber, LostReason, MemberNumber,
-    SessionId, Step, Strategy,
+    Assignment, Balanced, BoundsOf, Effect, Event, GroupConfig, GroupNumber, LostReason,
+    MemberNumber, SessionId, Step, Strategy,
 };
+
+/// About what an effect takes.
+const EFFECT_BYTES: u64 = 64;
 
 /// All consumer groups of a node.
 ///
@@ -26,6 +33,7 @@ use super::{
 pub struct Coordinator {
     config: GroupConfig,
     strategy: Box<dyn Strategy>,
+    bounds: Arc<dyn BoundsOf>,
     pub(super) state: State,
     pub(super) streams: BTreeMap<StreamId, Stream>,
     sessions: BTreeMap<SessionId, (GroupNumber, MemberNumber)>,
@@ -38,6 +46,8 @@ pub struct Coordinator {
     now: Duration,
     wall: Timestamp,
     step: Step,
+    /// About the size of `step`.
+    decided_bytes: u64,
 }
 
 impl Coordinator {
@@ -53,6 +63,7 @@ impl Coordinator {
         let mut coordinator = Self {
             config,
             strategy: Box::new(Balanced),
+            bounds: Arc::new(NoBounds),
             state,
             streams: BTreeMap::new(),
             sessions: BTreeMap::new(),
@@ -65,6 +76,7 @@ impl Coordinator {
                 at,
                 ..Step::default()
             },
+            decided_bytes: 0,
         };
         for (number, group) in &mut coordinator.state.groups {
             for member in group.members.values_mut() {
@@ -86,6 +98,14 @@ impl Coordinator {
         self
     }
 
+    /// Asks these where shards stand. Without, nothing is known of any: no group comes into being and
+    /// no checkpoint is taken.
+    #[must_use]
+    pub fn with_bounds(mut self, bounds: Arc<dyn BoundsOf>) -> Self {
+        self.bounds = bounds;
+        self
+    }
+
     /// Takes what happened since the last step, in order, and what is due at `now`. `now` is
     /// monotonic; `wall` is the time of day.
     pub fn step(
@@ -94,12 +114,44 @@ impl Coordinator {
         wall: Timestamp,
         events: impl IntoIterator<Item = Event>,
     ) -> Step {
-        self.now = self.now.max(now);
-        self.wall = wall;
-        self.step.at = self.step.at.max(wall);
+        self.begin(now, wall);
         for event in events {
             self.take(event);
         }
+        self.end()
+    }
+
+    /// As [`Coordinator::step`], up to `step_bytes_max`: what is left in `events` is for the next step.
+    /// Whoever gave a sign of life in it must have been [`Coordinator::heard`] before.
+    pub fn step_bounded(
+        &mut self,
+        now: Duration,
+        wall: Timestamp,
+        events: &mut dyn Iterator<Item = Event>,
+    ) -> Step {
+        self.begin(now, wall);
+        while self.decided_bytes < self.config.step_bytes_max
+            && let Some(event) = events.next()
+        {
+            self.take(event);
+        }
+        self.end()
+    }
+
+    /// A sign of life that waits for its turn.
+    pub fn heard(&mut self, now: Duration, session: SessionId) {
+        self.now = self.now.max(now);
+        self.touch(session);
+    }
+
+    fn begin(&mut self, now: Duration, wall: Timestamp) {
+        self.now = self.now.max(now);
+        self.wall = wall;
+        self.step.at = self.step.at.max(wall);
+        self.decided_bytes = 0;
+    }
+
+    fn end(&mut self) -> Step {
         // After the events: a sign of life that waited in a queue is one.
         self.expire();
         self.balance();
@@ -134,6 +186,7 @@ impl Coordinator {
             }
             Event::ShardsChanged { stream, shards } => self.shards_changed(stream, shards),
             Event::StreamDeleted { stream } => self.stream_deleted(stream),
+            Event::Began { group, begins } => self.began(group, &begins),
             Event::LoadObserved { stream, loads } => self.load_observed(stream, &loads),
         }
     }
@@ -142,10 +195,17 @@ impl Coordinator {
     fn change(&mut self, change: GroupChange) {
         let applied = self.state.apply(&change, self.step.at);
         applied.expect("BUG: a change was decided that cannot be made");
+        match &change {
+            GroupChange::GroupCreated { group, .. } => self.line_up(*group),
+            GroupChange::Checkpointed { group, shard, .. } => self.follow(*group, *shard),
+            _ => {}
+        }
+        self.decided_bytes += change.weight();
         self.step.changes.push(change);
     }
 
     fn effect(&mut self, effect: Effect) {
+        self.decided_bytes += EFFECT_BYTES;
         self.step.effects.push(effect);
     }
 
@@ -199,14 +259,22 @@ impl Coordinator {
     }
 
     /// A lease as its holder is told of it.
-    fn assignment(&self, number: GroupNumber, index: ShardIndex) -> Option<Assignment> {
+    fn assignment(
+        &self,
+        number: GroupNumber,
+        index: ShardIndex,
+        expired: Option<u64>,
+    ) -> Option<Assignment> {
         let group = self.state.groups.get(&number)?;
         let shard = group.shards.get(&index)?;
         let stream = self.streams.get(&group.stream);
+        let position = group.position(index);
         Some(Assignment {
             shard: index,
             generation: shard.generation,
-            from: group.read_from(index),
+            from: position.from,
+            checkpoint: position.checkpoint,
+            expired,
             end: stream.and_then(|stream| stream.end(index)),
             watch: shard.watch.clone(),
             revoked: shard.hand_over.map(|hand_over| hand_over.deadline),
@@ -214,6 +282,7 @@ impl Coordinator {
     }
 
     fn grant(&mut self, number: GroupNumber, shard: ShardIndex, member: MemberNumber) {
+        let expired = self.count_expired(number, shard);
         let generation = self.group(number).generation.next();
         self.change(GroupChange::Granted {
             group: number,
@@ -222,7 +291,7 @@ impl Coordinator {
             member,
         });
         let session = self.session_of(number, member);
-        if let (Some(session), Some(lease)) = (session, self.assignment(number, shard)) {
+        if let (Some(session), Some(lease)) = (session, self.assignment(number, shard, expired)) {
             self.effect(Effect::Assigned { session, lease });
         }
     }

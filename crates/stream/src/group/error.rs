@@ -61,14 +61,16 @@ pub enum GroupError {
         /// How many.
         members: usize,
     },
-    /// A position beyond the end of a closed shard.
-    #[error("{asked} is beyond the end of shard {shard}, which closed at {end}")]
+    /// A position beyond the end of a shard.
+    #[error(
+        "{asked} is beyond the end of shard {shard}, which is {end}: nothing further was given out"
+    )]
     Beyond {
         /// The shard.
         shard: ShardIndex,
         /// What was asked.
         asked: Checkpoint,
-        /// First number the shard never gave out.
+        /// First number that the shard has not given out.
         end: SequenceNumber,
     },
 }
@@ -104,14 +106,16 @@ pub enum CheckpointError {
         /// What stands.
         current: Checkpoint,
     },
-    /// Beyond the end of a closed shard.
-    #[error("{asked} is beyond the end of shard {shard}, which closed at {end}")]
+    /// Beyond the end of the shard.
+    #[error(
+        "{asked} is beyond the end of shard {shard}, which is {end}: nothing further was given out"
+    )]
     Beyond {
         /// The shard.
         shard: ShardIndex,
         /// What was asked.
         asked: Checkpoint,
-        /// First number the shard never gave out.
+        /// First number that the shard has not given out.
         end: SequenceNumber,
     },
     /// The stream has no such shard; it may have expired.

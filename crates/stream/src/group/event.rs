@@ -5,8 +5,8 @@ use std::time::Duration;
 use flumen_record::{SequenceNumber, ShardIndex, StreamId, Timestamp};
 
 use super::{
-    Checkpoint, CheckpointError, Generation, GroupChange, GroupError, GroupName, InstanceId,
-    LeaseWatch, MemberName, SessionId,
+    Checkpoint, CheckpointError, Generation, GroupChange, GroupError, GroupName, GroupNumber,
+    InstanceId, LeaseWatch, MemberName, ReadFrom, SessionId,
 };
 
 /// Where a group begins in shards that it has no checkpoint for. Decided by its first member.
@@ -17,17 +17,6 @@ pub enum InitialPosition {
     TrimHorizon,
     /// At what arrives after the group came into being.
     Latest,
-    /// At the first record that arrived at or after this time.
-    AtTimestamp(Timestamp),
-}
-
-/// Where the holder of a lease begins to read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReadFrom {
-    /// After what is processed. Below the trim horizon: at the horizon, and say what expired.
-    Checkpoint(Checkpoint),
-    /// At the oldest record kept.
-    TrimHorizon,
     /// At the first record that arrived at or after this time.
     AtTimestamp(Timestamp),
 }
@@ -60,6 +49,9 @@ pub struct Join {
     pub session_timeout: Option<Duration>,
     /// Where a new group begins.
     pub start: InitialPosition,
+    /// If it begins at a time: where that lies in each shard there was, looked up by the caller. A group
+    /// that is not there does not come into being without.
+    pub begins: Option<Vec<(ShardIndex, SequenceNumber)>>,
 }
 
 /// Names a request in its answer; numbered by the caller.
@@ -67,7 +59,7 @@ pub struct Join {
 pub struct RequestId(pub u64);
 
 /// One checkpoint among several.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckpointItem {
     /// The shard.
     pub shard: ShardIndex,
@@ -76,6 +68,9 @@ pub struct CheckpointItem {
     pub generation: Option<Generation>,
     /// How far.
     pub checkpoint: Checkpoint,
+    /// Ranges before it, since the last one, that were gone before the member could read them: each
+    /// from its first number to the first that is not in it. One that was counted before is not again.
+    pub skipped: Vec<(SequenceNumber, SequenceNumber)>,
 }
 
 /// Sets checkpoints, also back.
@@ -162,6 +157,14 @@ pub enum Event {
         /// Which.
         stream: StreamId,
     },
+    /// Where the time at which a group begins lies in shards that it has not begun, looked up by the
+    /// caller. Only of groups from before that was written down as they came into being.
+    Began {
+        /// The group.
+        group: GroupNumber,
+        /// What was found.
+        begins: Vec<(ShardIndex, SequenceNumber)>,
+    },
     /// How much is read from, or written to, shards.
     LoadObserved {
         /// The stream.
@@ -180,6 +183,11 @@ pub struct Assignment {
     pub generation: Generation,
     /// Where to begin.
     pub from: ReadFrom,
+    /// What is processed, if anything is.
+    pub checkpoint: Option<Checkpoint>,
+    /// Records that expired before it, and that no lease before this one was told of. `None`: not
+    /// known.
+    pub expired: Option<u64>,
     /// If the shard is closed: where it ends, which is the checkpoint that finishes it.
     pub end: Option<SequenceNumber>,
     /// Tells readers when the lease is over, without asking.

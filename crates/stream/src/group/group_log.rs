@@ -28,7 +28,9 @@ const SHARD: ShardId = ShardId::from_value(0);
 const READ_BYTES: usize = 1 << 20;
 /// A step whose changes are larger goes into several records of one round.
 const RECORD_BYTES: usize = 4 << 20;
-const VERSION: u8 = 1;
+/// 2 since it is written down where groups begin and what they miss.
+const VERSION: u8 = 2;
+const VERSION_1: u8 = 1;
 
 /// The groups' log. Every commit blocks until it is durable.
 #[derive(Debug)]
@@ -458,8 +460,9 @@ impl Reading {
     }
 
     fn record(&mut self, data: &[u8], at: Timestamp) -> Result<(), &'static str> {
-        let Some((&VERSION, mut rest)) = data.split_first() else {
-            return Err("its version is not known; it was written by a newer Flumen");
+        let (version, mut rest) = match data.split_first() {
+            Some((version @ (&VERSION | &VERSION_1), rest)) => (*version, rest),
+            _ => return Err("its version is not known; it was written by a newer Flumen"),
         };
         self.at = self.at.max(at);
         while !rest.is_empty() {
@@ -469,6 +472,9 @@ impl Reading {
                 return Err("the snapshot it should begin does not begin there");
             }
             self.state.apply(&change, at)?;
+            if version == VERSION_1 {
+                self.state.applied_old(&change);
+            }
         }
         Ok(())
     }

@@ -116,8 +116,14 @@ impl Checkpoint {
         self.next >= end
     }
 
+    /// Whether a shard is processed to its end, if it has closed at one. Beyond the end a checkpoint
+    /// says nothing of the records before it.
+    pub fn finishes(self, end: Option<SequenceNumber>) -> bool {
+        end.is_some_and(|end| self.reaches(end) && !self.is_beyond(end))
+    }
+
     /// Whether it names something beyond `end`.
-    pub(super) fn is_beyond(self, end: SequenceNumber) -> bool {
+    pub fn is_beyond(self, end: SequenceNumber) -> bool {
         self > Self::at(end)
     }
 }

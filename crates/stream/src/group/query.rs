@@ -7,8 +7,8 @@ use std::time::Duration;
 use flumen_record::{ShardIndex, StreamId, Timestamp};
 
 use super::{
-    Checkpoint, Coordinator, Generation, GroupName, GroupNumber, InitialPosition, InstanceId,
-    LeaseWatch, MemberName,
+    Checkpoint, Coordinator, Expired, Generation, GroupName, GroupNumber, InitialPosition,
+    InstanceId, LeaseWatch, MemberName, ShardPosition,
 };
 use crate::group::state::Group;
 
@@ -63,10 +63,46 @@ pub struct ShardDescription {
     pub target: Option<MemberName>,
     /// How far the group is, and when it said so.
     pub checkpoint: Option<(Checkpoint, Timestamp)>,
+    /// Where it goes on.
+    pub position: ShardPosition,
     /// All of it is processed.
     pub is_finished: bool,
     /// It waits for its parents.
     pub is_waiting: bool,
+}
+
+/// Where a group stands in each shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupPositions {
+    /// Its number.
+    pub number: GroupNumber,
+    /// What expired unread in shards that are no more.
+    pub expired: Expired,
+    start: InitialPosition,
+    first_new_shard: ShardIndex,
+    known: Vec<(ShardIndex, ShardPosition)>,
+}
+
+impl GroupPositions {
+    /// Where it stands in a shard.
+    pub fn of(&self, shard: ShardIndex) -> ShardPosition {
+        let at = self.known.binary_search_by_key(&shard, |(of, _)| *of);
+        let known = at.ok().and_then(|at| self.known.get(at));
+        known.map_or_else(
+            || ShardPosition::untouched(self.start, self.first_new_shard, shard),
+            |(_, position)| *position,
+        )
+    }
+
+    /// Of how many shards something is written down.
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Of none.
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
 }
 
 /// All of one group.
@@ -84,6 +120,8 @@ pub struct GroupDescription {
     pub start: InitialPosition,
     /// Hand-overs so far that were not released in time.
     pub forced: u64,
+    /// What expired unread in shards that are no more.
+    pub expired: Expired,
     /// Its members, in the order in which they joined.
     pub members: Vec<MemberDescription>,
     /// All shards of the stream.
@@ -106,6 +144,17 @@ impl Coordinator {
     /// hand-overs forced.
     pub fn leases_lost(&self) -> u64 {
         self.leases_lost
+    }
+
+    /// Whether there is such a group.
+    pub fn is_there(&self, stream: StreamId, group: &GroupName) -> bool {
+        self.state.find(stream, group).is_some()
+    }
+
+    /// What a group is called, and which stream it is of.
+    pub fn name_of(&self, group: GroupNumber) -> Option<(StreamId, &GroupName)> {
+        let group = self.state.groups.get(&group)?;
+        Some((group.stream, &group.name))
     }
 
     /// Groups by stream and name, of one stream or of all, behind `after`, at most `limit`.
@@ -169,6 +218,7 @@ impl Coordinator {
             created: group.created,
             start: group.start,
             forced: group.forced,
+            expired: group.expired,
             members: members.collect(),
             shards: shards
                 .map(|shard| self.describe_shard(number, group, *shard))
@@ -200,6 +250,7 @@ impl Coordinator {
             revoked: hand_over.map(|hand_over| hand_over.deadline),
             target: target.map(|member| member.name.clone()),
             checkpoint: shard.and_then(|shard| shard.checkpoint),
+            position: group.position(index),
             is_finished,
             is_waiting: !is_finished && !self.is_assignable(number, index),
         }
@@ -240,6 +291,22 @@ impl Coordinator {
         shards.filter_map(|(index, shard)| {
             let (checkpoint, at) = shard.checkpoint?;
             Some((*index, checkpoint, at))
+        })
+    }
+
+    /// Where a group stands in each shard. `None`: there is no such group.
+    pub fn positions(&self, stream: StreamId, group: &GroupName) -> Option<GroupPositions> {
+        let number = self.state.find(stream, group)?;
+        let group = self.state.groups.get(&number)?;
+        let known = group.shards.keys();
+        Some(GroupPositions {
+            number,
+            expired: group.expired,
+            start: group.start,
+            first_new_shard: group.first_new_shard,
+            known: known
+                .map(|shard| (*shard, group.position(*shard)))
+                .collect(),
         })
     }
 

@@ -1,6 +1,6 @@
 //! What all changes add up to, and beside it what only this process knows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,8 +9,8 @@ use flumen_record::{SequenceNumber, ShardIndex, StreamId, Timestamp};
 
 use super::change::{GroupChange, GroupImage};
 use super::{
-    Checkpoint, Generation, GroupName, GroupNumber, InitialPosition, InstanceId, MemberName,
-    MemberNumber, ReadFrom, SessionId, ShardFacts,
+    Checkpoint, Expired, Generation, GroupName, GroupNumber, InitialPosition, InstanceId,
+    MemberName, MemberNumber, ReadFrom, SessionId, ShardPosition,
 };
 
 /// Tells readers which generation of one shard in one group is current, without asking. It may say
@@ -38,7 +38,7 @@ pub(super) struct HandOver {
 }
 
 /// One shard in a group.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Shard {
     /// Of the last grant, also when it is over.
     pub(super) generation: Generation,
@@ -46,12 +46,31 @@ pub(super) struct Shard {
     /// When it was last granted or freed.
     pub(super) since: Timestamp,
     pub(super) checkpoint: Option<(Checkpoint, Timestamp)>,
+    /// Where reading goes on: behind the checkpoint, where the group began, or behind what expired.
+    /// `None`: not known, of a group from before that was written down.
+    pub(super) position: Option<SequenceNumber>,
+    /// Of what lies before the position.
+    pub(super) expired: Expired,
     /// Not durable: after a restart the balance decides again.
     pub(super) hand_over: Option<HandOver>,
     pub(super) watch: LeaseWatch,
 }
 
 impl Shard {
+    /// One that nobody has had, at this position.
+    pub(super) fn at(position: Option<SequenceNumber>, expired: Expired) -> Self {
+        Self {
+            generation: Generation::default(),
+            holder: None,
+            since: Timestamp::ZERO,
+            checkpoint: None,
+            position,
+            expired,
+            hand_over: None,
+            watch: LeaseWatch::default(),
+        }
+    }
+
     pub(super) fn is_held_under(&self, generation: Generation) -> bool {
         self.holder.is_some() && self.generation == generation
     }
@@ -66,10 +85,8 @@ impl Shard {
     }
 
     pub(super) fn is_finished(&self, end: Option<SequenceNumber>) -> bool {
-        let reached = |(checkpoint, _): (Checkpoint, Timestamp)| {
-            end.is_some_and(|end| checkpoint.reaches(end))
-        };
-        self.checkpoint.is_some_and(reached)
+        self.checkpoint
+            .is_some_and(|(checkpoint, _)| checkpoint.finishes(end))
     }
 
     fn free(&mut self, at: Timestamp) {
@@ -116,21 +133,41 @@ pub(super) struct Group {
     pub(super) members: BTreeMap<MemberNumber, Member>,
     pub(super) names: BTreeMap<MemberName, MemberNumber>,
     pub(super) shards: BTreeMap<ShardIndex, Shard>,
+    /// Of shards that are no more.
+    pub(super) expired: Expired,
+    /// Shards that came after the group and are no more.
+    pub(super) gone_children: u32,
+    /// Not durable: the shards that a member may read, held or not.
+    pub(super) ready: BTreeSet<ShardIndex>,
     /// Not durable: when its deadlines are looked at next.
     pub(super) check_at: Option<Duration>,
 }
 
 impl Group {
-    /// Where the holder of a shard begins.
-    pub(super) fn read_from(&self, shard: ShardIndex) -> ReadFrom {
-        let known = self.shards.get(&shard).and_then(|shard| shard.checkpoint);
-        match (known, self.start) {
-            (Some((checkpoint, _)), _) => ReadFrom::Checkpoint(checkpoint),
-            (None, InitialPosition::AtTimestamp(time)) if shard < self.first_new_shard => {
-                ReadFrom::AtTimestamp(time)
-            }
-            (None, _) => ReadFrom::TrimHorizon,
+    /// Where the group stands in a shard: what leases, lag and lists go by.
+    pub(super) fn position(&self, index: ShardIndex) -> ShardPosition {
+        let untouched = ShardPosition::untouched(self.start, self.first_new_shard, index);
+        let Some(shard) = self.shards.get(&index) else {
+            return untouched;
+        };
+        ShardPosition {
+            from: shard.position.map_or(untouched.from, ReadFrom::At),
+            checkpoint: shard.checkpoint.map(|(checkpoint, _)| checkpoint),
+            expired: shard.expired,
         }
+    }
+
+    /// What is written down of a shard, from now on if nothing was.
+    fn shard_mut(&mut self, index: ShardIndex) -> &mut Shard {
+        let (start, first_new_shard) = (self.start, self.first_new_shard);
+        self.shards.entry(index).or_insert_with(|| {
+            let untouched = ShardPosition::untouched(start, first_new_shard, index);
+            let position = match untouched.from {
+                ReadFrom::At(position) => Some(position),
+                ReadFrom::TrimHorizon | ReadFrom::AtTimestamp(_) => None,
+            };
+            Shard::at(position, untouched.expired)
+        })
     }
 
     pub(super) fn member(&self, name: &MemberName) -> Option<(MemberNumber, &Member)> {
@@ -142,20 +179,6 @@ impl Group {
     pub(super) fn holder_name(&self, shard: ShardIndex) -> Option<&MemberName> {
         let holder = self.shards.get(&shard)?.holder?;
         self.members.get(&holder).map(|member| &member.name)
-    }
-}
-
-/// The shards of a stream.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Stream {
-    pub(super) shards: BTreeMap<ShardIndex, ShardFacts>,
-    /// Bytes per second, smoothed.
-    pub(super) loads: BTreeMap<ShardIndex, u64>,
-}
-
-impl Stream {
-    pub(super) fn end(&self, shard: ShardIndex) -> Option<SequenceNumber> {
-        self.shards.get(&shard).and_then(|facts| facts.end)
     }
 }
 
@@ -199,6 +222,7 @@ impl State {
                 name,
                 start,
                 first_new_shard,
+                begins,
             } => self.put(
                 *group,
                 Group {
@@ -212,7 +236,13 @@ impl State {
                     forced: 0,
                     members: BTreeMap::new(),
                     names: BTreeMap::new(),
-                    shards: BTreeMap::new(),
+                    shards: begun(begins.as_deref().unwrap_or_default()),
+                    expired: match begins {
+                        Some(_) => Expired::NONE,
+                        None => Expired::UNKNOWN,
+                    },
+                    gone_children: 0,
+                    ready: BTreeSet::new(),
                     check_at: None,
                 },
             ),
@@ -240,6 +270,20 @@ impl State {
                 Ok(())
             }
             _ => self.apply_within(change, at),
+        }
+    }
+
+    /// A change was made from before what expires unread was written down: how much had until then is
+    /// not known.
+    pub(super) fn applied_old(&mut self, change: &GroupChange) {
+        let GroupChange::Checkpointed { shard, .. } = change else {
+            return;
+        };
+        let group = change
+            .group()
+            .and_then(|number| self.groups.get_mut(&number));
+        if let Some(shard) = group.and_then(|group| group.shards.get_mut(shard)) {
+            shard.expired.is_exact = false;
         }
     }
 
@@ -289,6 +333,16 @@ impl State {
     }
 }
 
+/// Shards at which a new group begins.
+fn begun(begins: &[(ShardIndex, SequenceNumber)]) -> BTreeMap<ShardIndex, Shard> {
+    let each = begins.iter();
+    let each = each.map(|(index, position)| {
+        let shard = Shard::at(Some(*position), Expired::NONE);
+        (*index, shard)
+    });
+    each.collect()
+}
+
 const UNKNOWN_MEMBER: &str = "it is about a member that does not exist";
 const UNKNOWN_SHARD: &str = "it is about a lease that does not exist";
 
@@ -329,7 +383,7 @@ impl Group {
                     return Err("its generation was granted before");
                 }
                 self.generation = *generation;
-                let shard = self.shards.entry(*shard).or_default();
+                let shard = self.shard_mut(*shard);
                 shard.generation = *generation;
                 shard.holder = Some(*member);
                 shard.hand_over = None;
@@ -343,15 +397,50 @@ impl Group {
                 self.forced = self.forced.saturating_add(u64::from(*forced));
                 Ok(())
             }
+            _ => self.go_on(change, at),
+        }
+    }
+
+    /// A change of where the group stands.
+    fn go_on(&mut self, change: &GroupChange, at: Timestamp) -> Result<(), &'static str> {
+        match change {
             GroupChange::Checkpointed {
                 shard, checkpoint, ..
             } => {
-                self.shards.entry(*shard).or_default().checkpoint = Some((*checkpoint, at));
+                let shard = self.shard_mut(*shard);
+                shard.checkpoint = Some((*checkpoint, at));
+                shard.position = Some(checkpoint.next());
                 Ok(())
             }
-            GroupChange::ShardExpired { shard, .. } => {
-                let mut expired = self.shards.remove(shard).ok_or(UNKNOWN_SHARD)?;
-                expired.free(at);
+            GroupChange::Began {
+                shard, position, ..
+            } => {
+                self.shard_mut(*shard).position = Some(*position);
+                Ok(())
+            }
+            GroupChange::ExpiredUnread {
+                shard, to, records, ..
+            } => {
+                let shard = self.shard_mut(*shard);
+                shard.position = Some(*to);
+                shard.expired.records = shard.expired.records.saturating_add(*records);
+                Ok(())
+            }
+            GroupChange::ShardExpired { shard, unread, .. } => {
+                let before = self.position(*shard).expired;
+                self.expired = self.expired.and(before).and((*unread).into());
+                if *shard >= self.first_new_shard {
+                    self.gone_children = self.gone_children.saturating_add(1);
+                }
+                self.ready.remove(shard);
+                if let Some(mut expired) = self.shards.remove(shard) {
+                    expired.free(at);
+                }
+                Ok(())
+            }
+            GroupChange::ShardsMissed { shards, .. } => {
+                self.expired = self.expired.and(Expired::UNKNOWN);
+                self.gone_children = self.gone_children.saturating_add(*shards);
                 Ok(())
             }
             _ => Err("it is about no group"),

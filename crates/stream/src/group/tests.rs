@@ -1,12 +1,15 @@
 //! The coordinator's decisions, event by event, and its log.
 
 mod checkpoints;
+mod expiry;
 mod log;
 mod members;
 mod model;
 mod resets;
 mod shards;
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flumen_record::{SequenceNumber, ShardIndex, StreamId, Timestamp};
@@ -17,8 +20,25 @@ const STREAM: StreamId = StreamId::new(7);
 const TIMEOUT: Duration = Duration::from_secs(10);
 const DRAIN: Duration = Duration::from_secs(30);
 
+const FAR: SequenceNumber = SequenceNumber::new(1 << 41);
+
+/// Where shards stand: from 0 to far away, unless it is said.
+#[derive(Debug, Default)]
+struct Bounds(Mutex<BTreeMap<(StreamId, ShardIndex), ShardBounds>>);
+
+impl BoundsOf for Bounds {
+    fn bounds(&self, stream: StreamId, shard: ShardIndex) -> Option<ShardBounds> {
+        let known = self.0.lock().unwrap().get(&(stream, shard)).copied();
+        Some(known.unwrap_or(ShardBounds {
+            horizon: SequenceNumber::ZERO,
+            end: FAR,
+        }))
+    }
+}
+
 /// A coordinator, the time, and what the last step told whom.
 struct Node {
+    bounds: Arc<Bounds>,
     coordinator: Coordinator,
     now: Duration,
     last_session: u64,
@@ -73,18 +93,34 @@ impl Node {
     fn new(shards: u32) -> Self {
         let mut node = Self {
             coordinator: Coordinator::new(GroupConfig::default()),
+            bounds: Arc::default(),
             now: seconds(100),
             last_session: 0,
             last: Step::default(),
             granted: Vec::new(),
             history: Vec::new(),
         };
+        node.coordinator = Coordinator::new(GroupConfig::default()).with_bounds(node.bounds());
         node.shards((0..shards).map(|index| open(index, &[])).collect());
         node
     }
 
     fn wall(&self) -> Timestamp {
         Timestamp::from_micros(1_000_000_000).saturating_add(self.now)
+    }
+
+    fn bounds(&self) -> Arc<dyn BoundsOf> {
+        Arc::clone(&self.bounds) as Arc<dyn BoundsOf>
+    }
+
+    /// Records of a shard that can be read.
+    fn stands(&self, index: u32, horizon: u64, end: u64) {
+        let bounds = ShardBounds {
+            horizon: number(horizon),
+            end: number(end),
+        };
+        let mut known = self.bounds.0.lock().unwrap();
+        known.insert((STREAM, shard(index)), bounds);
     }
 
     fn step(&mut self, events: Vec<Event>) -> &Step {
@@ -143,6 +179,24 @@ impl Node {
         }]);
     }
 
+    /// The broker starts again, from what is durable alone, and finds these shards.
+    fn restart(&mut self, shards: Vec<ShardFacts>) {
+        let mut state = state::State::default();
+        for (at, changes) in &self.history {
+            for change in changes {
+                let mut bytes = Vec::new();
+                change.encode(&mut bytes);
+                let change = GroupChange::decode(&mut bytes.as_slice()).unwrap();
+                state.apply(&change, *at).unwrap();
+            }
+        }
+        self.now = seconds(100 + self.now.as_secs() % 50);
+        let (config, wall) = (GroupConfig::default(), self.wall());
+        self.coordinator =
+            Coordinator::recover(config, state, wall, self.now).with_bounds(self.bounds());
+        self.shards(shards);
+    }
+
     fn join_as(&mut self, name: &str, instance: u64) -> SessionId {
         self.last_session += 1;
         let session = SessionId::new(self.last_session);
@@ -154,6 +208,7 @@ impl Node {
             instance: InstanceId::new(instance),
             session_timeout: None,
             start: InitialPosition::TrimHorizon,
+            begins: None,
         })]);
         session
     }
@@ -172,6 +227,7 @@ impl Node {
             shard: ShardIndex::new(shard),
             generation: generation.map(Generation::new),
             checkpoint,
+            skipped: Vec::new(),
         };
         let request = Request::Checkpoint {
             session: None,

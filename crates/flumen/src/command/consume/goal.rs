@@ -124,6 +124,8 @@ mod tests {
                 records: lag,
                 ..Lag::default()
             },
+            expired_records: Some(0),
+            is_beyond_end: false,
         }
     }
 
@@ -135,6 +137,8 @@ mod tests {
                 members: 1,
                 shards: 2,
                 lag: Lag::default(),
+                expired_records: 0,
+                expired_unknown: false,
             },
             members: Vec::new(),
             shards,

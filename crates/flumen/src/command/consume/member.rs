@@ -278,10 +278,16 @@ impl Printer<'_> {
                 shard,
                 expired_records,
                 ..
-            } if expired_records > 0 => self.output.note(&format!(
-                "shard {shard}: {} records expired before the group read them",
-                count(expired_records)
-            )),
+            } if expired_records != Some(0) => self.output.note(&match expired_records {
+                Some(expired) => format!(
+                    "shard {shard}: {} records expired before the group read them",
+                    count(expired)
+                ),
+                None => format!(
+                    "shard {shard}: records may have expired before the group read them; \
+                     how many is not known"
+                ),
+            }),
             GroupEvent::Lost { shard, reason } => {
                 self.lost.push((shard, reason));
                 self.say_lost_at = Instant::now() + LOST_PAUSE;

@@ -22,7 +22,7 @@ pub(super) fn list(output: &mut Output, groups: &[GroupSummary]) -> Result<()> {
         return Ok(());
     }
     let header = [
-        "STREAM", "GROUP", "MEMBERS", "SHARDS", "BEHIND", "BYTES", "OLDEST",
+        "STREAM", "GROUP", "MEMBERS", "SHARDS", "BEHIND", "BYTES", "OLDEST", "EXPIRED",
     ];
     let mut rows = vec![header.map(str::to_owned)];
     rows.extend(groups.iter().map(|group| {
@@ -35,6 +35,7 @@ pub(super) fn list(output: &mut Output, groups: &[GroupSummary]) -> Result<()> {
             records,
             bytes,
             age,
+            expired(group),
         ]
     }));
     Ok(output.table(&rows)?)
@@ -46,6 +47,22 @@ pub(super) fn describe(output: &mut Output, group: &GroupDescription) -> Result<
         return output.json(&description_json(group));
     }
     output.line(&headline(&group.summary))?;
+    let missed = &group.summary;
+    if missed.expired_records > 0 {
+        let records = plural(missed.expired_records, "record", "records");
+        output.line(&format!("{records} expired before the group read them"))?;
+    }
+    if missed.expired_unknown {
+        output.line("more may have expired before the group read them: how many is not known")?;
+    }
+    let beyond = group.shards.iter().filter(|shard| shard.is_beyond_end);
+    for shard in beyond {
+        let (shard, stream, name) = (shard.shard, &missed.stream, &missed.group);
+        output.line(&format!(
+            "shard {shard}: its checkpoint is beyond its end, nothing is read; \
+             `flumen group reset {stream} {name} --shard {shard} --to WHERE` sets it"
+        ))?;
+    }
     if group.forced > 0 {
         output.line(&format!(
             "{} forced: records may have been processed twice",
@@ -70,6 +87,7 @@ pub(super) fn describe(output: &mut Output, group: &GroupDescription) -> Result<
         "BEHIND",
         "BYTES",
         "OLDEST",
+        "EXPIRED",
     ];
     let mut rows = vec![header.map(str::to_owned)];
     rows.extend(group.shards.iter().map(shard_row));
@@ -166,7 +184,7 @@ fn lease(lease: &ShardLease) -> (&'static str, Option<&str>) {
     }
 }
 
-fn shard_row(shard: &ShardProgress) -> [String; 9] {
+fn shard_row(shard: &ShardProgress) -> [String; 10] {
     let (state, holder) = lease(&shard.lease);
     let none = || "-".to_owned();
     let checkpoint = shard.checkpoint.map(|(number, part)| match part {
@@ -187,7 +205,19 @@ fn shard_row(shard: &ShardProgress) -> [String; 9] {
         records,
         bytes,
         age,
+        shard
+            .expired_records
+            .map_or_else(|| "unknown".to_owned(), count),
     ]
+}
+
+/// Records that expired unread: `57`, or `57+` when more may have, or `unknown`.
+fn expired(group: &GroupSummary) -> String {
+    match (group.expired_records, group.expired_unknown) {
+        (0, true) => "unknown".to_owned(),
+        (records, true) => format!("{}+", count(records)),
+        (records, false) => count(records),
+    }
 }
 
 fn summary_json(group: &GroupSummary) -> Value {
@@ -199,6 +229,8 @@ fn summary_json(group: &GroupSummary) -> Value {
         "lag_records": group.lag.records,
         "lag_bytes": group.lag.bytes,
         "lag_age_us": micros(group.lag.age),
+        "expired_records": group.expired_records,
+        "expired_unknown": group.expired_unknown,
     })
 }
 
@@ -234,5 +266,7 @@ fn shard_json(shard: &ShardProgress) -> Value {
         "lag_records": shard.lag.records,
         "lag_bytes": shard.lag.bytes,
         "lag_age_us": micros(shard.lag.age),
+        "expired_records": shard.expired_records,
+        "beyond_end": shard.is_beyond_end,
     })
 }

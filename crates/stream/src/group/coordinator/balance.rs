@@ -44,8 +44,8 @@ impl Coordinator {
             return Vec::new();
         };
         let places: BTreeMap<_, _> = present.iter().copied().zip(0..).collect();
-        let mut loads = Vec::with_capacity(stream.shards.len());
-        for index in stream.shards.keys() {
+        let mut loads = Vec::with_capacity(group.ready.len());
+        for index in &group.ready {
             let shard = group.shards.get(index);
             let holder = shard.and_then(|shard| shard.holder);
             let hand_over = shard.and_then(|shard| shard.hand_over);
@@ -57,9 +57,6 @@ impl Coordinator {
                 },
                 (None, None) => None,
             };
-            if !self.is_assignable(number, *index) {
-                continue;
-            }
             let load = stream.loads.get(index).copied().unwrap_or(0);
             loads.push(ShardLoad {
                 shard: *index,

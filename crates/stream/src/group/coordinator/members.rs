@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flumen_record::ShardIndex;
+use flumen_record::{SequenceNumber, ShardIndex};
 
 use super::Coordinator;
 use crate::group::{
@@ -28,7 +28,7 @@ impl Coordinator {
         let timeout = self.session_timeout(join.session_timeout)?;
         let number = match self.state.find(join.stream, &join.group) {
             Some(number) => number,
-            None => self.create(join.stream, &join.group, join.start)?,
+            None => self.create(join.stream, &join.group, join.start, join.begins.as_deref())?,
         };
         let group = self.group(number);
         let known = group
@@ -70,11 +70,9 @@ impl Coordinator {
         stream: flumen_record::StreamId,
         name: &GroupName,
         start: InitialPosition,
+        found: Option<&[(ShardIndex, SequenceNumber)]>,
     ) -> Result<GroupNumber, GroupError> {
-        let shards = self.streams.get(&stream);
-        let shards = &shards.ok_or(GroupError::NoStream { stream })?.shards;
-        let last = shards.last_key_value().map(|(last, _)| last.value());
-        let first_new_shard = ShardIndex::new(last.map_or(0, |last| last.saturating_add(1)));
+        let (begins, first_new_shard) = self.begins(stream, name, start, found)?;
         let groups = self.state.groups.len() as u64 + 1;
         in_bounds("groups", groups, 1, u64::from(self.config.groups_max))?;
         let group = self.state.last_group.next();
@@ -90,6 +88,7 @@ impl Coordinator {
             name: name.clone(),
             start,
             first_new_shard,
+            begins: Some(begins),
         });
         Ok(group)
     }
@@ -173,7 +172,8 @@ impl Coordinator {
         let shards = self.group(number).shards.iter();
         let held = shards.filter(|(_, shard)| shard.holder == Some(member));
         let leases = held
-            .filter_map(|(index, _)| self.assignment(number, *index))
+            // What had expired was told with the grant.
+            .filter_map(|(index, _)| self.assignment(number, *index, Some(0)))
             .collect();
         self.effect(Effect::Joined {
             session,

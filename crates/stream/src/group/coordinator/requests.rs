@@ -7,7 +7,8 @@ use flumen_record::{ShardIndex, StreamId};
 use super::Coordinator;
 use crate::group::{
     Answer, Checkpoint, CheckpointError, CheckpointItem, GroupChange, GroupError, GroupName,
-    GroupNumber, InitialPosition, LostReason, Request, Reset, ResetReport, ResetShard, SessionId,
+    GroupNumber, InitialPosition, LostReason, ReadFrom, Request, Reset, ResetReport, ResetShard,
+    SessionId,
 };
 
 impl Coordinator {
@@ -49,7 +50,7 @@ impl Coordinator {
         let is_plain = items.iter().all(|item| item.generation.is_none());
         let number = match self.state.find(stream, name) {
             None if is_plain && !items.is_empty() => {
-                self.create(stream, name, InitialPosition::TrimHorizon)?
+                self.create(stream, name, InitialPosition::TrimHorizon, None)?
             }
             _ => self.expect(stream, name)?,
         };
@@ -98,15 +99,27 @@ impl Coordinator {
             }
             _ => {}
         }
-        if let Some(end) = end.filter(|end| asked.is_beyond(*end)) {
+        // Asked now: what was read before the checkpoint was said lies below it.
+        let bound = self.end_of(group.stream, shard);
+        let bound = bound.ok_or(CheckpointError::NoShard { shard })?;
+        if asked.is_beyond(bound) {
+            let end = bound;
             return Err(CheckpointError::Beyond { shard, asked, end });
         }
-        if let Some(current) = current.filter(|current| *current > asked) {
+        let from = group.position(shard).from;
+        let begun = match from {
+            ReadFrom::At(from) => Some(Checkpoint::at(from)),
+            ReadFrom::TrimHorizon | ReadFrom::AtTimestamp(_) => None,
+        };
+        if let Some(current) = current.max(begun).filter(|current| *current > asked) {
             return Err(CheckpointError::Behind {
                 shard,
                 asked,
                 current,
             });
+        }
+        if let ReadFrom::At(from) = from {
+            self.count_skipped(number, shard, from, item);
         }
         if current != Some(asked) {
             self.change(GroupChange::Checkpointed {
@@ -151,7 +164,7 @@ impl Coordinator {
         }
         let number = match found {
             Some(number) => number,
-            None => self.create(stream, name, InitialPosition::TrimHorizon)?,
+            None => self.create(stream, name, InitialPosition::TrimHorizon, None)?,
         };
         for (shard, _) in &report.ended {
             self.take_lease(number, *shard, LostReason::Reset);
@@ -189,7 +202,9 @@ impl Coordinator {
         for (shard, to) in &reset.shards {
             let (shard, to) = (*shard, *to);
             let facts = shards.get(&shard).ok_or(GroupError::NoShard { shard })?;
-            if let Some(end) = facts.end.filter(|end| to.is_beyond(*end)) {
+            let end = self.end_of(stream, shard);
+            let end = end.ok_or(GroupError::NoShard { shard })?;
+            if to.is_beyond(end) {
                 let asked = to;
                 return Err(GroupError::Beyond { shard, asked, end });
             }

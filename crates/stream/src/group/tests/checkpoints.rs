@@ -69,6 +69,106 @@ fn every_case() {
     }
 }
 
+/// A checkpoint of 1,000 after 5 records was taken: the group was blind for ever, with lag 0, and after
+/// a split the shard counted as finished.
+#[test]
+fn nothing_beyond_the_end_of_an_open_shard_is_taken() {
+    let mut node = Node::new(1);
+    node.stands(0, 0, 5);
+    node.join("a");
+    for asked in [
+        at(6),
+        at(1_000),
+        at(u64::MAX),
+        Checkpoint::after(number(5)),
+        Checkpoint::after_part(number(5), 0),
+        Checkpoint::after_part(number(u64::MAX), u64::MAX),
+    ] {
+        let (shard, end) = (shard(0), number(5));
+        let refused = node.checkpoint(0, Some(1), asked);
+        assert_eq!(refused, Err(CheckpointError::Beyond { shard, asked, end }));
+        let reset = Request::Reset(Reset {
+            shards: vec![(shard, asked)],
+            force: true,
+            dry_run: false,
+        });
+        let refused = node.request(reset);
+        assert_eq!(refused, Err(GroupError::Beyond { shard, asked, end }));
+    }
+    node.checkpoint(0, Some(1), Checkpoint::after_part(number(4), 7))
+        .unwrap();
+    node.checkpoint(0, Some(1), at(5)).unwrap();
+}
+
+/// One member that pipelined checkpoints made a step of 109 MB.
+#[test]
+fn a_step_ends_when_it_is_large_and_the_rest_is_for_the_next_one() {
+    let mut node = Node::new(1);
+    node.coordinator = Coordinator::new(GroupConfig {
+        step_bytes_max: 500,
+        ..GroupConfig::default()
+    })
+    .with_bounds(node.bounds());
+    node.shards(vec![open(0, &[])]);
+    let a = node.join("a");
+    let event = |n| Event::Request {
+        id: RequestId(n),
+        stream: STREAM,
+        group: group(),
+        request: Request::Checkpoint {
+            session: Some(a),
+            items: vec![CheckpointItem {
+                shard: shard(0),
+                generation: Some(generation(1)),
+                checkpoint: at(n),
+                skipped: Vec::new(),
+            }],
+        },
+    };
+    let events: Vec<_> = (1..=100).map(event).collect();
+    let mut events = events.into_iter();
+    let mut steps = 0;
+    while events.len() > 0 {
+        let before = events.len();
+        // What waits is a sign of life: nobody is silent because of what comes before it.
+        node.now += seconds(9);
+        node.coordinator.heard(node.now, a);
+        let wall = node.wall();
+        let step = node.coordinator.step_bounded(node.now, wall, &mut events);
+        let taken = before - events.len();
+        assert!((1..=10).contains(&taken), "{taken}");
+        assert_eq!(step.changes.len(), taken);
+        steps += 1;
+    }
+    assert!(steps >= 10);
+    node.check_leases("a:1");
+    assert_eq!(
+        node.describe().shards[0].position.from,
+        ReadFrom::At(number(100))
+    );
+}
+
+/// One that an older broker took is shown, finishes nothing, and can be reset.
+#[test]
+fn a_checkpoint_beyond_the_end_finishes_no_shard() {
+    let mut node = Node::new(1);
+    node.join("a");
+    node.checkpoint(0, Some(1), at(1_000)).unwrap();
+    node.stands(0, 0, 5);
+    node.shards(vec![closed(0, &[], 5), open(1, &[0])]);
+    node.check_told(&[]);
+    let described = node.describe().shards;
+    assert!(!described[0].is_finished && described[1].is_waiting);
+    assert_eq!(described[0].position.from, ReadFrom::At(number(1_000)));
+    let reset = Request::Reset(Reset {
+        shards: vec![(shard(0), at(5))],
+        force: true,
+        dry_run: false,
+    });
+    node.request(reset).unwrap();
+    node.check_told(&["1 lost 0@1 Reset", "1 assigned 1@2"]);
+}
+
 #[test]
 fn what_does_not_exist_is_said_to_be_missing() {
     let mut node = Node::new(1);
@@ -77,6 +177,7 @@ fn what_does_not_exist_is_said_to_be_missing() {
             shard: shard(0),
             generation,
             checkpoint: at(1),
+            skipped: Vec::new(),
         }]
     };
     let with = |generation| Request::Checkpoint {

@@ -22,7 +22,7 @@ fn config() -> GroupConfig {
 fn open(storage: &MemoryStorage) -> (GroupLog, Coordinator) {
     let storage = Arc::new(storage.clone());
     let (log, coordinator, _) = GroupLog::open(storage, config(), NOW, seconds(100)).unwrap();
-    (log, coordinator)
+    (log, coordinator.with_bounds(Arc::<Bounds>::default()))
 }
 
 /// All that is durable, byte by byte.
@@ -57,6 +57,7 @@ fn event(dice: u64, session: u64) -> Event {
             instance: InstanceId::new(dice / 64 % 2),
             session_timeout: None,
             start: InitialPosition::Latest,
+            begins: None,
         }),
         1 => Event::Leave {
             session: SessionId::new(session.saturating_sub(dice / 64 % 6)),
@@ -148,6 +149,7 @@ fn every_kind() -> Vec<GroupChange> {
     let state = node.coordinator.state.clone();
     let (number, mut group) = state.groups.into_iter().next().unwrap();
     group.check_at = None;
+    group.ready.clear();
     changes.push(GroupChange::SnapshotBegin {
         last_group: number,
         generation_floor: generation(300),
@@ -157,6 +159,26 @@ fn every_kind() -> Vec<GroupChange> {
         group,
     })));
     changes.push(GroupChange::SnapshotEnd { groups: 1 });
+    changes.push(GroupChange::ShardExpired {
+        group: number,
+        shard: shard(9),
+        unread: Some(300),
+    });
+    changes.push(GroupChange::Began {
+        group: number,
+        shard: shard(9),
+        position: super::number(300),
+    });
+    changes.push(GroupChange::ExpiredUnread {
+        group: number,
+        shard: shard(9),
+        to: super::number(300),
+        records: 200,
+    });
+    changes.push(GroupChange::ShardsMissed {
+        group: number,
+        shards: 3,
+    });
     node.request(Request::Delete { force: true }).unwrap();
     changes.append(&mut node.last.changes);
     changes
@@ -181,7 +203,8 @@ fn changes_read_back_as_written_and_nothing_shorter_is_one() {
             assert!(cut.is_err(), "{change:?} cut at {length}");
         }
     }
-    assert_eq!(kinds, (1..=11).collect());
+    // 1 and 10 are those of version 1.
+    assert_eq!(kinds, (2..=9).chain(11..=17).collect());
 }
 
 #[test]
@@ -238,6 +261,7 @@ fn members_have_one_session_timeout_to_come_back_after_a_restart() {
             instance: InstanceId::new(instance),
             session_timeout: None,
             start: InitialPosition::TrimHorizon,
+            begins: None,
         })
     };
     let events = vec![
@@ -311,6 +335,7 @@ fn old_records_go_once_a_snapshot_stands() {
                         shard: shard((round % 4) as u32),
                         generation: None,
                         checkpoint: at(round + 1),
+                        skipped: Vec::new(),
                     }],
                 },
             }],
@@ -354,6 +379,137 @@ fn a_step_that_did_not_fit_is_committed_again() {
     drop(log);
     let (_, again) = open(&storage.crash_keeping(Grain::Page, 0));
     assert_eq!(image(&again), image(&coordinator));
+}
+
+fn record_of_version_1() -> Vec<u8> {
+    let name = |out: &mut Vec<u8>, name: &str| {
+        out.push(u8::try_from(name.len()).unwrap());
+        out.extend(name.as_bytes());
+    };
+    let mut record = vec![1];
+    // Group 1 of stream 7 is created, from the trim horizon, when there are shards 0, 1 and 2.
+    record.extend([1, 1, 7]);
+    name(&mut record, "billing");
+    record.extend([0, 3]);
+    // Its checkpoints of shards 0 and 3; shard 2 has expired.
+    record.extend([7, 1, 0, 5, 0, 7, 1, 3, 6, 0]);
+    record.extend([8, 1, 2]);
+    // Group 2, in a snapshot: from a time, two shards when it was created, a checkpoint of shard 0.
+    record.extend([10, 2, 7]);
+    name(&mut record, "b");
+    record.extend(1_u64.to_le_bytes());
+    record.push(1);
+    record.extend(77_u64.to_le_bytes());
+    record.extend([3, 0, 1, 0, 0, 1, 0, 0, 0]);
+    record.extend(0_u64.to_le_bytes());
+    record.push(1);
+    record.extend([9, 0]);
+    record.extend(2_u64.to_le_bytes());
+    record
+}
+
+/// A log as it was written before it was written down where groups begin: what expired until then, or
+/// will have before an old group comes to it, is not known; what is known from its shards still is.
+#[test]
+fn a_log_of_version_1_says_what_it_does_not_know() {
+    let storage = MemoryStorage::new();
+    write_record(&storage, &record_of_version_1());
+    let (mut log, mut coordinator) = open(&storage);
+    let facts = [0, 1, 3, 4].map(|index| super::open(index, &[]));
+    let shards = Event::ShardsChanged {
+        stream: STREAM,
+        shards: facts.to_vec(),
+    };
+    let step = coordinator.step(seconds(100), NOW, [shards]);
+    log.commit(&step, &coordinator, NOW).unwrap();
+    let from = |value| ReadFrom::At(number(value));
+    for (name, expected) in [
+        (
+            "billing",
+            [
+                (from(5), None),
+                (ReadFrom::TrimHorizon, None),
+                (from(6), None),
+                (from(0), Some(0)),
+            ],
+        ),
+        (
+            "b",
+            [
+                (from(9), None),
+                (ReadFrom::AtTimestamp(Timestamp::from_micros(77)), None),
+                (from(0), Some(0)),
+                (from(0), Some(0)),
+            ],
+        ),
+    ] {
+        let described = coordinator
+            .describe(STREAM, &name.parse().unwrap())
+            .unwrap();
+        let shards = described.shards.iter();
+        let found = shards.map(|shard| (shard.position.from, shard.position.expired.exactly()));
+        assert_eq!(found.collect::<Vec<_>>(), expected, "{name}");
+        assert_eq!(described.expired.exactly(), None, "{name}");
+    }
+    // A time that was looked up is written down, once.
+    let found = Event::Began {
+        group: GroupNumber::new(2),
+        begins: vec![
+            (shard(0), number(1)),
+            (shard(1), number(8)),
+            (shard(9), number(1)),
+        ],
+    };
+    let step = coordinator.step(seconds(100), NOW, [found.clone(), found]);
+    assert_eq!(step.changes.len(), 1);
+    log.commit(&step, &coordinator, NOW).unwrap();
+    let before = image(&coordinator);
+    drop(log);
+    let (_, coordinator) = open(&storage.kill());
+    assert_eq!(image(&coordinator), before);
+    let positions = coordinator
+        .positions(STREAM, &"b".parse().unwrap())
+        .unwrap();
+    assert_eq!(positions.of(shard(1)).from, from(8));
+}
+
+/// Writes the first record of a groups' log.
+fn write_record(storage: &MemoryStorage, data: &[u8]) {
+    use flumen_record::{
+        BatchBuilder, Compression, HashKey, ProducerId, ProducerSequence, Record, RecordLimits,
+        ShardEpoch, ShardId,
+    };
+
+    let record = Record {
+        partition_key: bytes::Bytes::from_static(b"groups"),
+        explicit_hash_key: Some(HashKey::MIN),
+        data: bytes::Bytes::copy_from_slice(data),
+        client_timestamp: None,
+        headers: Vec::new(),
+    };
+    let mut batch = BatchBuilder::new(RecordLimits::MAX);
+    batch.push(&record, HashKey::MIN).unwrap();
+    let (mut log, _) = flumen_log::Log::open(
+        Arc::new(storage.clone()),
+        flumen_log::LogKey::GROUPS,
+        flumen_log::LogConfig::default(),
+        NOW,
+        &mut Ignore,
+    )
+    .unwrap();
+    let frame = flumen_log::NewFrame {
+        shard: ShardId::from_value(0),
+        epoch: ShardEpoch::new(1),
+        base: number(0),
+        arrival: NOW,
+        batch: batch.finish(
+            ProducerId::NONE,
+            ProducerSequence::new(0),
+            Compression::None,
+        ),
+    };
+    log.commit(&[frame], 0, NOW).unwrap().unwrap();
+    log.close(NOW).unwrap();
 }
 
 struct Ignore;

@@ -39,7 +39,7 @@ fn a_lease_begins_after_the_checkpoint() {
         Effect::Assigned { lease, .. } => Some(lease.from),
         _ => None,
     });
-    let from = ReadFrom::Checkpoint(Checkpoint::after_part(number(41), 2));
+    let from = ReadFrom::At(number(41));
     assert_eq!(assigned, Some(from));
 }
 
@@ -220,7 +220,8 @@ fn limits_are_kept() {
         groups_max: 1,
         members_per_group_max: 2,
         ..GroupConfig::default()
-    });
+    })
+    .with_bounds(node.bounds());
     let join = |session: u64, stream, group: &str, member: &str, timeout: u64| {
         Event::Join(Join {
             session: SessionId::new(session),
@@ -230,6 +231,7 @@ fn limits_are_kept() {
             instance: InstanceId::new(1),
             session_timeout: Some(Duration::from_millis(timeout)),
             start: InitialPosition::TrimHorizon,
+            begins: None,
         })
     };
     node.step(vec![join(1, STREAM, "g", "a", 1000)]);

@@ -36,7 +36,6 @@ enum Op {
     },
     Split {
         shard: u8,
-        end: u8,
     },
     Merge {
         one: u8,
@@ -50,6 +49,22 @@ enum Op {
         to: u8,
         force: bool,
     },
+    Put {
+        shard: u8,
+        records: u8,
+    },
+    Trim {
+        shard: u8,
+        records: u8,
+    },
+    Nonsense {
+        shard: u8,
+        beyond: u8,
+    },
+    Delete {
+        force: bool,
+    },
+    DeleteStream,
     Load {
         seed: u8,
     },
@@ -70,7 +85,16 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (byte(), 0_u8..3, byte(), prop::bool::weighted(0.1))
             .prop_map(|(shard, back, up, plain)| Op::Checkpoint { shard, back, up, plain }),
         3 => byte().prop_map(|shard| Op::Finish { shard }),
-        1 => (byte(), byte()).prop_map(|(shard, end)| Op::Split { shard, end }),
+        1 => byte().prop_map(|shard| Op::Split { shard }),
+        6 => (byte(), 0_u8..9).prop_map(|(shard, records)| Op::Put { shard, records }),
+        3 => (byte(), 0_u8..9).prop_map(|(shard, records)| Op::Trim { shard, records }),
+        1 => (byte(), byte()).prop_map(|(shard, beyond)| Op::Nonsense { shard, beyond }),
+        1 => any::<bool>().prop_map(|force| Op::Delete { force }),
+        1 => prop::bool::weighted(0.2).prop_map(|deletes| if deletes {
+            Op::DeleteStream
+        } else {
+            Op::Wait { seconds: 1 }
+        }),
         1 => (byte(), byte()).prop_map(|(one, other)| Op::Merge { one, other }),
         1 => byte().prop_map(|shard| Op::Expire { shard }),
         1 => (byte(), byte(), any::<bool>())
@@ -90,6 +114,13 @@ struct World {
     members: BTreeMap<u8, (SessionId, u8)>,
     held: BTreeMap<SessionId, BTreeMap<u32, u64>>,
     checkpoints: BTreeMap<u32, Checkpoint>,
+    /// Records of each shard: those that are kept are between the two.
+    records: BTreeMap<u32, (u64, u64)>,
+    /// Where the group goes on, if it is there, in shards that it has begun; in others at their first
+    /// record.
+    positions: Option<BTreeMap<u32, u64>>,
+    /// What it has missed.
+    expired: u64,
 }
 
 impl World {
@@ -103,7 +134,11 @@ impl World {
             members: BTreeMap::new(),
             held: BTreeMap::new(),
             checkpoints: BTreeMap::new(),
+            records: (0..3).map(|index| (index, (0, 5))).collect(),
+            positions: None,
+            expired: 0,
         };
+        world.stand();
         world.settle();
         world
     }
@@ -111,6 +146,38 @@ impl World {
     fn pick(&self, dice: u8) -> u32 {
         let at = usize::from(dice) % self.facts.len();
         *self.facts.keys().nth(at).unwrap()
+    }
+
+    /// The group comes into being, if it is not there.
+    fn begin(&mut self) {
+        let kept = self.facts.keys();
+        let kept = kept.map(|index| (*index, self.records[index].0));
+        if self.positions.is_none() {
+            self.positions = Some(kept.collect());
+        }
+    }
+
+    fn position(&self, index: u32) -> u64 {
+        let positions = self.positions.as_ref();
+        let known = positions.and_then(|positions| positions.get(&index));
+        known.copied().unwrap_or(0)
+    }
+
+    fn go_on(&mut self, index: u32, to: u64) {
+        let positions = self.positions.as_mut().expect("a group");
+        positions.insert(index, to);
+    }
+
+    fn forget_group(&mut self) {
+        self.checkpoints.clear();
+        self.positions = None;
+        self.expired = 0;
+    }
+
+    fn stand(&self) {
+        for (index, (horizon, end)) in &self.records {
+            self.node.stands(*index, *horizon, *end);
+        }
     }
 
     fn tell_shards(&mut self) {
@@ -135,6 +202,12 @@ impl World {
                     let (shard, generation) = (lease.shard.value(), lease.generation.value());
                     let held = self.held.get_mut(&session).expect("joined before");
                     assert!(held.insert(shard, generation).is_none(), "assigned twice");
+                    let (position, horizon) = (self.position(shard), self.records[&shard].0);
+                    let missed = horizon.saturating_sub(position);
+                    let from = ReadFrom::At(number(position.max(horizon)));
+                    assert_eq!((lease.from, lease.expired), (from, Some(missed)));
+                    self.go_on(shard, position.max(horizon));
+                    self.expired += missed;
                 }
                 Effect::Lost {
                     session,
@@ -168,6 +241,16 @@ impl World {
         let Some(description) = self.node.coordinator.describe(STREAM, &group()) else {
             return;
         };
+        let shards = description.shards.iter();
+        let expired = shards.fold(description.expired, |all, shard| {
+            all.and(shard.position.expired)
+        });
+        assert_eq!(expired.exactly(), Some(self.expired));
+        for shard in &description.shards {
+            let at = number(self.position(shard.shard.value()));
+            assert_eq!(shard.position.from, ReadFrom::At(at), "of {}", shard.shard);
+        }
+        self.check_lined_up();
         let told: BTreeSet<_> = self.held.values().flatten().collect();
         let present: BTreeSet<_> = description
             .members
@@ -227,9 +310,20 @@ impl World {
         }
     }
 
+    /// What is kept up to date change by change is what all of it adds up to.
+    fn check_lined_up(&self) {
+        let coordinator = &self.node.coordinator;
+        for (number, group) in &coordinator.state.groups {
+            let shards = self.facts.keys().map(|index| shard(*index));
+            let ready = shards.filter(|index| coordinator.is_assignable(*number, *index));
+            assert_eq!(ready.collect::<BTreeSet<_>>(), group.ready);
+        }
+    }
+
     fn run(&mut self, op: &Op) {
         match *op {
             Op::Join { member, instance } => {
+                self.begin();
                 let session = self.node.join_as(&format!("m{member}"), instance.into());
                 // Fenced first, then in.
                 self.settle();
@@ -260,25 +354,78 @@ impl World {
                     self.checkpoint_at(shard, Checkpoint::at(end), false);
                 }
             }
-            Op::Split { shard, end } => {
+            Op::Split { shard } => {
                 let shard = self.pick(shard);
-                self.close(&[shard], end, 2);
+                self.close(&[shard], 2);
             }
             Op::Merge { one, other } => {
                 let (one, other) = (self.pick(one), self.pick(other));
                 if one != other {
-                    self.close(&[one, other], 9, 1);
+                    self.close(&[one, other], 1);
                 }
             }
             Op::Expire { shard } => {
                 let shard = self.pick(shard);
                 if self.facts[&shard].end.is_some() {
+                    if self.positions.is_some() {
+                        let end = self.records[&shard].1;
+                        self.expired += end.saturating_sub(self.position(shard));
+                    }
                     self.facts.remove(&shard);
                     self.checkpoints.remove(&shard);
                     self.tell_shards();
                 }
             }
             Op::Reset { shard, to, force } => self.reset(self.pick(shard), to, force),
+            Op::Wait { seconds: time } => {
+                self.node.wait(seconds(time.into()));
+            }
+            Op::Restart => self.restart(),
+            _ => return self.run_beside(op),
+        }
+        self.settle();
+    }
+
+    /// What happens beside members.
+    fn run_beside(&mut self, op: &Op) {
+        match *op {
+            Op::Put { shard, records } => {
+                let shard = self.pick(shard);
+                if self.facts[&shard].end.is_none() {
+                    self.records.get_mut(&shard).unwrap().1 += u64::from(records);
+                }
+                self.stand();
+            }
+            Op::Trim { shard, records } => {
+                let shard = self.pick(shard);
+                let (horizon, end) = self.records.get_mut(&shard).unwrap();
+                *horizon = (*horizon + u64::from(records)).min(*end);
+                self.stand();
+            }
+            Op::Nonsense { shard, beyond } => {
+                let shard = self.pick(shard);
+                let end = self.records[&shard].1;
+                for beyond in [1, u64::from(beyond) + 1, u64::MAX - end] {
+                    self.checkpoint_at(shard, at(end + beyond), false);
+                    self.settle();
+                    self.reset_to(shard, end + beyond, true);
+                    self.settle();
+                }
+            }
+            Op::Delete { force } => {
+                if self.node.request(Request::Delete { force }).is_ok() {
+                    self.forget_group();
+                }
+            }
+            Op::DeleteStream => {
+                self.node
+                    .step(vec![Event::StreamDeleted { stream: STREAM }]);
+                self.settle();
+                assert!(self.held.is_empty());
+                assert_eq!(self.node.coordinator.group_count(), 0);
+                // Another one, which is told before anything else is of it.
+                *self = Self::new();
+            }
             Op::Load { seed } => {
                 let loads = self.facts.keys();
                 let loads = loads.map(|index| {
@@ -291,10 +438,7 @@ impl World {
                     loads,
                 }]);
             }
-            Op::Wait { seconds: time } => {
-                self.node.wait(seconds(time.into()));
-            }
-            Op::Restart => self.restart(),
+            _ => unreachable!("an operation of a member"),
         }
         self.settle();
     }
@@ -350,13 +494,15 @@ impl World {
         } else {
             is_held && latest > 0
         };
-        let fits = end.is_none_or(|end| asked <= Checkpoint::at(end));
-        let is_ahead = current.is_none_or(|current| current <= asked);
+        let fits = asked <= at(self.records[&shard].1);
+        let begun = at(self.position(shard));
+        let is_ahead = current.is_none_or(|current| current <= asked) && begun <= asked;
         let expected = is_repeated || (may && fits && is_ahead);
         let answer = self.node.checkpoint(shard, generation, asked);
         assert_eq!(answer.is_ok(), expected, "{answer:?}");
         if expected {
             self.checkpoints.insert(shard, asked);
+            self.go_on(shard, asked.next().value());
             if end.is_some_and(|end| asked.next() >= end) {
                 // The lease is over in good order, which the member knows.
                 for held in self.held.values_mut() {
@@ -374,7 +520,7 @@ impl World {
         }
     }
 
-    fn close(&mut self, parents: &[u32], up: u8, children: u32) {
+    fn close(&mut self, parents: &[u32], children: u32) {
         if self.facts.len() > 12
             || parents
                 .iter()
@@ -383,52 +529,46 @@ impl World {
             return;
         }
         for parent in parents {
-            let at = self
-                .checkpoints
-                .get(parent)
-                .map_or(0, |at| at.next().value());
             let facts = self.facts.get_mut(parent).unwrap();
-            facts.end = Some(number(at + u64::from(up % 3)));
+            facts.end = Some(number(self.records[parent].1));
         }
         for _ in 0..children {
+            self.records.insert(self.next_shard, (0, 0));
             self.facts
                 .insert(self.next_shard, open(self.next_shard, parents));
             self.next_shard += 1;
         }
+        self.stand();
         self.tell_shards();
     }
 
     fn reset(&mut self, index: u32, to: u8, force: bool) {
-        let end = self.facts[&index].end;
-        let bound = end.map_or(u64::MAX, |end| end.value() + 1);
-        let to = at(u64::from(to) % bound);
+        let end = self.records[&index].1;
+        self.reset_to(index, u64::from(to) % (end + 1), force);
+    }
+
+    fn reset_to(&mut self, index: u32, to: u64, force: bool) {
+        let fits = to <= self.records[&index].1;
+        let to = at(to);
         let answer = self.node.request(Request::Reset(Reset {
             shards: vec![(shard(index), to)],
             force,
             dry_run: false,
         }));
+        assert!(fits || answer.is_err(), "{answer:?}");
         if answer.is_ok() {
+            self.begin();
             self.checkpoints.insert(index, to);
+            self.go_on(index, to.next().value());
         }
     }
 
     /// The broker starts again, from what is durable alone.
     fn restart(&mut self) {
-        let mut state = state::State::default();
-        for (at, changes) in &self.node.history {
-            for change in changes {
-                let mut bytes = Vec::new();
-                change.encode(&mut bytes);
-                let change = GroupChange::decode(&mut bytes.as_slice()).unwrap();
-                state.apply(&change, *at).unwrap();
-            }
-        }
-        self.node.now = seconds(100 + self.node.now.as_secs() % 50);
-        let (config, wall) = (GroupConfig::default(), self.node.wall());
-        self.node.coordinator = Coordinator::recover(config, state, wall, self.node.now);
+        let shards = self.facts.values().cloned().collect();
+        self.node.restart(shards);
         self.members.clear();
         self.held.clear();
-        self.tell_shards();
     }
 }
 

@@ -103,15 +103,11 @@ fn finished_shards_weigh_nothing() {
 fn where_reading_begins() {
     let time = Timestamp::from_micros(77);
     let mut node = Node::new(1);
-    let wall = node.wall();
+    node.stands(0, 10, 90);
     for (group, start, expected) in [
-        ("t", InitialPosition::TrimHorizon, ReadFrom::TrimHorizon),
-        ("l", InitialPosition::Latest, ReadFrom::AtTimestamp(wall)),
-        (
-            "a",
-            InitialPosition::AtTimestamp(time),
-            ReadFrom::AtTimestamp(time),
-        ),
+        ("t", InitialPosition::TrimHorizon, 10),
+        ("l", InitialPosition::Latest, 90),
+        ("a", InitialPosition::AtTimestamp(time), 50),
     ] {
         node.last_session += 1;
         let session = SessionId::new(node.last_session);
@@ -123,18 +119,20 @@ fn where_reading_begins() {
             instance: InstanceId::new(1),
             session_timeout: None,
             start,
+            begins: Some(vec![(shard(0), number(50))]),
         })]);
+        let expected = ReadFrom::At(number(expected));
         assert_eq!(from(&node), [(0, expected)], "{start:?}");
     }
     // A later shard is read from its beginning, whatever the clock says.
     node.shards(vec![open(0, &[]), open(1, &[])]);
-    assert_eq!(from(&node), [(1, ReadFrom::TrimHorizon); 3]);
+    assert_eq!(from(&node), [(1, ReadFrom::At(number(0))); 3]);
 }
 
 #[test]
 fn the_next_member_begins_where_the_group_did_not_where_it_joins() {
     let mut node = Node::new(1);
-    let wall = node.wall();
+    node.stands(0, 0, 40);
     let join = |session| {
         Event::Join(Join {
             session: SessionId::new(session),
@@ -144,12 +142,14 @@ fn the_next_member_begins_where_the_group_did_not_where_it_joins() {
             instance: InstanceId::new(session),
             session_timeout: None,
             start: InitialPosition::Latest,
+            begins: None,
         })
     };
     node.step(vec![join(1)]);
     node.wait(seconds(60));
+    node.stands(0, 0, 70);
     node.step(vec![join(2)]);
-    assert_eq!(from(&node), [(0, ReadFrom::AtTimestamp(wall))]);
+    assert_eq!(from(&node), [(0, ReadFrom::At(number(40)))]);
 }
 
 #[test]
