@@ -46,6 +46,22 @@ fn damage(dir: &Path, what: &[u8]) {
     file.write_all_at(&[byte[0] ^ 1], at as u64).unwrap();
 }
 
+/// `doctor` names the file, and says what is wrong, what that means and what to do.
+#[track_caller]
+fn doctor_names(dir: &Path, what: &str, name: &str) {
+    let found = run(dir, "doctor --data-dir data", b"");
+    assert_eq!(found.code, Some(1), "{what}: {found:?}");
+    assert!(found.out.contains(name), "{what}: {found:?}");
+    let json = run(dir, "--output json doctor --data-dir data", b"");
+    let first: Value = serde_json::from_str(json.out.lines().next().unwrap()).unwrap();
+    for field in ["file", "problem", "meaning", "advice"] {
+        assert!(
+            first[field].as_str().is_some_and(|text| !text.is_empty()),
+            "{first}"
+        );
+    }
+}
+
 /// Missing, emptied, zeroed, cut and extended segments were "no damage", or kept the broker from
 /// starting.
 #[test]
@@ -95,17 +111,7 @@ fn segments_that_are_not_what_they_were_are_found_and_the_rest_is_served() {
         put_back(&before);
         let name = segments[segment].file_name().unwrap().to_str().unwrap();
         change(&segments[segment]);
-        let found = run(dir.path(), "doctor --data-dir data", b"");
-        assert_eq!(found.code, Some(1), "{what}: {found:?}");
-        assert!(found.out.contains(name), "{what}: {found:?}");
-        let json = run(dir.path(), "--output json doctor --data-dir data", b"");
-        let first: Value = serde_json::from_str(json.out.lines().next().unwrap()).unwrap();
-        for field in ["file", "problem", "meaning", "advice"] {
-            assert!(
-                first[field].as_str().is_some_and(|text| !text.is_empty()),
-                "{first}"
-            );
-        }
+        doctor_names(dir.path(), what, name);
         let mut broker = BrokerProcess::start(&data);
         let words = "--quiet consume s --skip-gaps";
         let read = flumen(dir.path(), &broker, words, b"").good();
