@@ -1,6 +1,6 @@
 //! Lists of groups, page by page, and their lag for metrics.
 //!
-//! The thread that decides is asked for checkpoints only, a bounded number of them at a time, so that
+//! The loop that decides is asked where groups stand only, a bounded number of shards at a time, so that
 //! a long list never holds up a heartbeat; what is left to process is looked up by who asks, in memory.
 
 use std::ops::ControlFlow;
