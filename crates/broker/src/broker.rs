@@ -396,6 +396,12 @@ impl Broker {
         &self.node.metrics
     }
 
+    /// Believes the wall clock as it stands: an operator has looked at it. By how many seconds it was
+    /// not believed; 0: it was.
+    pub async fn confirm_clock(&self) -> Result<f64, Error> {
+        self.node.confirm_clock().await
+    }
+
     /// Whether the node serves.
     pub fn health(&self) -> Health {
         self.node.health()

@@ -24,6 +24,7 @@
 mod auto_scale;
 mod broker;
 mod changes;
+mod clock_watch;
 mod config;
 mod delivery;
 mod describe;
@@ -52,6 +53,7 @@ mod tail;
 mod vouching;
 
 pub use broker::{Broker, OpenError};
+pub use clock_watch::clock_doubt;
 pub use config::{BrokerConfig, SettingError};
 pub use delivery::{
     Backup, BufferingHints, ColumnType, DeliveryBacklog, DeliveryChecks, DeliveryCounters,

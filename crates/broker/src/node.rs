@@ -143,6 +143,11 @@ impl Node {
         if lanes.iter().any(is_full) {
             return degraded("the disk is full: appends are refused until space is freed");
         }
+        if !self.clock.is_trusted() {
+            return degraded(
+                "the wall clock is not believed: nothing expires until it is right, or `flumen clock confirm` is run",
+            );
+        }
         if lanes.iter().any(|lane| lane.syncing_for() > SLOW_SYNC) {
             return degraded("the disk is slow: a sync has been running for more than a second");
         }

@@ -15,6 +15,7 @@ use flumen_record::ShardId;
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
+use crate::clock_watch;
 use crate::groups::{self, Groups};
 use crate::housekeeping::Housekeeping;
 use crate::lane::{Control, Lane, LaneContext, OpenShard};
@@ -86,7 +87,9 @@ fn open_blocking(
 ) -> Result<Arc<Node>, OpenError> {
     let mut config = config;
     config.stream.lanes_per_class = config.lanes_per_class.max(config.stream.lanes_per_class);
-    let recovered = recover::recover(&storage, &config, clock.now())?;
+    let remembered = clock_watch::read(&*storage);
+    let recovered = recover::recover(&storage, &config, &clock, remembered)?;
+    clock_watch::report(&clock);
     let catalog = &recovered.catalog;
     let opened = own_logs::open_groups(&storage, &config, &clock, catalog)?;
     let catalog_record = Arc::new(AtomicU64::new(catalog.last_record()));
@@ -119,6 +122,7 @@ fn open_blocking(
     });
     node.metrics.attach(&node);
     node.keep_reserve();
+    node.remember_clock();
     start(&node, recovered)?;
     if let Some(housekeeper) = node.deliveries.housekeeper() {
         let label = "deliveries".to_owned();

@@ -56,6 +56,7 @@ impl Node {
             node.vouch(true);
             let catalog = lock(&node.catalog).take();
             let closed = catalog.map_or(Ok(()), |catalog| Ok(catalog.close(now)?));
+            node.remember_clock();
             closed.and(deliveries)
         })
         .await?;

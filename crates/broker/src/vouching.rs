@@ -14,6 +14,7 @@ use flumen_record::Timestamp;
 use flumen_stream::{Catalog, CatalogError, Vouched};
 
 use crate::Error;
+use crate::clock_watch::ASK_AGAIN;
 use crate::node::{Node, on_blocking_thread};
 use flumen_world::lock;
 
@@ -62,6 +63,7 @@ pub(crate) fn start(node: &Arc<Node>) {
         let mut every = VOUCH_SOON;
         // The first time was told by the start.
         let mut told = true;
+        let mut looked = clock.monotonic();
         loop {
             tokio::select! {
                 biased;
@@ -70,13 +72,25 @@ pub(crate) fn start(node: &Arc<Node>) {
             }
             let Some(node) = node.upgrade() else { return };
             let world = Arc::clone(&node.world);
+            let now = clock.monotonic();
+            let look = now.saturating_sub(looked) >= ASK_AGAIN;
+            if look {
+                looked = now;
+            }
             let vouch = move || {
                 node.keep_reserve();
+                if look {
+                    node.look_at_clock();
+                }
                 Ok(node.vouch(!told))
             };
             let all = on_blocking_thread(&*world, vouch).await;
             told = all != Ok(true);
-            every = if told { VOUCH_SOON } else { VOUCH_EVERY };
+            every = match (told, clock.is_trusted()) {
+                (true, _) => VOUCH_SOON,
+                (false, false) => ASK_AGAIN,
+                (false, true) => VOUCH_EVERY,
+            };
         }
     });
 }

@@ -177,6 +177,18 @@ impl Client {
         self.described(response.stream)
     }
 
+    /// Has the broker believe its wall clock as it stands. By how many microseconds that was ahead
+    /// (behind: negative) of what the broker believed; 0: it was believed.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn confirm_clock(&self) -> Result<i64, Error> {
+        let mut admin = self.admin();
+        let call = admin.confirm_clock(v1::ConfirmClockRequest {});
+        let response = self.call(self.config().call_timeout, call).await?;
+        Ok(response.jump_us)
+    }
+
     /// A new producer id. [`crate::Producer`] does this by itself.
     ///
     /// # Errors

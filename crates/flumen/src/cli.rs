@@ -79,6 +79,9 @@ enum Command {
     Bench(command::bench::Verb),
     /// Check a data directory while no broker runs on it; changes nothing
     Doctor(command::doctor::Args),
+    /// Say that the broker's wall clock is right, when it doubts that
+    #[command(subcommand)]
+    Clock(command::clock::Verb),
     /// Check or show the node's settings
     #[command(subcommand)]
     Config(command::config::Verb),
@@ -144,6 +147,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Delivery(verb) => command::delivery::run(&mut context, verb),
         Command::Bench(verb) => command::bench::run(&mut context, verb),
         Command::Doctor(args) => command::doctor::run(&mut context, &args),
+        Command::Clock(verb) => command::clock::run(&mut context, &verb),
         Command::Config(verb) => command::config::run(&mut context, &verb),
         Command::Completions(args) => command::completions::run(&mut context, &args),
     };

@@ -39,6 +39,9 @@ pub(crate) struct Inspection {
     pub(crate) bytes: u64,
     /// Rounds that the next start writes again: the broker was killed. No damage.
     pub(crate) tail_rounds: u64,
+    /// By how many seconds the wall clock is ahead (behind: negative) of what this directory saw last,
+    /// when the next start would not believe it. No damage.
+    pub(crate) clock_doubt: Option<Seconds>,
     /// What is wrong.
     pub(crate) findings: Vec<Finding>,
 }
@@ -72,7 +75,19 @@ pub(crate) fn inspect(data_dir: &Path) -> Result<Inspection> {
     found.catalog(&*storage, &logs)?;
     found.groups(&*storage)?;
     found.deliveries(&*storage)?;
+    found.clock_doubt = flumen_broker::clock_doubt(&*storage).map(Seconds::of);
     Ok(found)
+}
+
+/// Whole seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seconds(pub(crate) i64);
+
+impl Seconds {
+    #[expect(clippy::cast_possible_truncation, reason = "it saturates")]
+    fn of(seconds: f64) -> Self {
+        Self(seconds as i64)
+    }
 }
 
 impl Inspection {

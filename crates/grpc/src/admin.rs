@@ -160,6 +160,16 @@ pub(crate) async fn scale_stream(
     })
 }
 
+pub(crate) async fn confirm_clock(
+    broker: &Broker,
+    _request: v1::ConfirmClockRequest,
+) -> Result<v1::ConfirmClockResponse, Facts> {
+    let jump = broker.confirm_clock().await?;
+    #[expect(clippy::cast_possible_truncation, reason = "it saturates")]
+    let jump_us = (jump * 1e6) as i64;
+    Ok(v1::ConfirmClockResponse { jump_us })
+}
+
 fn auto_scale_update(update: &v1::AutoScaleUpdate) -> AutoScaleUpdate {
     if update.off {
         return AutoScaleUpdate::Off;

@@ -150,6 +150,10 @@ impl Router {
                 unary(one(requests, "flumen.v1.DeleteStreamRequest", delete).await)
             }
             "SplitShard" | "MergeShards" | "ScaleStream" => self.reshard(method, requests).await,
+            "ConfirmClock" => {
+                let confirm = async |confirm| admin::confirm_clock(broker, confirm).await;
+                unary(one(requests, "flumen.v1.ConfirmClockRequest", confirm).await)
+            }
             _ => self.groups(method, requests).await,
         }
     }

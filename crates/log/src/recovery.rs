@@ -24,6 +24,7 @@ use crate::index::ShardMap;
 use crate::log::active::ChainEnd;
 use crate::log::writer::{Writer, WriterShard};
 use crate::round::RoundEncoder;
+use crate::segment::FooterPlace;
 use crate::shared::{Shared, count};
 use crate::snapshot::{SNAPSHOT_NAME, Snapshot, SnapshotFault};
 use crate::storage::Storage;
@@ -111,6 +112,8 @@ pub struct Recovery {
     pub discarded_bytes: u64,
     /// Damaged ranges.
     pub quarantined: Vec<Quarantined>,
+    /// When its newest round was written.
+    pub written: Timestamp,
     /// Highest catalog record named by a round of this log: a catalog that ends below it is damaged.
     pub catalog_named: u64,
     /// Of a shard that existed until then and is not among `shards`, acknowledged data may be hidden
@@ -162,12 +165,29 @@ pub(crate) fn recover(
     shared
         .durable_round
         .store(writer.chain.durable, Ordering::Release);
-    let recovery = restorer.report(&writer, &scan, tail_rounds, now);
+    let recovery = Recovery {
+        written: newest(&shared, &scan),
+        ..restorer.report(&writer, &scan, tail_rounds, now)
+    };
     count(
         &shared.counters.quarantined,
         recovery.quarantined.len() as u64,
     );
     Ok((writer, recovery))
+}
+
+/// When the newest round was written that recovery has found.
+fn newest(shared: &Shared, scan: &Scan) -> Timestamp {
+    let segments = shared.all_segments();
+    let sealed = segments
+        .iter()
+        .filter_map(|segment| match segment.footer() {
+            FooterPlace::Disk(trailer) => Some(trailer.summary.last_written),
+            FooterPlace::Pinned(footer) => Some(footer.summary.last_written),
+            FooterPlace::Recent => None,
+        });
+    let tail = scan.tail.iter().map(|round| round.found.header.written);
+    sealed.chain(tail).max().unwrap_or_default()
 }
 
 /// A folder that must be there is not made anew.

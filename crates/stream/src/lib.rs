@@ -13,6 +13,7 @@ pub mod delivery;
 mod error;
 pub mod group;
 mod quota;
+mod remembered;
 pub mod reshard;
 pub mod retention;
 mod salvage;
@@ -28,6 +29,7 @@ pub use catalog::{
 };
 pub use config::StreamConfig;
 pub use error::CatalogError;
+pub use remembered::RememberedMoment;
 pub use reshard::{Reshard, ReshardError};
 pub use salvage::LostRecords;
 pub use shard::Shard;

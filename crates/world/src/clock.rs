@@ -3,15 +3,19 @@
 //! **Wall clock.** Stamps and retention use wall-clock time that is checked against monotonic time.
 //! A jump of more than 5 minutes, forwards or backwards, is neither stamped nor expires anything
 //! until it is confirmed: meanwhile time goes on from the last trusted moment at the pace of the
-//! monotonic clock. A jump is confirmed by [`Clock::confirm`], by a restart (which takes the wall
-//! clock as it finds it), or by lasting for 24 hours; it ends without trace when the wall clock
+//! monotonic clock. A jump is confirmed by [`Clock::confirm`], by a kernel whose clock is synchronised
+//! ([`Clock::ask_kernel`]), or by lasting for 24 hours; it ends without trace when the wall clock
 //! comes back. Smaller corrections are followed at once. Sleep of the machine is no jump.
+//!
+//! **A start** trusts no more than that: [`Clock::resume`] compares with what was remembered.
 //!
 //! **Monotonic time** ([`Clock::monotonic`]) measures durations, and nothing else. What sleeps and what
 //! waits for a deadline goes by it.
 //!
 //! **A manual clock** stands still until it is moved: wall time, monotonic time, sleeping and deadlines
 //! alike. Nothing about it is real time.
+
+mod start;
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -21,6 +25,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use flumen_record::Timestamp;
+
+pub use start::Remembered;
 
 use crate::lock::lock;
 use crate::sleep::{Elapsed, Sleep};
@@ -68,6 +74,8 @@ enum Source {
 #[derive(Debug)]
 struct Manual {
     reading: Reading,
+    /// Whether the kernel vouches for the wall time.
+    synchronised: bool,
     timers: Timers,
 }
 
@@ -131,6 +139,7 @@ impl Clock {
                 wall: start,
                 monotonic: Duration::ZERO,
             },
+            synchronised: false,
             timers: Timers::default(),
         })))
     }

@@ -14,7 +14,7 @@ mod threads;
 mod timers;
 mod world;
 
-pub use clock::{Clock, Now};
+pub use clock::{Clock, Now, Remembered};
 pub use ended::{Gone, Joined, Running};
 pub use lock::{lock, read, write};
 pub use sleep::{Elapsed, Sleep};

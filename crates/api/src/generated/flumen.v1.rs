@@ -778,6 +778,14 @@ pub struct Shard {
     #[prost(uint64, tag = "8")]
     pub stored_bytes: u64,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfirmClockRequest {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfirmClockResponse {
+    /// By how much the wall clock was ahead (behind: negative) of what was believed; 0: it was believed.
+    #[prost(sint64, tag = "1")]
+    pub jump_us: i64,
+}
 /// Generated client implementations.
 pub mod admin_client {
     #![allow(
@@ -1162,6 +1170,31 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("flumen.v1.Admin", "ScaleStream"));
             self.inner.unary(req, path, codec).await
         }
+        /// Believes the node's wall clock as it stands: an operator has looked at it.
+        pub async fn confirm_clock(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ConfirmClockRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ConfirmClockResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/flumen.v1.Admin/ConfirmClock",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("flumen.v1.Admin", "ConfirmClock"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1263,6 +1296,14 @@ pub mod admin_server {
             request: tonic::Request<super::ScaleStreamRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ScaleStreamResponse>,
+            tonic::Status,
+        >;
+        /// Believes the node's wall clock as it stands: an operator has looked at it.
+        async fn confirm_clock(
+            &self,
+            request: tonic::Request<super::ConfirmClockRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ConfirmClockResponse>,
             tonic::Status,
         >;
     }
@@ -1854,6 +1895,51 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ScaleStreamSvc(inner);
+                        let codec = crate::codec::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/flumen.v1.Admin/ConfirmClock" => {
+                    #[allow(non_camel_case_types)]
+                    struct ConfirmClockSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::ConfirmClockRequest>
+                    for ConfirmClockSvc<T> {
+                        type Response = super::ConfirmClockResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ConfirmClockRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::confirm_clock(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ConfirmClockSvc(inner);
                         let codec = crate::codec::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -20,6 +20,8 @@ pub(super) const FAR_JUMP: u64 = 1 << 48;
 
 /// What opening one log found.
 pub(super) struct Found {
+    /// When its newest round was written.
+    pub(super) written: Timestamp,
     pub(super) clean: bool,
     pub(super) complete: bool,
     pub(super) shards: HashMap<ShardId, ShardRecovery>,

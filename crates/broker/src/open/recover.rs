@@ -17,7 +17,8 @@ use super::losses::{
 use super::{OpenError, log_config, refusal_of};
 use crate::tail::Tail;
 use crate::vouching::begin_logs;
-use crate::{BrokerConfig, Error};
+use crate::{BrokerConfig, Clock, Error};
+use flumen_world::Remembered;
 
 /// Everything there is, before threads are started.
 pub(super) struct Recovered {
@@ -40,12 +41,22 @@ pub(super) struct RecoveredShard {
 pub(super) fn recover(
     storage: &Arc<dyn Storage>,
     config: &BrokerConfig,
-    now: Timestamp,
+    clock: &Clock,
+    remembered: Option<Remembered>,
 ) -> Result<Recovered, OpenError> {
+    // Known better with each log that is open.
+    let resume = |written| {
+        clock.resume(remembered, written);
+        clock.now()
+    };
+    let now = resume(Timestamp::ZERO);
     let (catalog, recovery) = Catalog::open(Arc::clone(storage), config.stream.clone(), now)?;
     report(LogKey::CATALOG, &recovery);
+    let now = resume(recovery.written);
     let mut history = History::of(&catalog, config);
     let (mut logs, found, mut refused) = open_logs(storage, config, &catalog, &mut history, now)?;
+    let written = found.values().map(|found| found.written).max();
+    let now = resume(written.unwrap_or_default().max(recovery.written));
     let issued = catalog.producers_issued();
     let mut shards = HashMap::new();
     let all = catalog.streams();
@@ -139,6 +150,7 @@ fn open_logs(
         found.insert(
             key,
             Found {
+                written: recovery.written,
                 clean,
                 complete,
                 shards,

@@ -9,6 +9,7 @@
 mod alone;
 mod append;
 mod auto_scale;
+mod clocks;
 mod deliveries;
 mod fixture;
 mod groups;

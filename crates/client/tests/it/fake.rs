@@ -683,4 +683,11 @@ impl Admin for Fake {
     ) -> Result<Response<v1::ScaleStreamResponse>, Status> {
         Err(Status::unimplemented("scale"))
     }
+
+    async fn confirm_clock(
+        &self,
+        _: Request<v1::ConfirmClockRequest>,
+    ) -> Result<Response<v1::ConfirmClockResponse>, Status> {
+        Err(Status::unimplemented("clock"))
+    }
 }

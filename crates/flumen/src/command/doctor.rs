@@ -3,6 +3,7 @@
 mod repair;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::json;
@@ -10,9 +11,9 @@ use serde_json::json;
 use super::serve::Settings;
 use crate::cli::Context;
 use crate::failure::AlreadySaid;
-use crate::inspection::inspect;
+use crate::inspection::{Seconds, inspect};
 use crate::output::Paint;
-use crate::quantity::{count, size};
+use crate::quantity::{count, duration, size};
 
 /// Arguments of `doctor`.
 #[derive(Debug, clap::Args)]
@@ -63,6 +64,7 @@ pub(crate) fn run(context: &mut Context, args: &Args) -> Result<()> {
             "records": found.records,
             "file_bytes": found.bytes,
             "tail_rounds": found.tail_rounds,
+            "clock_doubt_seconds": found.clock_doubt.map(|seconds| seconds.0),
             "findings": found.findings.len(),
         }))?;
     } else {
@@ -79,6 +81,13 @@ pub(crate) fn run(context: &mut Context, args: &Args) -> Result<()> {
             output.line(&format!(
                 "not closed in order: the next start makes the last {} rounds durable again",
                 count(found.tail_rounds)
+            ))?;
+        }
+        if let Some(Seconds(seconds)) = found.clock_doubt {
+            let direction = if seconds > 0 { "ahead of" } else { "behind" };
+            let off = duration(Duration::from_secs(seconds.unsigned_abs()));
+            output.line(&format!(
+                "the wall clock is {off} {direction} what this directory saw last: unless the machine's clock is known to be right, the next start expires nothing until `flumen clock confirm`"
             ))?;
         }
         output.line(&format!(

@@ -9,6 +9,8 @@ mod bad_start;
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
+mod clocks;
+#[cfg(test)]
 mod delivery;
 #[cfg(test)]
 mod delivery_rpcs;

@@ -633,6 +633,19 @@ const CASES: &[Case] = &[
         },
     },
     Case {
+        rpc: "flumen.v1.Admin/ConfirmClock",
+        good: |stage| {
+            let request = v1::ConfirmClockRequest {};
+            let confirmed = stage.wire.good(stage.wire.admin().confirm_clock(request));
+            assert_eq!(confirmed.jump_us, 0);
+        },
+        refused: |stage| {
+            let path = "/flumen.v1.Admin/ConfirmClock";
+            let status = stage.wire.raw(path, &[], Bytes::new());
+            Refused::from(&status).says(InvalidArgument, "MESSAGE_MISSING", &[]);
+        },
+    },
+    Case {
         rpc: "flumen.v1.Consumer/Read",
         good: |stage| {
             let request = v1::ReadRequest {

@@ -686,6 +686,18 @@ const CASES: &[Case] = &[
         },
     },
     Case {
+        verb: "clock confirm",
+        good: |stage| {
+            let out = stage.flumen("clock confirm", b"").good();
+            assert_eq!(out, "the wall clock is believed\n");
+            assert_eq!(stage.json("clock confirm")[0]["jump_us"], 0);
+        },
+        refused: |stage| {
+            let words = format!("{NOBODY} clock confirm");
+            run(stage.path(), &words, b"").refused(1, "start one with `flumen serve`");
+        },
+    },
+    Case {
         verb: "config check",
         good: |stage| {
             let out = run(

@@ -449,6 +449,7 @@ impl<'r> Restorer<'r> {
             tail_rounds_rewritten: tail_rounds,
             discarded_bytes: scan.discarded_bytes,
             quarantined: self.losses.into_quarantined(),
+            written: Timestamp::ZERO,
             catalog_named: writer.catalog,
             hidden_until: self.standings.hidden_until(now),
         }

@@ -136,6 +136,8 @@ impl Rig {
         config.log.segment_bytes_min = 1 << 20;
         config.log.segment_bytes_max = 4 << 20;
         config.log.free_space_floor_bytes = Some(0);
+        // What these tests call now is so.
+        clock.set_synchronised(true);
         let broker = Broker::open(Arc::new(storage.clone()), config, clock.clone())
             .await
             .expect("the node opens");

@@ -188,3 +188,84 @@ fn sleepers_are_woken_in_the_order_of_their_deadlines() {
     clock.advance(Duration::from_secs(4));
     assert_eq!(*lock(&woken), [2, 4, 3, 1]);
 }
+
+/// A start under a wrong wall clock expired everything within seconds, and stamped ahead for ever.
+#[test]
+fn a_start_under_a_wrong_clock_is_a_jump() {
+    for (days, ahead) in [(1, true), (40, true), (1, false), (40, false)] {
+        let (before, start) = started();
+        before.advance(DAY);
+        let remembered = before.remember();
+        let (last, off) = (before.now(), MINUTE);
+        let wrong = if ahead {
+            last.saturating_add(off + days * DAY)
+        } else {
+            last.saturating_sub(days * DAY)
+        };
+        for (remembered, written) in [
+            (Some(remembered), start),
+            (None, last),
+            (
+                Some(Remembered {
+                    wall: start,
+                    ..remembered
+                }),
+                last,
+            ),
+        ] {
+            let clock = Clock::manual(wrong);
+            assert!(!clock.resume(remembered, written));
+            assert!(!clock.is_trusted());
+            assert_eq!(clock.now(), last);
+            clock.advance(MINUTE);
+            assert_eq!(clock.now(), last.saturating_add(MINUTE));
+            // Time that passes confirms it, or the operator, or the kernel.
+            clock.advance(DAY - 2 * MINUTE);
+            assert!(!clock.is_trusted());
+            assert!(!clock.ask_kernel());
+            clock.advance(MINUTE);
+            assert_eq!(clock.now(), wrong.saturating_add(DAY));
+            let clock = Clock::manual(wrong);
+            clock.resume(remembered, written);
+            clock.set_synchronised(true);
+            assert!(clock.ask_kernel());
+            assert_eq!(clock.now(), wrong);
+            // Or it is set right.
+            let clock = Clock::manual(wrong);
+            clock.resume(remembered, written);
+            clock.jump_to(last.saturating_add(MINUTE));
+            assert!(clock.is_trusted());
+            assert_eq!(clock.now(), last.saturating_add(MINUTE));
+        }
+    }
+}
+
+/// Simply off for a week, with a right clock.
+#[test]
+fn a_start_after_a_long_time_is_believed_when_something_says_so() {
+    let (before, _) = started();
+    before.advance(DAY);
+    let remembered = Some(before.remember());
+    let later = before.now().saturating_add(7 * DAY);
+    let clock = Clock::manual(later);
+    clock.set_synchronised(true);
+    assert!(clock.resume(remembered, Timestamp::ZERO));
+    assert_eq!(clock.now(), later);
+    // The machine has stayed on: it knows how much time has passed.
+    before.advance(7 * DAY);
+    assert!(before.resume(remembered, Timestamp::ZERO));
+    assert_eq!(before.now(), later);
+    before.jump_to(later.saturating_add(DAY));
+    assert!(!before.resume(remembered, Timestamp::ZERO));
+    assert_eq!(before.now(), later);
+    // A short stop, or a new data directory, is nothing to doubt.
+    let clock = Clock::manual(later);
+    let short = Remembered {
+        wall: later.saturating_sub(14 * MINUTE),
+        boot: 7,
+        uptime: DAY,
+    };
+    assert!(clock.resume(Some(short), Timestamp::ZERO));
+    assert!(clock.resume(None, Timestamp::ZERO));
+    assert_eq!(clock.now(), later);
+}
