@@ -9,7 +9,7 @@ use flumen_record::{
     StreamName,
 };
 use flumen_stream::{NewStream, Reshard, StartPosition, StreamUpdate};
-use flumen_world::World;
+use flumen_world::{Joined, World};
 
 use crate::node::Node;
 use crate::reshard::Cause;
@@ -55,6 +55,15 @@ impl Broker {
         Ok(Self {
             node: crate::open::open(storage, config, clock, world).await?,
         })
+    }
+
+    /// Runs something as a task that is carried through also when its outcome is not waited for any
+    /// more; a shutdown waits for it.
+    pub fn carry_through<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> Joined<T> {
+        self.node.carry_through(future)
     }
 
     /// What runs the node: whoever works for it starts what it needs here.

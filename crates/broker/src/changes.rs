@@ -78,7 +78,7 @@ impl Node {
     {
         let node = Arc::clone(self);
         let change = change(Arc::clone(self));
-        let task = self.world.join(async move {
+        let task = self.carry_through(async move {
             let _one_at_a_time = node.changes.lock().await;
             node.check_serving()?;
             change.await

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use flumen_log::{LogKey, Storage};
 use flumen_record::ProducerId;
 use flumen_stream::Catalog;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::delivery::Deliveries;
 use crate::groups::Groups;
@@ -16,7 +16,10 @@ use crate::housekeeping::Housekeeping;
 use crate::lane::{Control, Lane};
 use crate::streams::Streams;
 use crate::{BrokerConfig, Clock, Error, Health, Metrics};
-use flumen_world::{Task, World, lock};
+use flumen_world::{Joined, World, lock};
+
+/// So much may run beside.
+pub(crate) const BESIDE_MAX: u32 = 1 << 24;
 
 /// A sync that takes longer is worth a warning light.
 const SLOW_SYNC: std::time::Duration = std::time::Duration::from_secs(1);
@@ -55,8 +58,8 @@ pub(crate) struct Node {
     /// Bounds the threads that read from disk.
     pub(crate) blocking_reads: Arc<Semaphore>,
     pub(crate) draining: AtomicBool,
-    /// What runs beside, until it is told to stop.
-    pub(crate) tasks: Mutex<Vec<Task>>,
+    /// What runs beside holds a permit each: a shutdown waits for all of them.
+    pub(crate) beside: Arc<Semaphore>,
     /// Tells background tasks to end.
     pub(crate) stop: tokio::sync::watch::Sender<bool>,
 }
@@ -73,8 +76,37 @@ impl Node {
 
     /// Runs something beside, which ends by itself when [`Node::stop`] says so.
     pub(crate) fn background(&self, future: impl Future<Output = ()> + Send + 'static) {
-        let task = self.world.task(Box::pin(future));
-        lock(&self.tasks).push(task);
+        let permit = self.permit_beside();
+        self.world.task(Box::pin(async move {
+            future.await;
+            // What it held of the node is gone.
+            drop(permit);
+        }));
+    }
+
+    /// Runs something whose outcome somebody waits for, and carries it through when nobody does any
+    /// more. A shutdown waits for it.
+    pub(crate) fn carry_through<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> Joined<T> {
+        let permit = self.permit_beside();
+        self.world.join(async move {
+            let done = future.await;
+            drop(permit);
+            done
+        })
+    }
+
+    /// `None`: there are so many that a shutdown may miss one.
+    fn permit_beside(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.beside).try_acquire_owned().ok()
+    }
+
+    /// Waits until nothing runs beside any more.
+    pub(crate) async fn alone(&self) {
+        // Nobody closes it, and it is free again for who asks next.
+        let _all = self.beside.acquire_many(BESIDE_MAX).await;
     }
 
     /// Whether a producer id may have been issued by this data directory.

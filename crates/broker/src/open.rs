@@ -19,7 +19,7 @@ use crate::clock_watch;
 use crate::groups::{self, Groups};
 use crate::housekeeping::Housekeeping;
 use crate::lane::{Control, Lane, LaneContext, OpenShard};
-use crate::node::{Lanes, Node};
+use crate::node::{BESIDE_MAX, Lanes, Node};
 use crate::streams::{Place, ShardHandle, Streams};
 use crate::{BrokerConfig, Clock, Error, Metrics};
 use flumen_world::{SpawnError, Threads, World, lock};
@@ -117,7 +117,7 @@ fn open_blocking(
         deliveries_housekeeping: Mutex::default(),
         changes: tokio::sync::Mutex::new(()),
         draining: AtomicBool::new(false),
-        tasks: Mutex::default(),
+        beside: Arc::new(Semaphore::new(BESIDE_MAX as usize)),
         stop,
     });
     node.metrics.attach(&node);

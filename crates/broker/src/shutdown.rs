@@ -23,10 +23,7 @@ impl Node {
 
     async fn end(self: &Arc<Self>) -> Result<(), Error> {
         // What runs beside comes to its end first: nothing of it is left when this returns.
-        let tasks = std::mem::take(&mut *lock(&self.tasks));
-        for task in tasks {
-            task.ended().await;
-        }
+        self.alone().await;
         let _no_more_changes = self.changes.lock().await;
         self.lanes.finish_housekeeping().await;
         for housekeeping in [

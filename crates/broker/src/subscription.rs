@@ -323,7 +323,7 @@ impl Subscription {
             reader.stage = Stage::Ahead(Arc::clone(&fetched));
             let (node, shard) = (Arc::clone(&self.node), Arc::clone(&reader.shard));
             let (from, budget, ready) = (reader.from, self.budget, Arc::downgrade(&self.ready));
-            self.node.world.task(Box::pin(async move {
+            self.node.background(async move {
                 if ready.strong_count() == 0 {
                     return;
                 }
@@ -332,7 +332,7 @@ impl Subscription {
                 if let Some(waker) = ready.upgrade().and_then(|ready| ready.mark(token)) {
                     waker.wake();
                 }
-            }));
+            });
         }
     }
 

@@ -215,7 +215,7 @@ pub(crate) async fn save(active: &Active<'_>, progress: &Progress) -> Result<(),
     // Not given up with the work: whoever begins anew waits until it is done, so that what is read
     // then is not overtaken by an older save.
     let last = Arc::clone(active.saving).lock_owned().await;
-    let saving = active.shared.world.join(async move {
+    let saving = active.shared.broker.carry_through(async move {
         let saved = desk.save(bytes.into(), held).await;
         drop(last);
         saved

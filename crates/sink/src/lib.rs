@@ -64,6 +64,7 @@ pub use encode::{Admission, Encoded, Encoder, Encoding, RowRefused, Schema, Sche
 pub use manifest::{Manifest, ManifestObject};
 pub use read_back::{Manifests, ReadBackError};
 pub use sink::Sink;
+pub use spool::{MemorySpools, SpoolFile, SpoolFiles};
 pub use store::{
     CredentialError, Destinations, Found, PutPayload, RealDestinations, Store, StoreConfig,
     StoreError, Stored, Tag,

@@ -78,7 +78,11 @@ impl Runner {
         };
         let dir = shared.spool_dir.join(desk.id().to_string());
         Self {
-            spool: Spool::new(dir, shared.config.spool_bytes_max),
+            spool: Spool::over(
+                Arc::clone(&shared.spools),
+                dir,
+                shared.config.spool_bytes_max,
+            ),
             reporter: Arc::new(Reporter::new(desk.clone(), shared.clock.clone())),
             orders: desk.orders(),
             shared,

@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use crate::config::SinkConfig;
 use crate::cut::Epoch;
 use crate::retry::{Budget, pause};
+use crate::spool::SpoolFiles;
 use crate::store::Destinations;
 use flumen_world::World;
 
@@ -26,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
     /// The node's.
     pub(crate) world: Arc<dyn World>,
+    /// Where spools lie.
+    pub(crate) spools: Arc<dyn SpoolFiles>,
     /// Each delivery stream has a folder in it.
     pub(crate) spool_dir: PathBuf,
     /// Of this run.
@@ -43,6 +46,7 @@ impl Shared {
         config: SinkConfig,
         destinations: Arc<dyn Destinations>,
         clock: Clock,
+        spools: Arc<dyn SpoolFiles>,
         spool_dir: PathBuf,
     ) -> Self {
         let units = config.upload_bytes_max.div_ceil(UPLOAD_UNIT).max(1);
@@ -57,6 +61,7 @@ impl Shared {
             config,
             destinations,
             clock,
+            spools,
             spool_dir,
             epoch: Epoch(world.random()),
             world,

@@ -18,6 +18,8 @@ use crate::bundle::Bundle;
 use crate::config::SinkConfig;
 use crate::runner::Runner;
 use crate::shared::Shared;
+use crate::spool::SpoolFiles;
+use crate::spool::files::DirectoryFiles;
 use crate::store::{Destinations, StoreConfig};
 use crate::trouble::Trouble;
 
@@ -59,12 +61,32 @@ impl Sink {
         clock: Clock,
         spool_dir: PathBuf,
     ) -> Option<Self> {
+        let files = Arc::new(DirectoryFiles);
+        Self::start_over(broker, config, destinations, clock, files, spool_dir)
+    }
+
+    /// As [`Sink::start`], with spools in `spool_dir` of these files.
+    pub fn start_over(
+        broker: &Broker,
+        config: SinkConfig,
+        destinations: Arc<dyn Destinations>,
+        clock: Clock,
+        spools: Arc<dyn SpoolFiles>,
+        spool_dir: PathBuf,
+    ) -> Option<Self> {
         let seat = broker.attach_deliveries(Arc::new(Checks {
             destinations: Arc::clone(&destinations),
             store: config.store.clone(),
             clock: clock.clone(),
         }))?;
-        let shared = Shared::new(seat.broker(), config, destinations, clock, spool_dir);
+        let shared = Shared::new(
+            seat.broker(),
+            config,
+            destinations,
+            clock,
+            spools,
+            spool_dir,
+        );
         let (stop, stopped) = watch::channel(false);
         Some(Self {
             stop,

@@ -8,11 +8,12 @@
 //! All but kept cuts can be made again, so nothing is synced but those, and what a process left behind
 //! is removed when the next begins. Synchronous: used on threads that may block.
 
+pub(crate) mod files;
+mod memory;
 mod object;
 mod rows;
 
-use std::fs;
-use std::io;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +21,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use thiserror::Error;
 use tokio::sync::watch;
 
+#[cfg(test)]
+use files::DirectoryFiles;
+pub use files::{SpoolFile, SpoolFiles};
+pub use memory::MemorySpools;
 pub(crate) use object::{SpoolWriter, SpooledObject};
 pub(crate) use rows::{Extent, RowFile};
 
@@ -113,6 +118,7 @@ impl Room {
 /// The spool of one delivery stream. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Spool {
+    files: Arc<dyn SpoolFiles>,
     dir: Arc<PathBuf>,
     room: Arc<Room>,
     fillings: Arc<AtomicU64>,
@@ -120,8 +126,15 @@ pub(crate) struct Spool {
 
 impl Spool {
     /// In this directory, which is made when something is written.
+    #[cfg(test)]
     pub(crate) fn new(dir: PathBuf, bytes_max: u64) -> Self {
+        Self::over(Arc::new(DirectoryFiles), dir, bytes_max)
+    }
+
+    /// In this directory of these files.
+    pub(crate) fn over(files: Arc<dyn SpoolFiles>, dir: PathBuf, bytes_max: u64) -> Self {
         Self {
+            files,
             dir: Arc::new(dir),
             room: Arc::new(Room {
                 used: AtomicU64::new(0),
@@ -138,6 +151,7 @@ impl Spool {
         self.room.in_hand.send_modify(|cuts| *cuts += 1);
         CutSpool {
             folder: Arc::new(Folder {
+                files: Arc::clone(&self.files),
                 temporary: self.dir.join(format!("{number}.{filling}")),
                 kept: self.dir.join(number.to_string()),
                 room: Arc::clone(&self.room),
@@ -150,7 +164,10 @@ impl Spool {
     pub(crate) fn kept(&self, number: u64) -> Result<(CutSpool, Vec<u8>), SpoolError> {
         let cut = self.cut(number);
         let index = cut.folder.kept.join(INDEX);
-        let bytes = fs::read(&index).map_err(SpoolError::io("read", &index))?;
+        let mut bytes = Vec::new();
+        let read = self.files.open(&index);
+        let read = read.and_then(|mut file| file.read_to_end(&mut bytes));
+        read.map_err(SpoolError::io("read", &index))?;
         Ok((cut, bytes))
     }
 
@@ -168,7 +185,7 @@ impl Spool {
 
     /// Removes what is left behind. Nothing may be filled while it runs.
     pub(crate) fn sweep(&self) -> Result<(), SpoolError> {
-        match fs::remove_dir_all(&*self.dir) {
+        match self.files.remove_dir(&self.dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(SpoolError::io("empty", &self.dir)(error))
             }
@@ -188,6 +205,7 @@ pub(crate) struct CutSpool {
 
 #[derive(Debug)]
 struct Folder {
+    files: Arc<dyn SpoolFiles>,
     temporary: PathBuf,
     kept: PathBuf,
     room: Arc<Room>,
@@ -206,52 +224,61 @@ impl Drop for Folder {
     fn drop(&mut self) {
         self.room.give_back(self.used.load(Ordering::Relaxed));
         // What is left is swept at the next start.
-        let _ = fs::remove_dir_all(&self.temporary);
+        let _ = self.files.remove_dir(&self.temporary);
         self.room.in_hand.send_modify(|cuts| *cuts -= 1);
     }
 }
 
 impl CutSpool {
-    fn place(&self, name: &str) -> Result<PathBuf, SpoolError> {
-        let dir = &self.folder.temporary;
-        fs::create_dir_all(dir).map_err(SpoolError::io("create", dir))?;
-        Ok(dir.join(name))
+    fn create(&self, name: &str) -> Result<(PathBuf, Box<dyn SpoolFile>), SpoolError> {
+        let path = self.folder.temporary.join(name);
+        let file = self.folder.files.create(&path);
+        let file = file.map_err(SpoolError::io("create", &path))?;
+        Ok((path, file))
     }
 
     /// A new object, the `place`-th of the cut.
     pub(crate) fn object(&self, place: usize) -> Result<SpoolWriter, SpoolError> {
-        SpoolWriter::create(self.place(&format!("object-{place}"))?, self.clone())
+        let (path, file) = self.create(&format!("object-{place}"))?;
+        Ok(SpoolWriter::new(path, file, self.clone()))
     }
 
     /// The file of rows that wait.
     pub(crate) fn rows(&self) -> Result<RowFile, SpoolError> {
-        RowFile::create(self.place(ROWS)?, self.clone())
+        let (path, file) = self.create(ROWS)?;
+        Ok(RowFile::new(path, file, self.clone()))
     }
 
     /// Keeps all objects over a crash: synced, with an index, under the name of the cut. They are
     /// there until [`CutSpool::let_go`].
     pub(crate) fn keep(&self, index: &[u8]) -> Result<(), SpoolError> {
         let Folder {
-            temporary, kept, ..
+            files,
+            temporary,
+            kept,
+            ..
         } = &*self.folder;
-        let at = self.place(INDEX)?;
-        fs::write(&at, index).map_err(SpoolError::io("write", &at))?;
+        let (at, mut file) = self.create(INDEX)?;
+        file.write_all(index)
+            .map_err(SpoolError::io("write", &at))?;
         let rows = temporary.join(ROWS);
-        if let Err(error) = fs::remove_file(&rows)
+        if let Err(error) = files.remove(&rows)
             && error.kind() != io::ErrorKind::NotFound
         {
             return Err(SpoolError::io("remove", &rows)(error));
         }
-        let entries = fs::read_dir(temporary).map_err(SpoolError::io("list", temporary))?;
-        for entry in entries {
-            let path = entry.map_err(SpoolError::io("list", temporary))?.path();
+        let sync = |path: &Path| files.sync(path).map_err(SpoolError::io("sync", path));
+        let paths = files.list(temporary);
+        for path in paths.map_err(SpoolError::io("list", temporary))? {
             sync(&path)?;
         }
         sync(temporary)?;
         self.let_go();
-        fs::rename(temporary, kept).map_err(SpoolError::io("rename", temporary))?;
-        // The folder itself was made for this cut, or by one before it.
-        for dir in kept.ancestors().skip(1).take(2) {
+        files
+            .rename(temporary, kept)
+            .map_err(SpoolError::io("rename", temporary))?;
+        // The folder itself, and the one of all spools, were made for this cut, or by one before it.
+        for dir in kept.ancestors().skip(1).take(3) {
             sync(dir)?;
         }
         Ok(())
@@ -267,13 +294,8 @@ impl CutSpool {
     /// Removes what was kept.
     pub(crate) fn let_go(&self) {
         // What is left is swept at the next start.
-        let _ = fs::remove_dir_all(&self.folder.kept);
+        let _ = self.folder.files.remove_dir(&self.folder.kept);
     }
-}
-
-fn sync(path: &Path) -> Result<(), SpoolError> {
-    let file = fs::File::open(path).map_err(SpoolError::io("open", path))?;
-    file.sync_all().map_err(SpoolError::io("sync", path))
 }
 
 #[cfg(test)]

@@ -1,13 +1,12 @@
 //! Encoded objects.
 
-use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::PathBuf;
 
 use bytes::{Bytes, BytesMut};
 use object_store::PutPayload;
 
-use super::{CutSpool, SpoolError};
+use super::{CutSpool, SpoolError, SpoolFile};
 
 /// Pieces an object is read back in.
 const PIECE_BYTES: usize = 1 << 20;
@@ -22,7 +21,7 @@ pub(crate) struct SpoolWriter {
 
 #[derive(Debug)]
 struct Counted {
-    file: File,
+    file: Box<dyn SpoolFile>,
     path: PathBuf,
     cut: CutSpool,
     crc32: crc32fast::Hasher,
@@ -47,9 +46,8 @@ impl Write for Counted {
 }
 
 impl SpoolWriter {
-    pub(super) fn create(path: PathBuf, cut: CutSpool) -> Result<Self, SpoolError> {
-        let file = File::create(&path).map_err(SpoolError::io("create", &path))?;
-        Ok(Self {
+    pub(super) fn new(path: PathBuf, file: Box<dyn SpoolFile>, cut: CutSpool) -> Self {
+        Self {
             out: BufWriter::with_capacity(
                 WRITE_BYTES,
                 Counted {
@@ -60,7 +58,7 @@ impl SpoolWriter {
                     bytes: 0,
                 },
             ),
-        })
+        }
     }
 
     /// Ends the object.
@@ -138,7 +136,7 @@ impl SpooledObject {
         let (mut path, mut opened) = (folder.temporary.join(&self.name), None);
         for dir in [&folder.temporary, &folder.kept] {
             path = dir.join(&self.name);
-            match File::open(&path) {
+            match folder.files.open(&path) {
                 Ok(file) => {
                     opened = Some(file);
                     break;

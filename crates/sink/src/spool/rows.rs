@@ -1,10 +1,9 @@
 //! Rows that wait for their encoder.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, SeekFrom};
 use std::path::PathBuf;
 
-use super::{CutSpool, SpoolError};
+use super::{CutSpool, SpoolError, SpoolFile};
 
 /// A piece of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +15,7 @@ pub(crate) struct Extent {
 /// An append-only file.
 #[derive(Debug)]
 pub(crate) struct RowFile {
-    file: File,
+    file: Box<dyn SpoolFile>,
     path: PathBuf,
     cut: CutSpool,
     end: u64,
@@ -26,22 +25,15 @@ pub(crate) struct RowFile {
 }
 
 impl RowFile {
-    pub(super) fn create(path: PathBuf, cut: CutSpool) -> Result<Self, SpoolError> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&path)
-            .map_err(SpoolError::io("create", &path))?;
-        Ok(Self {
+    pub(super) fn new(path: PathBuf, file: Box<dyn SpoolFile>, cut: CutSpool) -> Self {
+        Self {
             file,
             path,
             cut,
             end: 0,
             cursor: 0,
             buffer: Vec::new(),
-        })
+        }
     }
 
     fn seek(&mut self, to: u64) -> Result<(), SpoolError> {

@@ -1,6 +1,6 @@
 //! Files of a cut: room, keeping, damage.
 
-use std::io::Write;
+use std::fs;
 
 use super::*;
 
@@ -112,4 +112,58 @@ fn tokio_test(future: impl Future<Output = ()>) -> impl FnMut() -> bool {
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         future.as_mut().poll(&mut context).is_ready()
     }
+}
+
+/// A power cut leaves what was synced, under names that were synced; a cut that is kept is both.
+#[test]
+fn in_memory_a_kept_cut_outlives_a_power_cut_and_nothing_else_does() {
+    let disk = MemorySpools::default();
+    let over =
+        |disk: &MemorySpools| Spool::over(Arc::new(disk.clone()), "spools/1".into(), 1 << 20);
+    let spool = over(&disk);
+    let (kept, lost) = (spool.cut(3), spool.cut(4));
+    let written = object(&kept, 0, b"content").unwrap();
+    object(&lost, 0, b"lost").unwrap();
+    kept.rows().unwrap().append(b"rows").unwrap();
+    kept.keep(b"index").unwrap();
+    assert_eq!(content(&written).unwrap(), b"content");
+    let cut = over(&disk.power_cut());
+    let (again, index) = cut.kept(3).unwrap();
+    assert_eq!(index, b"index");
+    let there = SpooledObject::kept(&again, "object-0".to_owned(), 7, written.crc32());
+    assert_eq!(content(&there).unwrap(), b"content");
+    assert!(cut.kept(4).unwrap_err().is_loss());
+    let killed = disk.kill();
+    assert!(killed.list(Path::new("spools/1/4.1")).is_ok());
+    over(&killed).sweep().unwrap();
+    assert!(killed.list(Path::new("spools/1")).is_err());
+    assert!(disk.list(Path::new("spools/1")).is_ok());
+}
+
+/// What was renamed or written and not synced is gone, or as it was before.
+#[test]
+fn in_memory_what_was_not_synced_is_as_it_was() {
+    let disk = MemorySpools::default();
+    let put = |path: &str, bytes: &[u8]| {
+        let mut file = disk.create(Path::new(path)).unwrap();
+        file.write_all(bytes).unwrap();
+    };
+    let read = |disk: &MemorySpools, path: &str| {
+        let mut bytes = Vec::new();
+        let mut file = disk.open(Path::new(path)).ok()?;
+        file.read_to_end(&mut bytes).unwrap();
+        Some(bytes)
+    };
+    put("a", b"first");
+    put("b", b"never synced");
+    disk.sync(Path::new("a")).unwrap();
+    disk.sync(Path::new("")).unwrap();
+    put("a", b"later");
+    disk.rename(Path::new("b"), Path::new("c")).unwrap();
+    assert_eq!(read(&disk, "a").unwrap(), b"later");
+    let after = disk.power_cut();
+    assert_eq!(read(&after, "a").unwrap(), b"first");
+    assert_eq!(read(&after, "b").unwrap(), b"");
+    assert_eq!(read(&after, "c"), None);
+    assert_eq!(read(&disk.kill(), "c").unwrap(), b"never synced");
 }
