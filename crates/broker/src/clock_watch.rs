@@ -63,13 +63,16 @@ pub(crate) fn report(clock: &Clock) {
 }
 
 impl Node {
-    /// Asks about a wall clock that is not believed, and writes down what the time is. As often as the
-    /// catalog vouches for logs: less than what a start takes for granted. Blocks.
-    pub(crate) fn look_at_clock(&self) {
+    /// Asks about a wall clock that is not believed, and writes down what the time is when something
+    /// has happened (`moved`), or the wall clock is believed again. As often as the catalog vouches for
+    /// logs: less than what a start takes for granted. Blocks.
+    pub(crate) fn look_at_clock(&self, was_trusted: bool, moved: bool) {
         if !self.clock.is_trusted() && self.clock.ask_kernel() {
             tracing::info!("clock: the kernel's clock is synchronised, and believed");
         }
-        self.remember_clock();
+        if moved || (!was_trusted && self.clock.is_trusted()) {
+            self.remember_clock();
+        }
     }
 
     /// Writes down what the time is. Blocks.

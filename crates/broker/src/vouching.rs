@@ -64,6 +64,7 @@ pub(crate) fn start(node: &Arc<Node>) {
         // The first time was told by the start.
         let mut told = true;
         let mut looked = clock.monotonic();
+        let mut was_trusted = clock.is_trusted();
         loop {
             tokio::select! {
                 biased;
@@ -79,13 +80,20 @@ pub(crate) fn start(node: &Arc<Node>) {
             }
             let vouch = move || {
                 node.keep_reserve();
+                let record = node.catalog_record.load(Ordering::Acquire);
+                let all = node.vouch(!told);
                 if look {
-                    node.look_at_clock();
+                    // A node at rest writes nothing.
+                    let moved = node.catalog_record.load(Ordering::Acquire) != record;
+                    node.look_at_clock(was_trusted, moved);
                 }
-                Ok(node.vouch(!told))
+                Ok(all)
             };
             let all = on_blocking_thread(&*world, vouch).await;
             told = all != Ok(true);
+            if look {
+                was_trusted = clock.is_trusted();
+            }
             every = match (told, clock.is_trusted()) {
                 (true, _) => VOUCH_SOON,
                 (false, false) => ASK_AGAIN,

@@ -8,7 +8,7 @@ use flumen_record::Timestamp;
 use super::{Clock, Guard, JUMP, Jump, Reading, Source, signed_micros, uptime};
 use crate::lock::lock;
 
-/// The time is remembered every 10 minutes, and a machine that is started anew after a power cut takes
+/// The time is remembered every 10 minutes while something happens, and a machine that is started anew after a power cut takes
 /// some more: so far ahead the wall clock may be at another start of the machine.
 const RESTART: Duration = Duration::from_secs(15 * 60);
 /// Who asks the kernel waits no longer for an answer.
