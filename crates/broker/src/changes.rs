@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use flumen_log::LogKey;
-use flumen_record::{ProducerId, SequenceNumber, ShardId, StreamName};
-use flumen_stream::{Catalog, NewStream, Shard, StreamInfo, StreamUpdate};
+use flumen_record::{ProducerId, SequenceNumber, ShardEpoch, ShardId, StreamName};
+use flumen_stream::{Catalog, Move, NewStream, Shard, StreamInfo, StreamUpdate};
 
 use crate::describe::describe;
 use crate::hold::{NotChanged, ask};
@@ -192,8 +192,12 @@ impl Node {
         let held = self.hold(&moving).await?;
         let moves: Vec<_> = held
             .iter()
-            .flat_map(|held| &held.numbers)
-            .copied()
+            .flat_map(|held| &held.shards)
+            .map(|shard| Move {
+                shard: shard.id.index(),
+                from: shard.next,
+                epoch: ShardEpoch::new(shard.epoch.value().saturating_add(1)),
+            })
             .collect();
         let (name, now) = (stream.name.clone(), self.clock.now());
         let change = move |catalog: &mut Catalog| Ok(catalog.update(&name, &update, &moves, now)?);
@@ -244,12 +248,10 @@ impl Node {
     ) -> Result<Vec<Arc<ShardHandle>>, Error> {
         let mut handles = Vec::with_capacity(info.shards.len());
         for shard in &info.shards {
-            let mut places = Vec::with_capacity(shard.placements.len());
-            for placement in &shard.placements {
-                places.push(Place {
-                    from: placement.from,
-                    lane: self.lane(placement.log).await?,
-                });
+            let mut places = Vec::with_capacity(shard.stays.len());
+            for &stay in shard.stays.iter() {
+                let lane = self.lane(stay.log()).await?;
+                places.push(Place { stay, lane });
             }
             handles.push(Arc::new(ShardHandle {
                 id: shard.id,
@@ -275,8 +277,8 @@ impl Node {
 pub(crate) fn forget(shards: &[Arc<ShardHandle>]) {
     let mut by_lane = PerLane::default();
     for shard in shards {
-        for place in &shard.places {
-            by_lane.add(&place.lane, shard.id);
+        for lane in shard.lanes() {
+            by_lane.add(lane, shard.id);
         }
     }
     for (lane, shards) in by_lane {

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use flumen_record::{SequenceNumber, ShardId, ShardIndex};
+use flumen_record::ShardId;
 use tokio::sync::oneshot;
 
 use crate::Error;
-use crate::lane::{Control, Lane, PerLane};
+use crate::lane::{Control, HeldShard, Lane, PerLane};
 use crate::node::Node;
 use crate::streams::ShardHandle;
 
@@ -22,13 +22,9 @@ impl Node {
         let mut held: Vec<Held> = Vec::new();
         for (lane, ids) in by_lane {
             match ask(&lane, |done| Control::Hold(ids.clone(), done)).await {
-                Ok(numbers) => {
-                    let all = numbers.len() == ids.len();
-                    let numbers = numbers
-                        .into_iter()
-                        .map(|(id, next)| (id.index(), next))
-                        .collect();
-                    held.push(Held { lane, ids, numbers });
+                Ok(shards) => {
+                    let all = shards.len() == ids.len();
+                    held.push(Held { lane, ids, shards });
                     if !all {
                         // A change with an unknown outcome has frozen some.
                         release_all(held).await;
@@ -40,7 +36,7 @@ impl Node {
                     held.push(Held {
                         lane,
                         ids,
-                        numbers: Vec::new(),
+                        shards: Vec::new(),
                     });
                     release_all(held).await;
                     return Err(error);
@@ -90,8 +86,8 @@ async fn release_all(held: Vec<Held>) {
 pub(crate) struct Held {
     lane: Arc<Lane>,
     ids: Vec<ShardId>,
-    /// Their next numbers: everything below is on disk.
-    pub(crate) numbers: Vec<(ShardIndex, SequenceNumber)>,
+    /// Where they stand.
+    pub(crate) shards: Vec<HeldShard>,
 }
 
 impl Held {
@@ -136,7 +132,7 @@ impl Held {
                 Self {
                     lane: Arc::clone(&lane),
                     ids,
-                    numbers: Vec::new(),
+                    shards: Vec::new(),
                 },
             )
         };

@@ -21,7 +21,7 @@ use crate::pending::Submission;
 use crate::{Clock, Error, Metrics};
 use flumen_world::{Running, SpawnError, World, lock};
 
-pub(crate) use control::{Control, OpenShard};
+pub(crate) use control::{Control, HeldShard, OpenShard};
 
 /// New appends are not attempted when a sync has been running for this long.
 const STUCK_AFTER: Duration = Duration::from_secs(10);

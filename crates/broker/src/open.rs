@@ -1,16 +1,17 @@
 //! Opening a data directory: the catalog, every log that streams lie in, what the logs remember of
 //! each shard; then lanes and housekeeping start.
 
+mod history;
 mod losses;
 mod own_logs;
 mod recover;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use flumen_log::{IoFault, Log, LogConfig, LogKey, LogReader, Storage};
+use flumen_log::{IoFault, Log, LogConfig, LogKey, LogReader, Stay, Storage};
 use flumen_record::ShardId;
 use thiserror::Error;
 use tokio::sync::Semaphore;
@@ -164,12 +165,12 @@ fn start(node: &Arc<Node>, recovered: Recovered) -> Result<(), SpawnError> {
         let RecoveredShard { shard, tail, home } = shards
             .remove(&info.id)
             .expect("BUG: recovery forgot a shard of the catalog");
-        for placement in info
-            .placements
-            .iter()
-            .filter(|placement| placement.log != home && !refused.contains_key(&home))
-        {
-            left_behind.push((placement.log, home, info.id, shard.save()));
+        if info.stays.len() > 1 && !refused.contains_key(&home) {
+            let logs: BTreeSet<LogKey> = info.stays.iter().map(Stay::log).collect();
+            let state = shard.save();
+            for log in logs.into_iter().filter(|log| *log != home) {
+                left_behind.push((log, home, info.id, state.clone()));
+            }
         }
         tails.insert(info.id, Arc::clone(&tail));
         homes
@@ -191,11 +192,11 @@ fn start(node: &Arc<Node>, recovered: Recovered) -> Result<(), SpawnError> {
     }
     for info in catalog.streams() {
         let handle = |shard: &flumen_stream::ShardInfo| {
-            let place = |placement: &flumen_stream::Placement| Place {
-                from: placement.from,
+            let place = |stay: &Stay| Place {
+                stay: *stay,
                 lane: node
                     .lanes
-                    .get(placement.log)
+                    .get(stay.log())
                     .expect("BUG: a log of the catalog is not open"),
             };
             Arc::new(ShardHandle {
@@ -204,7 +205,7 @@ fn start(node: &Arc<Node>, recovered: Recovered) -> Result<(), SpawnError> {
                 tail: tails
                     .remove(&shard.id)
                     .expect("BUG: a shard without a tail"),
-                places: shard.placements.iter().map(place).collect(),
+                places: shard.stays.iter().map(place).collect(),
             })
         };
         let handles = info.shards.iter().map(handle).collect();

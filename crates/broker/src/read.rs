@@ -16,7 +16,7 @@ use flumen_stream::{Start, StartPosition};
 use flumen_world::Sleep;
 
 use crate::node::{Node, on_blocking_thread};
-use crate::streams::{ShardHandle, StreamRef, StreamState};
+use crate::streams::{Place, ShardHandle, StreamRef, StreamState};
 use crate::tail::ReadySet;
 use crate::{Error, ReadBudget, ReadReply};
 
@@ -177,16 +177,13 @@ fn find_time(
     at: Timestamp,
     durable_end: SequenceNumber,
 ) -> Result<SequenceNumber, Error> {
-    for (place, next) in shard.places_with_next() {
-        match place.lane.reader().find_time(shard.id, at) {
-            Ok(SearchAnswer::At(number)) if next.is_none_or(|next| number < next) => {
-                return Ok(number.max(place.from));
-            }
-            Ok(SearchAnswer::At(_) | SearchAnswer::AllOlder)
-            | Err(ReadError::UnknownShard { .. }) => {}
+    for Place { stay, lane } in &shard.places {
+        match lane.reader().find_time(shard.id, stay, at) {
+            Ok(SearchAnswer::At(number)) => return Ok(number),
+            Ok(SearchAnswer::AllOlder) | Err(ReadError::UnknownShard { .. }) => {}
             Ok(SearchAnswer::Unknown) => {
                 return Err(Error::Io {
-                    segment: format!("{}: the index moves on; ask again", place.lane.label()),
+                    segment: format!("{}: the index moves on; ask again", lane.label()),
                     fault: std::io::ErrorKind::ResourceBusy.into(),
                 });
             }
@@ -226,7 +223,8 @@ fn walk(
     read: impl Fn(&LogReader, SequenceNumber) -> Result<Option<FoundFrames>, ReadError>,
 ) -> Result<Option<FoundFrames>, Error> {
     loop {
-        let (place, next_place) = shard.place_of(from);
+        let place = shard.place_of(from);
+        let next_place = place.stay.to();
         // Where what this log has of the shard surely ends. Its own word for that may be another: it
         // jumps when later numbers may be hidden, and has lost what it does not reach.
         let until = next_place.or_else(|| shard.closed_at());

@@ -107,8 +107,8 @@ impl Node {
         let held = self.hold(&parents).await?;
         let ends: Vec<_> = held
             .iter()
-            .flat_map(|held| &held.numbers)
-            .copied()
+            .flat_map(|held| &held.shards)
+            .map(|shard| (shard.id.index(), shard.next))
             .collect();
         let (name, now) = (stream.name.clone(), self.clock.now());
         let change = {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use flumen_log::{LogKey, ReadError, SearchAnswer};
+use flumen_log::{ReadError, SearchAnswer, StayId};
 use flumen_record::{SequenceNumber, ShardId, StreamId, Timestamp};
 use flumen_stream::retention::{
     Expiry, bytes_kept, expired_before, has_expired, held_back, let_go_before,
@@ -14,9 +14,9 @@ use flumen_stream::{Catalog, StreamSettings};
 use crate::Error;
 use crate::changes::forget;
 use crate::hold::ask;
-use crate::lane::{Control, Lane, PerLane};
+use crate::lane::{Control, PerLane};
 use crate::node::{Node, on_blocking_thread};
-use crate::streams::{ShardHandle, Stream, StreamState};
+use crate::streams::{Place, ShardHandle, Stream, StreamState};
 
 /// By time, a stream is looked at again after this part of its retention.
 const LOOKS_PER_RETENTION: u32 = 1000;
@@ -143,8 +143,11 @@ impl Node {
         let (trims, found) = on_blocking_thread(&*self.world, find).await?;
         let mut by_lane = PerLane::default();
         for (shard, before) in trims {
-            for place in &shard.places {
-                by_lane.add(&place.lane, (shard.id, before));
+            for Place { stay, lane } in &shard.places {
+                let before = stay.to().map_or(before, |to| before.min(to));
+                if before > stay.from() {
+                    by_lane.add(lane, (shard.id, before));
+                }
             }
         }
         for (lane, trims) in by_lane {
@@ -196,47 +199,38 @@ impl Node {
         Ok(())
     }
 
-    /// Drops placements in logs where nothing of a shard is left.
+    /// Drops the stays of shards of which nothing is left. A log that a shard has no other stay in
+    /// forgets it.
     async fn leave_empty_logs(self: &Arc<Self>, stream: &Arc<Stream>) -> Result<(), Error> {
         let state = stream.state();
-        let empty = |shard: &Arc<ShardHandle>| {
-            let horizon = shard.bounds().trim_horizon;
-            shard
-                .places_with_next()
-                .any(|(_, next)| next.is_some_and(|next| next <= horizon))
-        };
-        if !state.shards.iter().any(empty) {
+        if !state.shards.iter().any(|shard| empty_places(shard) > 0) {
             return Ok(());
         }
         let _one_at_a_time = self.changes.lock().await;
         stream.check_exists()?;
         let state = stream.state();
         let now = self.clock.now();
-        let mut left: Vec<(Arc<Lane>, ShardId)> = Vec::new();
+        let mut dropped: Vec<StayId> = Vec::new();
+        let mut left = PerLane::default();
         for shard in &state.shards {
-            let horizon = shard.bounds().trim_horizon;
-            for (at, (place, next)) in shard.places_with_next().enumerate() {
-                let key = place.lane.key();
-                let used_later = shard
-                    .places
-                    .iter()
-                    .skip(at + 1)
-                    .any(|later| later.lane.key() == key);
-                if next.is_none_or(|next| next > horizon) || used_later {
-                    break;
+            let (gone, kept) = shard.places.split_at(empty_places(shard));
+            let Some(last) = gone.last() else {
+                continue;
+            };
+            dropped.push(last.stay.id(shard.id));
+            for lane in shard.lanes() {
+                if !kept.iter().any(|place| Arc::ptr_eq(&place.lane, lane)) {
+                    left.add(lane, shard.id);
                 }
-                left.push((Arc::clone(&place.lane), shard.id));
             }
         }
-        if left.is_empty() {
+        if dropped.is_empty() {
             return Ok(());
         }
-        let dropped: Vec<(ShardId, LogKey)> =
-            left.iter().map(|(lane, id)| (*id, lane.key())).collect();
         let name = stream.name.clone();
         let info = self
             .with_catalog(move |catalog| {
-                catalog.drop_placements(&dropped, now)?;
+                catalog.drop_stays(&dropped, now)?;
                 catalog.stream(&name).ok_or_else(|| Error::StreamNotFound {
                     stream: name.clone(),
                 })
@@ -245,19 +239,24 @@ impl Node {
         let tail = |id: ShardId| {
             let shard = state
                 .shard(id.index())
-                .expect("BUG: dropping a placement made a shard");
+                .expect("BUG: dropping a stay made a shard");
             Arc::clone(&shard.tail)
         };
         let handles = self.handles(&info, tail).await?;
         stream.replace(info, handles);
         self.groups.stream_changed(stream);
-        let mut by_lane = PerLane::default();
-        left.iter().for_each(|(lane, id)| by_lane.add(lane, *id));
-        for (lane, shards) in by_lane {
+        for (lane, shards) in left {
             lane.send(Control::Forget(shards));
         }
         Ok(())
     }
+}
+
+/// How many of a shard's places, from the oldest on, hold nothing that is kept. Never the last.
+fn empty_places(shard: &ShardHandle) -> usize {
+    let horizon = shard.bounds().trim_horizon;
+    let is_empty = |place: &&Place| place.stay.to().is_some_and(|to| to <= horizon);
+    shard.places.iter().take_while(is_empty).count()
 }
 
 /// How far each shard's horizon is to move, as far as that can be found out; the first error of a
@@ -312,7 +311,7 @@ fn find_trims(
 }
 
 /// What each shard of a stream stores, when that is more than the stream may keep together. It is
-/// added up only when the estimates say so. `None`: nothing has to go, or it is not known.
+/// added up only when it may be too much, or is an estimate. `None`: nothing has to go, or it is not known.
 fn stored_bytes(
     shards: &[Arc<ShardHandle>],
     settings: &StreamSettings,
@@ -320,8 +319,9 @@ fn stored_bytes(
     let Some(bound) = settings.retention_bytes else {
         return Ok(None);
     };
-    let estimate: u64 = shards.iter().map(|shard| shard.bounds().stored_bytes).sum();
-    if estimate <= bound {
+    let bounds = || shards.iter().map(|shard| shard.bounds());
+    let known: u64 = bounds().map(|bounds| bounds.stored_bytes).sum();
+    if known <= bound && bounds().all(|bounds| bounds.bytes_are_exact) {
         return Ok(None);
     }
     let mut stored = Vec::with_capacity(shards.len());
@@ -331,13 +331,8 @@ fn stored_bytes(
             stored.push(here);
             continue;
         }
-        for (at, place) in shard.places.iter().enumerate() {
-            let key = place.lane.key();
-            let before = shard.places.iter().take(at);
-            if before.clone().any(|before| before.lane.key() == key) {
-                continue;
-            }
-            match place.lane.reader().count_bytes(shard.id) {
+        for Place { stay, lane } in &shard.places {
+            match lane.reader().count_bytes(shard.id, stay) {
                 Ok(Some(bytes)) => here = here.saturating_add(bytes),
                 Ok(None) => return Ok(None),
                 Err(ReadError::UnknownShard { .. }) => {}
@@ -381,13 +376,10 @@ fn arrived_before(
     cut_off: Timestamp,
     durable_end: SequenceNumber,
 ) -> Result<Option<SequenceNumber>, Error> {
-    for (place, next) in shard.places_with_next() {
-        match place.lane.reader().find_time(shard.id, cut_off) {
-            Ok(SearchAnswer::At(number)) if next.is_none_or(|next| number < next) => {
-                return Ok(Some(number));
-            }
-            Ok(SearchAnswer::At(_) | SearchAnswer::AllOlder)
-            | Err(ReadError::UnknownShard { .. }) => {}
+    for Place { stay, lane } in &shard.places {
+        match lane.reader().find_time(shard.id, stay, cut_off) {
+            Ok(SearchAnswer::At(number)) => return Ok(Some(number)),
+            Ok(SearchAnswer::AllOlder) | Err(ReadError::UnknownShard { .. }) => {}
             Ok(SearchAnswer::Unknown) => return Ok(None),
             Err(error) => return Err(error.into()),
         }
@@ -398,16 +390,16 @@ fn arrived_before(
 /// First number of a shard such that no more than `keep` bytes follow; with the batch before it there
 /// would be more. `None`: it is not known, or nothing is beyond.
 fn beyond_bytes(shard: &ShardHandle, mut keep: u64) -> Result<Option<SequenceNumber>, Error> {
-    for place in shard.places.iter().rev() {
-        let reader = place.lane.reader();
-        let stored = match reader.count_bytes(shard.id) {
+    for Place { stay, lane } in shard.places.iter().rev() {
+        let reader = lane.reader();
+        let stored = match reader.count_bytes(shard.id, stay) {
             Ok(Some(stored)) => stored,
             Ok(None) => return Ok(None),
             Err(ReadError::UnknownShard { .. }) => continue,
             Err(error) => return Err(error.into()),
         };
         if stored > keep {
-            return match reader.find_bytes_from_end(shard.id, keep)? {
+            return match reader.find_bytes_from_end(shard.id, stay, keep)? {
                 SearchAnswer::At(number) => Ok(Some(number)),
                 SearchAnswer::AllOlder | SearchAnswer::Unknown => Ok(None),
             };

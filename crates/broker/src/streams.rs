@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::task::Waker;
 
+use flumen_log::Stay;
 use flumen_record::{
     HashKey, SequenceNumber, ShardId, ShardIndex, StreamIncarnation, StreamName, Timestamp,
 };
@@ -66,14 +67,14 @@ pub(crate) struct ShardHandle {
     pub(crate) id: ShardId,
     pub(crate) info: ShardInfo,
     pub(crate) tail: Arc<Tail>,
-    /// The logs it lies in, oldest first, at least one: the last one's lane takes its appends.
+    /// Its stays, oldest first, at least one: the last one's lane takes its appends.
     pub(crate) places: Vec<Place>,
 }
 
-/// A log that holds a shard's records from a number on, up to where the next place begins.
+/// A stay of a shard, with the lane of its log.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
-    pub(crate) from: SequenceNumber,
+    pub(crate) stay: Stay,
     pub(crate) lane: Arc<Lane>,
 }
 
@@ -84,6 +85,8 @@ pub(crate) struct Bounds {
     pub(crate) durable_end: SequenceNumber,
     pub(crate) last_arrival: Timestamp,
     pub(crate) stored_bytes: u64,
+    /// Whether they were added up; otherwise they are an estimate.
+    pub(crate) bytes_are_exact: bool,
 }
 
 impl Stream {
@@ -236,23 +239,26 @@ impl ShardHandle {
             .lane
     }
 
-    /// The log that holds `from`, and where the next log takes over.
-    pub(crate) fn place_of(&self, from: SequenceNumber) -> (&Place, Option<SequenceNumber>) {
-        let later = self.places.iter().position(|place| place.from > from);
-        let at = later.unwrap_or(self.places.len()).saturating_sub(1);
-        let place = self
-            .places
-            .get(at)
-            .expect("BUG: a shard that lies in no log");
-        (place, self.places.get(at + 1).map(|next| next.from))
+    /// The lanes of the logs it lies in, each once.
+    pub(crate) fn lanes(&self) -> impl Iterator<Item = &Arc<Lane>> {
+        let is_first = |at: usize, lane: &Arc<Lane>| {
+            let mut before = self.places.iter().take(at);
+            !before.any(|before| Arc::ptr_eq(&before.lane, lane))
+        };
+        let places = self.places.iter().enumerate();
+        places
+            .filter(move |(at, place)| is_first(*at, &place.lane))
+            .map(|(_, place)| &place.lane)
     }
 
-    /// The logs it lies in, each with where the next one takes over.
-    pub(crate) fn places_with_next(
-        &self,
-    ) -> impl Iterator<Item = (&Place, Option<SequenceNumber>)> {
-        let later = self.places.iter().skip(1).map(|place| Some(place.from));
-        self.places.iter().zip(later.chain([None]))
+    /// The place that holds `from`.
+    pub(crate) fn place_of(&self, from: SequenceNumber) -> &Place {
+        let after = self
+            .places
+            .partition_point(|place| place.stay.from() <= from);
+        self.places
+            .get(after.saturating_sub(1))
+            .expect("BUG: a shard that lies in no log")
     }
 
     /// Its readable ends.
@@ -262,34 +268,30 @@ impl ShardHandle {
             durable_end: self.tail.end(),
             last_arrival: Timestamp::ZERO,
             stored_bytes: 0,
+            bytes_are_exact: true,
         };
-        for (at, (place, next)) in self.places_with_next().enumerate() {
-            if place.lane.refusal().is_some() {
+        for Place { stay, lane } in &self.places {
+            if lane.refusal().is_some() {
                 // Whatever it holds is neither readable nor gone.
-                bounds.trim_horizon = bounds.trim_horizon.min(place.from);
+                bounds.trim_horizon = bounds.trim_horizon.min(stay.from());
                 continue;
             }
-            let reader = place.lane.reader();
-            let Some(here) = reader.bounds(self.id) else {
+            let Some(here) = lane.reader().bounds(self.id) else {
                 continue;
             };
-            // A log that was left may end beyond where the next one begins: numbers it jumped over.
-            if next.is_none() {
-                bounds.durable_end = here.durable_end.max(place.from);
+            if stay.to().is_none() {
+                bounds.durable_end = here.durable_end.max(stay.from());
             }
-            if next.is_none_or(|next| here.trim_horizon < next) {
-                bounds.trim_horizon = bounds.trim_horizon.min(here.trim_horizon);
+            let kept_from = here.trim_horizon.max(stay.from());
+            if stay.to().is_none_or(|to| kept_from < to) {
+                bounds.trim_horizon = bounds.trim_horizon.min(kept_from);
             }
             bounds.last_arrival = bounds.last_arrival.max(here.last_arrival);
-            let key = place.lane.key();
-            if self
-                .places
-                .iter()
-                .take(at)
-                .all(|before| before.lane.key() != key)
-            {
-                bounds.stored_bytes += here.stored_bytes;
-            }
+        }
+        let readers = self.lanes().map(|lane| lane.reader());
+        for here in readers.filter_map(|reader| reader.bounds(self.id)) {
+            bounds.stored_bytes += here.stored_bytes;
+            bounds.bytes_are_exact &= here.bytes_are_exact;
         }
         if let Some(end) = self.closed_at() {
             // A log may have jumped over numbers since, or have lost its end; the catalog knows where

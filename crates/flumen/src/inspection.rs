@@ -154,21 +154,19 @@ impl Inspection {
     /// closed.
     fn ends(&mut self, catalog: &Catalog, logs: &Logs) {
         for shard in catalog.streams().flat_map(|stream| &stream.shards) {
-            let later = shard.placements.iter().skip(1);
             let closed = match shard.state {
                 ShardState::Closed { end, .. } => Some(end),
                 ShardState::Open => None,
             };
-            let ends = later.map(|next| Some(next.from)).chain([closed]);
-            for (placement, end) in shard.placements.iter().zip(ends) {
-                let held = logs.shards.get(&placement.log);
+            for stay in shard.stays.iter() {
+                let end = stay.to().or(closed);
+                let held = logs.shards.get(&stay.log());
                 let held = held.and_then(|all| all.iter().find(|held| held.shard == shard.id));
                 if let (Some(held), Some(end)) = (held, end)
                     && held.next < end
                     && end.value() - held.next.value() < JUMP
                 {
-                    self.findings
-                        .push(Finding::of_end(placement.log, held, end));
+                    self.findings.push(Finding::of_end(stay.log(), held, end));
                 }
             }
         }

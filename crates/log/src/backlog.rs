@@ -5,6 +5,7 @@ use flumen_record::{SequenceNumber, ShardId, Timestamp};
 use crate::error::ReadError;
 use crate::index::{Run, ShardState};
 use crate::reader::LogReader;
+use crate::stay::Stay;
 
 /// More runs than this are not added up: their bytes are estimated.
 const RUNS_ADDED_UP: usize = 1024;
@@ -66,7 +67,7 @@ impl ShardState {
     }
 
     /// Numbers from `from` to the end that are in no recorded jump.
-    fn records_from(&self, from: SequenceNumber) -> u64 {
+    pub(crate) fn records_from(&self, from: SequenceNumber) -> u64 {
         let (from, end) = (from.value(), self.end.value());
         let jumped: u64 = self
             .gaps
@@ -114,20 +115,39 @@ fn arrival_within(run: &Run, from: SequenceNumber) -> Timestamp {
 }
 
 impl LogReader {
-    /// What is readable of a shard from `from` on. Never touches the disk. `None` when this log
-    /// never held it.
-    pub fn backlog(&self, shard: ShardId, from: SequenceNumber) -> Option<Backlog> {
-        Some(self.cell(shard).ok()?.lock().backlog(from))
+    /// What is readable of a stay from `from` on. Never touches the disk. `None` when this log never
+    /// held the shard.
+    pub fn backlog(&self, shard: ShardId, stay: &Stay, from: SequenceNumber) -> Option<Backlog> {
+        let cell = self.cell(shard).ok()?;
+        let state = cell.lock();
+        let mut all = state.backlog(from.max(stay.from()));
+        if let Some(to) = stay.to() {
+            // What follows is of a later stay.
+            let beyond = state.backlog(to);
+            all.records = all.records.saturating_sub(beyond.records);
+            all.bytes = all.bytes.saturating_sub(beyond.bytes);
+        }
+        Some(if all.records > 0 {
+            all
+        } else {
+            Backlog::default()
+        })
     }
 
-    /// When the record `from` (or the next after it) arrived, to within its round. `None` when there
-    /// is none yet. May block (footers).
+    /// When the record `from` (or the next after it in the stay) arrived, to within its round. `None`
+    /// when there is none yet. May block (footers).
     pub fn arrival_of(
         &self,
         shard: ShardId,
+        stay: &Stay,
         from: SequenceNumber,
     ) -> Result<Option<Timestamp>, ReadError> {
+        let from = from.max(stay.from());
+        if stay.to().is_some_and(|to| from >= to) {
+            return Ok(None);
+        }
         let run = self.first_run(shard, from)?;
+        let run = run.filter(|run| stay.to().is_none_or(|to| run.base < to));
         Ok(run.map(|run| arrival_within(&run, from)))
     }
 }

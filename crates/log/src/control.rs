@@ -45,6 +45,12 @@ pub(crate) struct GatheredControls {
 impl GatheredControls {
     /// Adds the marks of a round, before its runs.
     pub(crate) fn push(&mut self, marks: &[Control]) {
+        // A shard that comes back may jump before its first run.
+        for mark in marks {
+            if let Control::Jump { shard, from, .. } = mark {
+                self.run(*shard, *from);
+            }
+        }
         for mark in marks {
             if let Control::Forget { shard } = mark {
                 self.forgotten.insert(*shard, self.marks.len());
@@ -53,8 +59,8 @@ impl GatheredControls {
         }
     }
 
-    /// A run of `shard` follows. If it was forgotten, that what came before is dead is all that
-    /// remains of it: else the footer would forget this run too.
+    /// `shard` goes on at `base`. If it was forgotten, that what came before is dead is all that
+    /// remains of it: else the footer would forget what follows, too.
     pub(crate) fn run(&mut self, shard: ShardId, base: SequenceNumber) {
         if self.forgotten.is_empty() {
             return;
@@ -132,6 +138,26 @@ impl Control {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Otherwise it would begin at its first run, and readers in front of that be told that they are
+    /// late.
+    #[test]
+    fn a_forgotten_shard_that_comes_back_with_a_jump_begins_in_front_of_it() {
+        let shard = ShardId::from_value(7);
+        let [at, to] = [5, 9].map(SequenceNumber::new);
+        let jump = Control::Jump {
+            shard,
+            from: at,
+            to,
+            lost: false,
+        };
+        let mut gathered = GatheredControls::default();
+        gathered.push(&[Control::Forget { shard }]);
+        gathered.push(&[Control::Trim { shard, before: at }, jump]);
+        gathered.run(shard, to);
+        let trim = Control::Trim { shard, before: at };
+        assert_eq!(gathered.into_marks(), [trim, trim, jump]);
+    }
 
     #[test]
     fn they_read_back_as_written() {

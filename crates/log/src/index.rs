@@ -62,6 +62,8 @@ pub(crate) struct ShardState {
     pub(crate) last_arrival: Timestamp,
     pub(crate) epoch: ShardEpoch,
     pub(crate) stored_bytes: u64,
+    /// Whether they were added up, and not estimated since.
+    pub(crate) bytes_are_exact: bool,
     /// Stored bytes below the horizon, as long as it is not durable.
     pub(crate) trimmed_bytes: u64,
     pub(crate) gaps: Vec<Gap>,
@@ -108,6 +110,7 @@ impl ShardState {
             last_arrival: standing.last_arrival,
             epoch: standing.epoch,
             stored_bytes: standing.stored_bytes,
+            bytes_are_exact: standing.horizon == standing.end && standing.stored_bytes == 0,
             trimmed_bytes: 0,
             gaps: standing.gaps.clone(),
             marks: Arc::default(),
@@ -148,7 +151,7 @@ impl ShardState {
         }
         self.recent.push_back(run);
         self.last_segment = run.segment;
-        self.end = run.end;
+        self.end = self.end.max(run.end);
         self.last_arrival = self.last_arrival.max(run.last_arrival);
         self.epoch = self.epoch.max(epoch);
         self.stored_bytes += u64::from(run.bytes);
@@ -212,12 +215,13 @@ impl ShardState {
         if before <= self.horizon {
             return;
         }
-        let numbers = self.end.value().saturating_sub(self.horizon.value());
-        let left = self.end.value().saturating_sub(before.value());
+        let numbers = self.records_from(self.horizon);
+        let left = self.records_from(before);
         let share = u128::from(self.stored_bytes) * u128::from(left) / u128::from(numbers.max(1));
         let stored = u64::try_from(share).unwrap_or(u64::MAX);
         self.trimmed_bytes += self.stored_bytes.saturating_sub(stored);
         self.stored_bytes = stored.min(self.stored_bytes);
+        self.bytes_are_exact = left == 0;
         self.horizon = before;
         self.end = self.end.max(before);
         drop_gaps_below(&mut self.gaps, before);
@@ -228,6 +232,15 @@ impl ShardState {
     pub(crate) fn jump(&mut self, gap: Gap) {
         self.end = self.end.max(gap.to);
         add_gap(&mut self.gaps, gap);
+    }
+
+    /// Ends at `end`: what was jumped over from there on lies elsewhere.
+    pub(crate) fn end_at(&mut self, end: SequenceNumber) {
+        self.end = end;
+        self.gaps.retain(|gap| gap.from < end);
+        if let Some(last) = self.gaps.last_mut() {
+            last.to = last.to.min(end);
+        }
     }
 
     /// The first recent run that ends after `from`, when `from` is not before all of them.

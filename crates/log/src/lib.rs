@@ -29,6 +29,7 @@ mod segment_header;
 mod shared;
 mod snapshot;
 mod state;
+mod stay;
 mod storage;
 #[cfg(test)]
 mod testing;
@@ -40,13 +41,14 @@ pub use config::{LogConfig, LogKey, list_logs};
 pub use error::{Gone, OpenError, ReadError, SyncError, WriteError};
 pub use housekeeper::{Bell, Housekeeper, HousekeepingReport, WriterBell};
 pub use io_fault::IoFault;
-pub use log::{Log, LogStats, NewFrame, RoundNumber, SyncDone, SyncJob};
+pub use log::{Expected, Log, LogStats, NewFrame, RoundNumber, SyncDone, SyncJob};
 pub use reader::{FoundFrames, LogReader, SearchAnswer, ShardBounds};
 pub use recovery::{
     BatchMark, LogInspection, Quarantined, Recovery, Replay, ShardRecovery, inspect,
 };
 pub use reserve::keep_reserve;
 pub use snapshot::SnapshotJob;
+pub use stay::{LogStays, Stay, StayId, Stays, StaysFault};
 pub use storage::{DirEntry, Preparation, SegmentFile, Space, Storage};
 pub use storage::{
     DiskStorage, Fault, FaultError, Grain, MemoryStorage, Operation, OperationKind, Unsynced,

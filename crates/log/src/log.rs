@@ -23,6 +23,7 @@ use crate::recovery::{self, Recovery, Replay};
 use crate::round::CLOSED;
 use crate::shared::elapsed;
 use crate::snapshot::SnapshotJob;
+use crate::stay::LogStays;
 use crate::storage::Storage;
 use crate::voucher::Voucher;
 use failure::Unwritten;
@@ -107,6 +108,18 @@ impl Drop for Log {
     }
 }
 
+/// What others remember of a log that is opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Expected<'a> {
+    /// How far it got: one that is not there, or is less than that, is refused
+    /// ([`OpenError::Short`]) and nothing is changed.
+    pub voucher: Option<Voucher>,
+    /// Which stays of shards it holds: what lies elsewhere is neither missing here nor jumped over, a
+    /// stay that is over ends where it ended, and only shards whose stay here is open jump. `None`:
+    /// every shard lies here from its first number on.
+    pub stays: Option<&'a LogStays>,
+}
+
 /// When the next snapshot is due.
 #[derive(Debug, Default)]
 struct SnapshotClock {
@@ -125,11 +138,10 @@ impl Log {
         now: Timestamp,
         replay: &mut dyn Replay,
     ) -> Result<(Self, Recovery), OpenError> {
-        Self::open_vouched(storage, key, config, now, replay, None)
+        Self::open_expecting(storage, key, config, now, replay, Expected::default())
     }
 
-    /// [`Log::open`] of a log of which another one remembers how far it got: one that is not there,
-    /// or is less than that, is refused ([`OpenError::Short`]) and nothing is changed.
+    /// [`Log::open`] of a log of which another one remembers how far it got.
     pub fn open_vouched(
         storage: Arc<dyn Storage>,
         key: LogKey,
@@ -138,7 +150,23 @@ impl Log {
         replay: &mut dyn Replay,
         voucher: Option<Voucher>,
     ) -> Result<(Self, Recovery), OpenError> {
-        let (writer, recovery) = recovery::recover(storage, key, config, now, replay, voucher)?;
+        let expected = Expected {
+            voucher,
+            stays: None,
+        };
+        Self::open_expecting(storage, key, config, now, replay, expected)
+    }
+
+    /// [`Log::open`] of a log of which others remember something.
+    pub fn open_expecting(
+        storage: Arc<dyn Storage>,
+        key: LogKey,
+        config: LogConfig,
+        now: Timestamp,
+        replay: &mut dyn Replay,
+        expected: Expected<'_>,
+    ) -> Result<(Self, Recovery), OpenError> {
+        let (writer, recovery) = recovery::recover(storage, key, config, now, replay, expected)?;
         let snapshots = SnapshotClock {
             at: now,
             round: writer.chain.round,
@@ -391,6 +419,11 @@ impl Log {
             self.writer.trims.remove(&shard);
             self.writer.forgets.push(shard);
         }
+    }
+
+    /// Whether jumps wait for the next round: until then opening again finds as little.
+    pub fn has_jumps(&self) -> bool {
+        !self.writer.jumps.is_empty()
     }
 
     /// Whether an empty round is due: something is not vouched or named yet, or a trim waits.

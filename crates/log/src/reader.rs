@@ -22,6 +22,7 @@ use crate::index::{Run, ShardCell, ShardState};
 use crate::log::LogStats;
 use crate::segment::Segment;
 use crate::shared::Shared;
+use crate::stay::Stay;
 use crate::storage::Storage;
 use crate::voucher::Voucher;
 
@@ -40,8 +41,10 @@ pub struct ShardBounds {
     pub durable_end: SequenceNumber,
     /// Arrival time of the last readable batch.
     pub last_arrival: Timestamp,
-    /// Stored bytes of the shard between the two ends (an estimate after recovery is fine).
+    /// Stored bytes of the shard between the two ends.
     pub stored_bytes: u64,
+    /// Whether they were added up; otherwise they are an estimate.
+    pub bytes_are_exact: bool,
 }
 
 /// What a search says. Records are deleted and readers sent on by it: what is not known is neither
@@ -168,6 +171,7 @@ impl LogReader {
             durable_end: state.end,
             last_arrival: state.last_arrival,
             stored_bytes: state.stored_bytes,
+            bytes_are_exact: state.bytes_are_exact,
         })
     }
 
@@ -217,26 +221,32 @@ impl LogReader {
         }
     }
 
-    /// Where the first batch lies that arrived at or after `at`. Everything that is kept before it
-    /// arrived earlier; records that cannot be read count as later. May block (footers).
-    pub fn find_time(&self, shard: ShardId, at: Timestamp) -> Result<SearchAnswer, ReadError> {
-        self.search_time(shard, at)
+    /// Where the first batch of a stay lies that arrived at or after `at`. Everything that is kept
+    /// before it arrived earlier; records that cannot be read count as later. May block (footers).
+    pub fn find_time(
+        &self,
+        shard: ShardId,
+        stay: &Stay,
+        at: Timestamp,
+    ) -> Result<SearchAnswer, ReadError> {
+        self.search_time(shard, stay, at)
     }
 
-    /// The first batch boundary such that at most `bytes` stored bytes follow it: with one batch
-    /// more there would be more than that. For retention by size. May block.
+    /// The first batch boundary such that at most `bytes` stored bytes of the stay follow it: with one
+    /// batch more there would be more than that. For retention by size. May block.
     pub fn find_bytes_from_end(
         &self,
         shard: ShardId,
+        stay: &Stay,
         bytes: u64,
     ) -> Result<SearchAnswer, ReadError> {
-        self.search_bytes_from_end(shard, bytes)
+        self.search_bytes_from_end(shard, stay, bytes)
     }
 
-    /// Stored bytes that are kept of a shard: added up, where [`LogReader::bounds`] estimates.
-    /// `None`: they could not be added up, as segments came and went meanwhile. May block.
-    pub fn count_bytes(&self, shard: ShardId) -> Result<Option<u64>, ReadError> {
-        self.add_up_all(shard)
+    /// Stored bytes that are kept of a stay: added up, where [`LogReader::bounds`] estimates. `None`:
+    /// they could not be added up, as segments came and went meanwhile. May block.
+    pub fn count_bytes(&self, shard: ShardId, stay: &Stay) -> Result<Option<u64>, ReadError> {
+        self.add_up_all(shard, stay)
     }
 
     /// Answers from memory where possible.

@@ -7,6 +7,7 @@ mod restore;
 mod runs;
 mod scan;
 mod search;
+mod settle;
 mod standings;
 mod tail;
 
@@ -21,6 +22,7 @@ use flumen_record::{ProducerId, ProducerSequence, SequenceNumber, ShardEpoch, Sh
 use crate::config::{LogConfig, LogKey};
 use crate::error::{OpenError, SNAPSHOT_VERSION};
 use crate::index::ShardMap;
+use crate::log::Expected;
 use crate::log::active::ChainEnd;
 use crate::log::writer::{Writer, WriterShard};
 use crate::round::RoundEncoder;
@@ -128,8 +130,9 @@ pub(crate) fn recover(
     config: LogConfig,
     now: Timestamp,
     replay: &mut dyn Replay,
-    voucher: Option<Voucher>,
+    expected: Expected<'_>,
 ) -> Result<(Writer, Recovery), OpenError> {
+    let Expected { voucher, stays } = expected;
     let shared = Arc::new(Shared::new(storage, key, config, now));
     let at = |source| OpenError::Io {
         path: shared.dir.clone(),
@@ -160,7 +163,7 @@ pub(crate) fn recover(
         None => 0,
     };
     tail::sort_leftovers(&writer, &inventory, &scan);
-    restorer.jump(&mut writer, scan.clean);
+    restorer.settle(&mut writer, scan.clean, stays);
     writer.opened_after = writer.chain.round;
     shared
         .durable_round

@@ -53,6 +53,12 @@ impl ShardStanding {
         ROW_BYTES + self.gaps.len() * GAP_BYTES
     }
 
+    /// Drops gaps beyond the end: up to format 1 of the catalog, a shard that came back to a log went
+    /// on below a jump that the log had made while it was away.
+    pub(crate) fn drop_gaps_beyond(&mut self) {
+        self.gaps.retain(|gap| gap.to <= self.end);
+    }
+
     /// Takes over what `later` knows beyond this.
     pub(crate) fn merge(&mut self, later: &Self) {
         self.horizon = self.horizon.max(later.horizon);

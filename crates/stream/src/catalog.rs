@@ -13,7 +13,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flumen_log::{Housekeeper, LogKey, Recovery, Storage};
+use flumen_log::{Housekeeper, LogKey, Recovery, StayId, Stays, Storage};
 use flumen_record::{
     HashRange, ProducerId, SequenceNumber, ShardId, ShardIndex, StreamId, StreamName, Timestamp,
 };
@@ -25,7 +25,7 @@ use crate::salvage::{self, LostRecords};
 use crate::{CatalogError, Reshard, StreamConfig};
 
 pub use stream_info::{
-    NewStream, Placement, ShardInfo, ShardState, StreamInfo, StreamSettings, StreamUpdate,
+    Move, NewStream, ShardInfo, ShardState, StreamInfo, StreamSettings, StreamUpdate,
 };
 pub use vouched::Vouched;
 
@@ -72,22 +72,40 @@ impl State {
                 self.next_stream = self.next_stream.max(next_stream);
             }
             Change::SnapshotEnd { .. } => {}
-            Change::PlacementsDropped(dropped) => self.drop_placements(&dropped, number),
+            Change::PlacementsDropped(dropped) => {
+                let dropped = dropped.iter().map(|(shard, log)| (*shard, *log));
+                self.drop_from(dropped, number, |stream, shard, log| {
+                    stream.drop_oldest_in(shard, log);
+                });
+            }
+            Change::StaysDropped(dropped) => {
+                let dropped = dropped.iter().map(|stay| (stay.shard, stay.epoch));
+                self.drop_from(dropped, number, |stream, shard, epoch| {
+                    stream.drop_stays(shard, epoch);
+                });
+            }
             Change::Vouch(vouched) | Change::SnapshotVouch(vouched) => self.vouch(vouched),
         }
     }
 
-    fn drop_placements(&mut self, dropped: &[(ShardId, LogKey)], number: u64) {
+    /// Takes what was `dropped` from each stream that it names; those of a stream come together.
+    fn drop_from<T: Copy>(
+        &mut self,
+        dropped: impl Iterator<Item = (ShardId, T)>,
+        number: u64,
+        drop: impl Fn(&mut StreamInfo, ShardIndex, T),
+    ) {
+        let dropped: Vec<(ShardId, T)> = dropped.collect();
         let of_one_stream =
-            |one: &(ShardId, LogKey), other: &(ShardId, LogKey)| one.0.stream() == other.0.stream();
+            |one: &(ShardId, T), other: &(ShardId, T)| one.0.stream() == other.0.stream();
         for dropped in dropped.chunk_by(of_one_stream) {
             let stream = dropped
                 .first()
                 .and_then(|(shard, _)| self.by_id(shard.stream()));
             let Some(stream) = stream else { continue };
             let mut stream = StreamInfo::clone(stream);
-            for (shard, log) in dropped {
-                stream.drop_placement(shard.index(), *log);
+            for (shard, what) in dropped {
+                drop(&mut stream, shard.index(), *what);
             }
             stream.version = number;
             self.put(stream);
@@ -229,10 +247,7 @@ impl Catalog {
                 range,
                 state: ShardState::Open,
                 parents: Vec::new(),
-                placements: vec![Placement {
-                    log,
-                    from: SequenceNumber::ZERO,
-                }],
+                stays: Stays::begin(log),
             }
         });
         let stream = StreamInfo {
@@ -252,19 +267,19 @@ impl Catalog {
     }
 
     /// Changes settings. When level or retention class change, the caller has made the shards'
-    /// last rounds durable and hands in where each shard's next number will be (`moves`), so that
-    /// their new placement is part of the same record.
+    /// last rounds durable and hands in from where and under which epoch each goes on (`moves`), so
+    /// that their new stay is part of the same record.
     pub fn update(
         &mut self,
         name: &StreamName,
         update: &StreamUpdate,
-        moves: &[(ShardIndex, SequenceNumber)],
+        moves: &[Move],
         now: Timestamp,
     ) -> Result<Arc<StreamInfo>, CatalogError> {
         let mut stream = StreamInfo::clone(&*self.expect_stream(name)?);
         stream.settings = update.applied_to(&stream.settings);
         stream.settings.check()?;
-        stream.move_shards(moves);
+        stream.move_shards(moves)?;
         stream.version = self.next_version();
         self.commit(Change::Stream(stream.arrange()), now)?;
         self.expect_stream(name)
@@ -324,34 +339,22 @@ impl Catalog {
         Ok(stream)
     }
 
-    /// Drops placements in a log that holds nothing of the shard any more; the newest placement
-    /// stays. Unknown shards are fine: their stream was deleted meanwhile.
-    pub fn drop_placement(
-        &mut self,
-        shard: ShardId,
-        log: LogKey,
-        now: Timestamp,
-    ) -> Result<(), CatalogError> {
-        self.drop_placements(&[(shard, log)], now)
-    }
-
-    /// [`Catalog::drop_placement`] for many shards, best those of a stream together: one record.
-    pub fn drop_placements(
-        &mut self,
-        dropped: &[(ShardId, LogKey)],
-        now: Timestamp,
-    ) -> Result<(), CatalogError> {
-        let has_effect = |(shard, log): &&(ShardId, LogKey)| {
-            let stream = self.state.by_id(shard.stream());
-            let shard = stream.and_then(|stream| stream.shard(shard.index()));
-            let older = shard.and_then(|shard| shard.placements.split_last());
-            older.is_some_and(|(_, older)| older.iter().any(|placement| placement.log == *log))
+    /// Drops the stays of shards up to those named, of which nothing is kept any more, best those of a
+    /// stream together: one record. A shard's last one remains. Unknown shards are fine: their stream
+    /// was deleted meanwhile.
+    pub fn drop_stays(&mut self, dropped: &[StayId], now: Timestamp) -> Result<(), CatalogError> {
+        let has_effect = |stay: &&StayId| {
+            let stream = self.state.by_id(stay.shard.stream());
+            let shard = stream.and_then(|stream| stream.shard(stay.shard.index()));
+            shard.is_some_and(|shard| {
+                shard.stays.len() > 1 && shard.stays.first().epoch() <= stay.epoch
+            })
         };
         let dropped: Vec<_> = dropped.iter().filter(has_effect).copied().collect();
         if dropped.is_empty() {
             return Ok(());
         }
-        self.commit(Change::PlacementsDropped(dropped), now)
+        self.commit(Change::StaysDropped(dropped), now)
     }
 
     /// A new producer id; reserves a durable block when the last one is used up.

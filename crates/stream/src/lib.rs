@@ -24,7 +24,7 @@ mod varint;
 pub use admission::{Admission, Refusal};
 pub use auto_scale::{AutoScale, AutoScaleChange, AutoScaleUpdate};
 pub use catalog::{
-    Catalog, NewStream, Placement, ShardInfo, ShardState, StreamInfo, StreamSettings, StreamUpdate,
+    Catalog, Move, NewStream, ShardInfo, ShardState, StreamInfo, StreamSettings, StreamUpdate,
     Vouched,
 };
 pub use config::StreamConfig;

@@ -84,6 +84,13 @@ impl Shard {
         Ok(())
     }
 
+    /// The number up to which what [`Shard::save`] gave knows all batches; `None` when it is not usable.
+    pub fn saved_next(state: &[u8]) -> Option<SequenceNumber> {
+        saved::decode(state)
+            .ok()
+            .map(|(standing, ..)| standing.next)
+    }
+
     /// Learns a batch found in the log at recovery.
     pub fn replay(&mut self, mark: &BatchMark, partial: bool) {
         self.history.batch(mark, partial);
@@ -127,6 +134,11 @@ impl Shard {
     /// Its epoch, for new frames.
     pub fn epoch(&self) -> ShardEpoch {
         self.epoch
+    }
+
+    /// Goes on in another log, under the next epoch.
+    pub fn move_on(&mut self) {
+        self.epoch = ShardEpoch::new(self.epoch.value().saturating_add(1));
     }
 
     /// Next sequence number to assign.

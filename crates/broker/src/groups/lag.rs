@@ -11,7 +11,7 @@ use flumen_stream::group::{Event, Expired, GroupNumber, ReadFrom, ShardPosition}
 use super::GroupLag;
 use crate::Error;
 use crate::node::Node;
-use crate::streams::ShardHandle;
+use crate::streams::{Place, ShardHandle};
 
 impl GroupLag {
     /// Both together; the age is that of the older.
@@ -80,22 +80,10 @@ impl Node {
 /// What is left of a shard from there, from memory. Over all logs that it lies in.
 pub(crate) fn backlog(shard: &ShardHandle, from: SequenceNumber) -> Backlog {
     let mut all = Backlog::default();
-    for (place, next) in shard.places_with_next() {
-        if next.is_some_and(|next| next <= from) {
-            continue;
-        }
-        let reader = place.lane.reader();
-        let begin = from.max(place.from);
-        let Some(mut here) = reader.backlog(shard.id, begin) else {
+    for Place { stay, lane } in &shard.places {
+        let Some(here) = lane.reader().backlog(shard.id, stay, from) else {
             continue;
         };
-        if let Some(next) = next
-            && let Some(beyond) = reader.backlog(shard.id, next)
-        {
-            // What lies behind the place where the next log took over is no record of it.
-            here.records = here.records.saturating_sub(beyond.records);
-            here.bytes = here.bytes.saturating_sub(beyond.bytes);
-        }
         if here.records > 0 && all.records == 0 {
             (all.oldest, all.is_exact) = (here.oldest, here.is_exact);
         }
@@ -131,12 +119,8 @@ pub(super) async fn oldest(
     }
     let shard = Arc::clone(shard);
     node.blocking_read(move || {
-        for (place, next) in shard.places_with_next() {
-            if next.is_some_and(|next| next <= from) {
-                continue;
-            }
-            let begin = from.max(place.from);
-            match place.lane.reader().arrival_of(shard.id, begin) {
+        for Place { stay, lane } in &shard.places {
+            match lane.reader().arrival_of(shard.id, stay, from) {
                 Ok(Some(arrival)) => return Ok(Some(arrival)),
                 Ok(None) => {}
                 // Trimmed meanwhile: there is less lag than there was.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flumen_log::SyncDone;
-use flumen_record::{SequenceNumber, ShardId};
+use flumen_record::{SequenceNumber, ShardEpoch, ShardId};
 use flumen_stream::Shard;
 use tokio::sync::oneshot;
 
@@ -21,17 +21,24 @@ pub(crate) struct OpenShard {
     pub(crate) tail: Arc<Tail>,
 }
 
+/// Where a shard stands that is held back.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HeldShard {
+    pub(crate) id: ShardId,
+    /// Its next number: everything below is on disk.
+    pub(crate) next: SequenceNumber,
+    /// The epoch of what it wrote last.
+    pub(crate) epoch: ShardEpoch,
+}
+
 /// A request to a lane, done between two rounds and before the batches that came with it.
 #[derive(Debug)]
 pub(crate) enum Control {
     /// Takes shards in.
     Open(Vec<OpenShard>, Option<oneshot::Sender<()>>),
     /// Holds back the batches of shards and answers, once all their earlier batches are on disk,
-    /// with the next number of each.
-    Hold(
-        Vec<ShardId>,
-        oneshot::Sender<Vec<(ShardId, SequenceNumber)>>,
-    ),
+    /// with where each stands.
+    Hold(Vec<ShardId>, oneshot::Sender<Vec<HeldShard>>),
     /// Ends a hold: the shards go on here, or in another lane.
     Release {
         shards: Vec<ShardId>,

@@ -10,14 +10,14 @@ use std::task::Waker;
 use std::time::Duration;
 
 use flumen_log::{Log, RoundNumber, SyncDone, SyncError, WriteError};
-use flumen_record::{Durability, SequenceNumber, ShardId, Timestamp};
+use flumen_record::{Durability, Timestamp};
 use tokio::sync::oneshot;
 
 use closing::Closing;
 
 use super::background::Background;
 use super::desk::{Desk, RoundOutcome};
-use super::{Control, Lane, LaneContext, OpenShard};
+use super::{Control, HeldShard, Lane, LaneContext, OpenShard};
 use crate::Error;
 use crate::pending::Submission;
 use crate::round::{Turns, share_of_waiting};
@@ -36,8 +36,8 @@ const MOVED_IN_FOR: u32 = 20;
 #[derive(Debug)]
 struct Barrier {
     round: RoundNumber,
-    numbers: Vec<(ShardId, SequenceNumber)>,
-    done: oneshot::Sender<Vec<(ShardId, SequenceNumber)>>,
+    held: Vec<HeldShard>,
+    done: oneshot::Sender<Vec<HeldShard>>,
 }
 
 #[derive(Debug)]
@@ -458,7 +458,7 @@ impl Worker {
         for barrier in std::mem::take(&mut self.barriers) {
             if barrier.round <= durable {
                 // Who asked may be gone: the hold is released when its sender is.
-                let _ = barrier.done.send(barrier.numbers);
+                let _ = barrier.done.send(barrier.held);
             } else {
                 self.barriers.push(barrier);
             }

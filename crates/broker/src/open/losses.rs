@@ -1,10 +1,10 @@
 //! Numbers that may have been given out, and records that may have been acknowledged, where a log
 //! knows nothing of them (any more).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use flumen_log::{Log, LogKey, ShardRecovery};
+use flumen_log::ShardRecovery;
 use flumen_record::{SequenceNumber, ShardId, ShardIndex, Timestamp};
 use flumen_stream::{Shard, ShardInfo, ShardState, StreamInfo};
 
@@ -53,8 +53,7 @@ pub(super) struct Jump {
 
 /// First number of a shard in the log that takes its appends.
 pub(super) fn first_here(info: &ShardInfo) -> SequenceNumber {
-    let last = info.placements.last();
-    last.map_or(SequenceNumber::ZERO, |placement| placement.from)
+    info.stays.last().from()
 }
 
 /// When a shard opened, as far as that is known.
@@ -79,30 +78,5 @@ pub(super) fn not_served(info: &ShardInfo, config: &BrokerConfig) -> RecoveredSh
         shard: Shard::new(info.id, info.range, &config.stream),
         tail: Arc::new(Tail::new(end)),
         home: home(info),
-    }
-}
-
-/// What a log that a shard has left has lost of it is answered as lost, not as expired.
-pub(super) fn mark_left_behind(
-    info: &ShardInfo,
-    opened: Option<Timestamp>,
-    logs: &mut [(LogKey, Log)],
-    found: &BTreeMap<LogKey, Found>,
-) {
-    let home = home(info);
-    let next = info.placements.iter().skip(1).map(|next| next.from);
-    for (placement, to) in info.placements.iter().zip(next) {
-        let Some(here) = found.get(&placement.log) else {
-            continue;
-        };
-        if placement.log == home || !here.may_have_lost(info, opened) {
-            continue;
-        }
-        let known = here.shards.get(&info.id).map(|known| known.next);
-        let from = known.unwrap_or(placement.from);
-        let log = logs.iter_mut().find(|(key, _)| *key == placement.log);
-        if let (Some((_, log)), true) = (log, from < to) {
-            log.jump(info.id, from, to, true);
-        }
     }
 }

@@ -4,16 +4,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flumen_log::{BatchMark, Log, LogKey, Recovery, Replay, ShardRecovery, Storage, list_logs};
-use flumen_record::{
-    Durability, HashRange, ProducerId, SequenceNumber, ShardEpoch, ShardId, Timestamp,
+use flumen_log::{
+    BatchMark, Expected, Log, LogKey, LogStays, Recovery, Replay, ShardRecovery, Storage, list_logs,
 };
+use flumen_record::{Durability, ProducerId, SequenceNumber, ShardEpoch, ShardId, Timestamp};
 use flumen_stream::retention::RETENTION_MIN;
-use flumen_stream::{Catalog, Shard, ShardInfo, ShardState, StreamConfig, StreamInfo, Vouched};
+use flumen_stream::{Catalog, Shard, ShardInfo, ShardState, StreamInfo, Vouched};
 
-use super::losses::{
-    FAR_JUMP, Found, JUMP, Jump, first_here, mark_left_behind, not_served, opened,
-};
+use super::history::{Building, History, Listen};
+use super::losses::{FAR_JUMP, Found, JUMP, Jump, first_here, not_served, opened};
 use super::{OpenError, log_config, refusal_of};
 use crate::tail::Tail;
 use crate::vouching::begin_logs;
@@ -69,7 +68,6 @@ pub(super) fn recover(
             continue;
         }
         let young = is_young(stream, info, now);
-        mark_left_behind(info, opened(stream, info), &mut logs, &found);
         let since = (young, opened(stream, info));
         let (shard, jump) = bring_together(info, since, &mut history, &found, issued);
         let mut log = logs.iter_mut().find(|(key, _)| *key == home);
@@ -108,11 +106,8 @@ fn open_logs(
     history: &mut History,
     now: Timestamp,
 ) -> Result<Logs, OpenError> {
-    let placements = catalog
-        .streams()
-        .flat_map(|s| &s.shards)
-        .flat_map(|s| &s.placements);
-    let mut keys: BTreeSet<LogKey> = placements.map(|placement| placement.log).collect();
+    let stays = stays_by_log(catalog);
+    let mut keys: BTreeSet<LogKey> = stays.keys().copied().collect();
     let there = list_logs(&**storage).map_err(|source| flumen_log::OpenError::Io {
         path: "the data directory".to_owned(),
         source,
@@ -126,9 +121,13 @@ fn open_logs(
         let mut replay = Listen { key, history };
         let settings = log_config(&config.log, key);
         let vouched = catalog.vouched(key);
-        let voucher = vouched.and_then(Vouched::voucher);
+        let none = LogStays::default();
+        let expected = Expected {
+            voucher: vouched.and_then(Vouched::voucher),
+            stays: Some(stays.get(&key).unwrap_or(&none)),
+        };
         let storage = Arc::clone(storage);
-        let opened = Log::open_vouched(storage, key, settings, now, &mut replay, voucher);
+        let opened = Log::open_expecting(storage, key, settings, now, &mut replay, expected);
         let (log, recovery) = match opened {
             Ok(opened) => opened,
             Err(error) => {
@@ -163,14 +162,28 @@ fn open_logs(
     Ok((logs, found, refused))
 }
 
+/// Which stays of shards each log holds. The last one of a closed shard ends where it does.
+fn stays_by_log(catalog: &Catalog) -> BTreeMap<LogKey, LogStays> {
+    let mut logs: BTreeMap<LogKey, LogStays> = BTreeMap::new();
+    for info in catalog.streams().flat_map(|stream| &stream.shards) {
+        for stay in info.stays.iter() {
+            let stay = match info.state {
+                ShardState::Open => *stay,
+                ShardState::Closed { end, .. } => stay.closed_at(end),
+            };
+            logs.entry(stay.log()).or_default().add(info.id, stay);
+        }
+    }
+    logs
+}
+
 /// Deleted streams, and shards that moved away and have expired where they were.
 fn forget_unwanted(catalog: &Catalog, logs: &mut [(LogKey, Log)], found: &BTreeMap<LogKey, Found>) {
     let shards = catalog.streams().flat_map(|stream| &stream.shards);
     let wanted: HashSet<(LogKey, ShardId)> = shards
         .flat_map(|info| {
-            info.placements
-                .iter()
-                .map(|placement| (placement.log, info.id))
+            let stays = info.stays.iter();
+            stays.map(|stay| (stay.log(), info.id))
         })
         .collect();
     for (key, log) in logs {
@@ -186,22 +199,19 @@ fn forget_unwanted(catalog: &Catalog, logs: &mut [(LogKey, Log)], found: &BTreeM
 
 /// The log that takes a shard's appends.
 pub(super) fn home(info: &ShardInfo) -> LogKey {
-    info.placements
-        .last()
-        .expect("BUG: a shard without a placement")
-        .log
+    info.stays.last().log()
 }
 
 /// Whether nothing of a shard can have expired yet, so that a log which knows nothing of it never kept
 /// anything of it.
 fn is_young(stream: &StreamInfo, shard: &ShardInfo, now: Timestamp) -> bool {
-    let stayed = matches!(&shard.placements[..], [only] if only.from == SequenceNumber::ZERO);
+    let stayed = shard.stays.len() == 1 && first_here(shard) == SequenceNumber::ZERO;
     stayed
         && stream.settings.retention_bytes.is_none()
         && opened(stream, shard).is_some_and(|at| now.since(at) < RETENTION_MIN)
 }
 
-/// Ends a shard's recovery with what the logs it lies in remember, oldest first.
+/// Ends a shard's recovery with what the logs of its stays remember.
 fn bring_together(
     info: &ShardInfo,
     (young, opened): (bool, Option<Timestamp>),
@@ -210,51 +220,29 @@ fn bring_together(
     issued: ProducerId,
 ) -> (Shard, Option<Jump>) {
     let mut building = history.take(info);
-    let mut newest: Option<ShardRecovery> = None;
-    let mut complete = !building.lost;
-    for placement in &info.placements {
-        let log = found.get(&placement.log);
-        complete &= log.is_some_and(|log| log.complete);
-        let here = log.and_then(|log| log.shards.get(&info.id)).copied();
-        newest = match (here, newest) {
-            (Some(here), Some(before)) => Some(ShardRecovery {
-                next: here.next.max(placement.from),
-                epoch: here.epoch.max(before.epoch),
-                last_arrival: here.last_arrival.max(before.last_arrival),
-                ..here
-            }),
-            (Some(here), None) => Some(here),
-            // Nothing was written there yet: it goes on where the change said.
-            (None, Some(before)) => Some(ShardRecovery {
-                next: placement.from,
-                jumped: None,
-                ..before
-            }),
-            (None, None) => None,
-        };
-    }
-    let home = home(info);
-    let log = found.get(&home);
+    let known = add_stays_up(info, found);
+    let told = building.told;
+    // What a saved state knows all of, no log needs to remember.
+    let complete = !building.lost
+        && info.stays.iter().all(|stay| {
+            let is_told = told.is_some_and(|next| stay.to().is_some_and(|to| to <= next));
+            is_told || found.get(&stay.log()).is_some_and(|log| log.complete)
+        });
+    let last = info.stays.last();
+    let log = found.get(&last.log());
     let lost = log.is_some_and(|log| log.may_have_lost(info, opened));
     if let ShardState::Closed { end, .. } = info.state {
-        let from = newest.map_or_else(|| first_here(info), |newest| newest.next);
-        let jump = (lost && from < end).then_some(Jump {
-            from,
-            to: end,
-            lost,
-        });
         // A log that knows nothing of an old one has expired all of it.
         let nothing_kept = end == SequenceNumber::ZERO || young;
-        let complete = complete && (newest.is_some() || building.told || nothing_kept) && !lost;
-        return (closed(building, newest, end, complete, issued), jump);
+        let complete = complete && (known.is_some() || told.is_some() || nothing_kept) && !lost;
+        return (closed(building, known, end, complete, issued), None);
     }
     let held = log.is_some_and(|log| log.shards.contains_key(&info.id));
     let clean = log.is_none_or(|log| log.clean);
-    let moved_at = first_here(info);
     // Whatever was acknowledged there may be gone without a trace.
-    let gone = !held && !clean && home.durability == Durability::Memory;
+    let gone = !held && !clean && last.log().durability == Durability::Memory;
     if lost || gone {
-        let before = newest.unwrap_or_else(|| untouched(info.id, moved_at));
+        let before = known.unwrap_or_else(|| untouched(info.id, last.from()));
         let far = log.is_some_and(|log| log.loss_accepted);
         let to = before.next.plus(if far { FAR_JUMP } else { JUMP });
         let jump = Jump {
@@ -273,17 +261,52 @@ fn bring_together(
         building.shard.recovered(&recovery, complete, issued);
         return (building.shard, Some(jump));
     }
-    if let Some(newest) = newest {
-        building.shard.recovered(&newest, complete, issued);
-    } else if building.told || moved_at > SequenceNumber::ZERO {
+    if let Some(known) = known {
+        building.shard.recovered(&known, complete, issued);
+    } else if told.is_some() || last.from() > SequenceNumber::ZERO {
         // It moved here, nothing was written since, and where it was all has expired.
-        let next = moved_at.max(building.shard.next());
-        let complete = complete && building.told;
-        building
-            .shard
-            .recovered(&untouched(info.id, next), complete, issued);
+        let next = last.from().max(building.shard.next());
+        let recovery = ShardRecovery {
+            epoch: last.epoch(),
+            ..untouched(info.id, next)
+        };
+        let complete = complete && told.is_some();
+        building.shard.recovered(&recovery, complete, issued);
     }
     (building.shard, None)
+}
+
+/// Where a shard stands by all the logs that it lies in: it goes on where its last stay says, or the
+/// log of that. `None`: none of them knows it.
+fn add_stays_up(info: &ShardInfo, found: &BTreeMap<LogKey, Found>) -> Option<ShardRecovery> {
+    let mut all: Option<ShardRecovery> = None;
+    for stay in info.stays.iter() {
+        let log = found.get(&stay.log());
+        let Some(here) = log.and_then(|log| log.shards.get(&info.id)) else {
+            if let Some(all) = &mut all {
+                (all.next, all.jumped) = (all.next.max(stay.from()), None);
+                all.epoch = all.epoch.max(stay.epoch());
+            }
+            continue;
+        };
+        let all = all.get_or_insert(ShardRecovery {
+            trim_horizon: SequenceNumber::MAX,
+            ..*here
+        });
+        let kept_from = here.trim_horizon.max(stay.from());
+        let end = stay.to().unwrap_or(here.next);
+        if stay.to().is_none_or(|to| kept_from < to) {
+            all.trim_horizon = all.trim_horizon.min(kept_from);
+        }
+        all.next = end.max(stay.from());
+        all.jumped = here.jumped.filter(|_| stay.to().is_none());
+        all.epoch = all.epoch.max(here.epoch).max(stay.epoch());
+        all.last_arrival = all.last_arrival.max(here.last_arrival);
+    }
+    all.map(|all| ShardRecovery {
+        trim_horizon: all.trim_horizon.min(all.next),
+        ..all
+    })
 }
 
 /// A closed shard. Everything it held was on disk before it was closed, so that it ends where the
@@ -313,127 +336,6 @@ fn untouched(shard: ShardId, from: SequenceNumber) -> ShardRecovery {
         epoch: ShardEpoch::new(0),
         last_arrival: Timestamp::ZERO,
         jumped: None,
-    }
-}
-
-/// The shards of the catalog while logs tell about them.
-struct History {
-    building: HashMap<ShardId, Building>,
-    /// What logs told of shards that lie in more than one, to be heard in the right order.
-    told: HashMap<(LogKey, ShardId), Vec<Told>>,
-    config: StreamConfig,
-}
-
-/// One shard while logs tell about it.
-struct Building {
-    shard: Shard,
-    /// Its saved state was not usable.
-    lost: bool,
-    /// A saved state was.
-    told: bool,
-    /// The logs it lies in. What others tell is out of date: it has left them, and they have not
-    /// forgotten it yet.
-    logs: Vec<LogKey>,
-    range: HashRange,
-}
-
-enum Told {
-    State(Bytes),
-    Batch(BatchMark, bool),
-}
-
-impl History {
-    fn of(catalog: &Catalog, config: &BrokerConfig) -> Self {
-        let config = config.stream.clone();
-        let building = |info: &ShardInfo| {
-            let building = Building {
-                shard: Shard::new(info.id, info.range, &config),
-                lost: false,
-                told: false,
-                logs: info
-                    .placements
-                    .iter()
-                    .map(|placement| placement.log)
-                    .collect(),
-                range: info.range,
-            };
-            (info.id, building)
-        };
-        let shards = catalog.streams().flat_map(|stream| &stream.shards);
-        let building = shards.map(building).collect();
-        Self {
-            building,
-            told: HashMap::new(),
-            config,
-        }
-    }
-
-    /// The shard with all that was told about it.
-    fn take(&mut self, info: &ShardInfo) -> Building {
-        let mut building = self
-            .building
-            .remove(&info.id)
-            .expect("BUG: a shard the catalog did not have before");
-        for placement in &info.placements {
-            let told = self
-                .told
-                .remove(&(placement.log, info.id))
-                .unwrap_or_default();
-            told.into_iter()
-                .for_each(|told| building.hear(told, &self.config));
-        }
-        building
-    }
-
-    /// Forgets what a log told that turned out not to be one.
-    fn unhear(&mut self, log: LogKey) {
-        self.told.retain(|(by, _), _| *by != log);
-    }
-
-    fn hear(&mut self, log: LogKey, shard: ShardId, told: Told) {
-        match self.building.get_mut(&shard) {
-            Some(building) if !building.logs.contains(&log) => {}
-            Some(building) if building.logs.len() > 1 => {
-                self.told.entry((log, shard)).or_default().push(told);
-            }
-            Some(building) => building.hear(told, &self.config),
-            // Of a stream that is gone.
-            None => {}
-        }
-    }
-}
-
-impl Building {
-    fn hear(&mut self, told: Told, config: &StreamConfig) {
-        match told {
-            // A later log's snapshot knows all that came before.
-            Told::State(state) => match self.shard.restore(&state) {
-                Ok(()) => (self.lost, self.told) = (false, true),
-                Err(reason) => {
-                    tracing::warn!(shard = %self.shard.id(), reason, "the saved state of a shard is not usable; its producers go on under new ids");
-                    self.shard = Shard::new(self.shard.id(), self.range, config);
-                    (self.lost, self.told) = (true, false);
-                }
-            },
-            Told::Batch(mark, partial) => self.shard.replay(&mark, partial),
-        }
-    }
-}
-
-/// Listens to one log.
-struct Listen<'a> {
-    key: LogKey,
-    history: &'a mut History,
-}
-
-impl Replay for Listen<'_> {
-    fn state(&mut self, shard: ShardId, state: Bytes) {
-        self.history.hear(self.key, shard, Told::State(state));
-    }
-
-    fn batch(&mut self, shard: ShardId, mark: &BatchMark, partial: bool) {
-        self.history
-            .hear(self.key, shard, Told::Batch(*mark, partial));
     }
 }
 
@@ -471,45 +373,5 @@ fn report(key: LogKey, recovery: &Recovery) {
             shards = quarantined.shards.len(),
             "acknowledged data is damaged and quarantined; run `flumen doctor`"
         );
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use flumen_log::MemoryStorage;
-    use flumen_stream::{NewStream, StreamSettings};
-
-    use super::*;
-
-    fn state_ending_at(info: &ShardInfo, next: u64) -> Told {
-        let mut shard = Shard::new(info.id, info.range, &StreamConfig::default());
-        let recovery = untouched(info.id, SequenceNumber::new(next));
-        shard.recovered(&recovery, true, ProducerId::NONE);
-        Told::State(shard.save())
-    }
-
-    /// A log that a shard has left may still tell of it, when the node ended before it forgot.
-    #[test]
-    fn logs_that_a_shard_has_left_are_not_heard() {
-        let storage = Arc::new(MemoryStorage::new());
-        let now = Timestamp::from_micros(1);
-        let (mut catalog, _) = Catalog::open(storage, StreamConfig::default(), now).unwrap();
-        let new = NewStream {
-            name: "readings".parse().unwrap(),
-            shards: 1,
-            settings: StreamSettings::default(),
-        };
-        let stream = catalog.create(new, now).unwrap();
-        let info = &stream.shards[0];
-        let home = home(info);
-        let left = LogKey {
-            class_hours: 720,
-            ..home
-        };
-        let mut history = History::of(&catalog, &BrokerConfig::default());
-        history.hear(home, info.id, state_ending_at(info, 8));
-        history.hear(left, info.id, state_ending_at(info, 5));
-        let building = history.take(info);
-        assert_eq!(building.shard.next(), SequenceNumber::new(8));
     }
 }

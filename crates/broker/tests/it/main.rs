@@ -19,4 +19,5 @@ mod read;
 mod reshard;
 mod retention;
 mod space;
+mod stays;
 mod vouching;

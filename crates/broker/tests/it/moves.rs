@@ -270,3 +270,131 @@ async fn a_move_with_an_unknown_outcome_acknowledges_nothing_any_more() {
         assert_eq!(read_all(&broker, &stream, shard(0)).await, counted(0..4));
     }
 }
+
+/// A shard that came back to a log was where the log had jumped to in its absence: what it wrote there
+/// was doubled, or lost, and its producers were told so.
+#[tokio::test]
+async fn a_stream_that_moves_back_after_kills_is_whole() {
+    let (mut storage, clock) = (MemoryStorage::new(), clock());
+    let start = async |storage: &MemoryStorage| {
+        open_with(Arc::new(storage.clone()), config(), clock.clone()).await
+    };
+    let mut broker = start(&storage).await;
+    let stream = create(&broker, "readings", 1, level(Durability::Memory)).await;
+    let producer = broker.open_producer().await.unwrap();
+    let mut bases = Vec::new();
+    let put = async |broker: &Broker, bases: &mut Vec<u64>, count: u64| {
+        for _ in 0..count {
+            let n = bases.len() as u64;
+            bases.push(append(broker, &stream, producer, n).await);
+        }
+    };
+    put(&broker, &mut bases, 5).await;
+    let to = |durability| at_level(durability);
+    broker
+        .update_stream(&stream, to(Durability::Disk))
+        .await
+        .unwrap();
+    storage = storage.kill();
+    broker = start(&storage).await;
+    put(&broker, &mut bases, 1).await;
+    broker
+        .update_stream(&stream, to(Durability::Memory))
+        .await
+        .unwrap();
+    put(&broker, &mut bases, 5).await;
+    assert_eq!(bases, (0..11).collect::<Vec<_>>());
+    for _ in 0..3 {
+        storage = storage.kill();
+        broker = start(&storage).await;
+        assert_eq!(ends(&broker, &stream).0, 0);
+        assert_eq!(read_all(&broker, &stream, shard(0)).await, counted(0..11));
+        for from in 0..11 {
+            let start = StartPosition::At(number(from));
+            let reply = broker.read(&stream, shard(0), start, BUDGET, Duration::ZERO);
+            assert_eq!(records(&reply.await.unwrap())[0].0, from);
+        }
+        let mut session = Session::open(&broker, &stream);
+        for n in 0..11 {
+            let again = session.append(one(n.to_string(), producer, n)).await;
+            match again {
+                Ok(again) => assert_eq!((again.base, again.duplicate), (number(n), true)),
+                // Its place is not remembered any more, that it was appended is.
+                Err(error) => assert!(matches!(error, Error::AlreadyAppended { .. }), "{error}"),
+            }
+        }
+    }
+    put(&broker, &mut bases, 1).await;
+    assert_eq!(bases.last(), Some(&(11 + 3 * JUMP)));
+    assert_eq!(read_all(&broker, &stream, shard(0)).await.len(), 12);
+}
+
+/// A move into a log that lost nothing, as it never held anything, leaves a jump behind and no record.
+/// A reader that comes there has nothing to be told but what follows.
+#[tokio::test]
+async fn an_empty_stay_in_memory_is_neither_trimmed_nor_lost() {
+    let (mut storage, clock) = (MemoryStorage::new(), clock());
+    let mut broker = open_with(Arc::new(storage.clone()), config(), clock.clone()).await;
+    let other = create(&broker, "other", 1, level(Durability::Memory)).await;
+    append(&broker, &other, ProducerId::NONE, 0).await;
+    let stream = create(&broker, "readings", 1, level(Durability::Disk)).await;
+    for n in 0..3 {
+        append(&broker, &stream, ProducerId::NONE, n).await;
+    }
+    let memory = at_level(Durability::Memory);
+    broker.update_stream(&stream, memory).await.unwrap();
+    for _ in 0..2 {
+        storage = storage.kill();
+        broker = open_with(Arc::new(storage.clone()), config(), clock.clone()).await;
+    }
+    let disk = at_level(Durability::Disk);
+    broker.update_stream(&stream, disk).await.unwrap();
+    let base = append(&broker, &stream, ProducerId::NONE, 3).await;
+    assert!([3 + JUMP, 3 + 2 * JUMP].contains(&base), "{base}");
+    for _ in 0..2 {
+        storage = storage.kill();
+        broker = open_with(Arc::new(storage.clone()), config(), clock.clone()).await;
+        for from in [3, 4, 3 + JUMP, base] {
+            let start = StartPosition::At(number(from));
+            let reply = broker.read(&stream, shard(0), start, BUDGET, Duration::ZERO);
+            assert_eq!(records(&reply.await.unwrap())[0].0, base, "{from}");
+        }
+        assert_eq!(read_all(&broker, &stream, shard(0)).await.len(), 4);
+    }
+}
+
+/// What lies in a log that the shard was in twice was counted twice: eight records went where one was
+/// due.
+#[tokio::test]
+async fn a_bound_in_bytes_counts_what_came_back_once() {
+    let (storage, clock) = (MemoryStorage::new(), clock());
+    let broker = open_with(Arc::new(storage), config(), clock).await;
+    let stream = create(&broker, "readings", 1, level(Durability::Disk)).await;
+    let mut n = 0;
+    for durability in [Durability::Memory, Durability::Disk, Durability::Memory] {
+        for _ in 0..3 {
+            let batch = one(vec![b'x'; 1000], ProducerId::NONE, 0);
+            let mut session = Session::open(&broker, &stream);
+            assert_eq!(session.append(batch).await.unwrap().base.value(), n);
+            n += 1;
+        }
+        broker
+            .update_stream(&stream, at_level(durability))
+            .await
+            .unwrap();
+    }
+    let one_batch = 40 + one(vec![b'x'; 1000], ProducerId::NONE, 0).bytes().len() as u64;
+    for (bound, horizon) in [(9, 0), (8, 1), (5, 4), (4, 5), (1, 8)] {
+        let bound = StreamUpdate {
+            retention_bytes: Some(Some(bound * one_batch)),
+            ..StreamUpdate::default()
+        };
+        broker.update_stream(&stream, bound).await.unwrap();
+        broker.apply_retention().await.unwrap();
+        assert_eq!(ends(&broker, &stream), (horizon, 9));
+        assert_eq!(
+            read_all(&broker, &stream, shard(0)).await.len() as u64,
+            9 - horizon
+        );
+    }
+}

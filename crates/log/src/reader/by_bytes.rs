@@ -7,6 +7,7 @@ use super::{LOOKS, LogReader, SearchAnswer};
 use crate::error::ReadError;
 use crate::index::{Run, ShardCell};
 use crate::round::{FrameWalk, PlacedFrame};
+use crate::stay::Stay;
 
 /// What was added up so far.
 #[derive(Debug)]
@@ -79,41 +80,44 @@ impl Sum {
 }
 
 impl LogReader {
-    /// The first batch boundary such that at most `limit` bytes follow it.
+    /// The first batch boundary such that at most `limit` bytes of the stay follow it.
     pub(super) fn search_bytes_from_end(
         &self,
         shard: ShardId,
+        stay: &Stay,
         limit: u64,
     ) -> Result<SearchAnswer, ReadError> {
-        let sum = self.add_up(shard, limit)?;
+        let sum = self.add_up(shard, stay, limit)?;
         Ok(sum.map_or(SearchAnswer::Unknown, |sum| {
             SearchAnswer::At(sum.boundary.max(sum.horizon))
         }))
     }
 
-    /// Stored bytes that are kept, which replace the estimate; `None`: the index moved on all the
-    /// time.
-    pub(super) fn add_up_all(&self, shard: ShardId) -> Result<Option<u64>, ReadError> {
+    /// Stored bytes that are kept of a stay. Where they are all there are of the shard they replace the
+    /// estimate. `None`: the index moved on all the time.
+    pub(super) fn add_up_all(&self, shard: ShardId, stay: &Stay) -> Result<Option<u64>, ReadError> {
         let cell = self.cell(shard)?;
         let (horizon, estimate) = {
             let state = cell.lock();
             (state.horizon, state.stored_bytes)
         };
-        let Some(sum) = self.add_up(shard, u64::MAX)? else {
+        let Some(sum) = self.add_up(shard, stay, u64::MAX)? else {
             return Ok(None);
         };
         let mut state = cell.lock();
+        let is_all = stay.from() <= horizon && stay.to().is_none_or(|to| to >= state.end);
         // What was appended meanwhile is in one or the other; it is looked at again.
-        if state.horizon == horizon && state.stored_bytes == estimate {
+        if is_all && state.horizon == horizon && state.stored_bytes == estimate {
             state.stored_bytes = sum.bytes;
+            state.bytes_are_exact = true;
         }
         Ok(Some(sum.bytes))
     }
 
-    fn add_up(&self, shard: ShardId, limit: u64) -> Result<Option<Sum>, ReadError> {
+    fn add_up(&self, shard: ShardId, stay: &Stay, limit: u64) -> Result<Option<Sum>, ReadError> {
         let cell = self.cell(shard)?;
         for _ in 0..LOOKS {
-            if let Some(sum) = self.try_to_add_up(&cell, limit)? {
+            if let Some(sum) = self.try_to_add_up(&cell, stay, limit)? {
                 return Ok(Some(sum));
             }
         }
@@ -121,19 +125,27 @@ impl LogReader {
     }
 
     /// `Ok(None)`: the index moved meanwhile, look again.
-    fn try_to_add_up(&self, cell: &ShardCell, limit: u64) -> Result<Option<Sum>, ReadError> {
+    fn try_to_add_up(
+        &self,
+        cell: &ShardCell,
+        stay: &Stay,
+        limit: u64,
+    ) -> Result<Option<Sum>, ReadError> {
         let (mut sum, before, partial) = {
             let state = cell.lock();
             let mut sum = Sum {
                 bytes: 0,
                 limit,
-                boundary: state.end,
-                horizon: state.horizon,
+                boundary: stay.to().map_or(state.end, |to| to.min(state.end)),
+                horizon: state.horizon.max(stay.from()),
             };
             let mut partial = None;
             for run in state.recent.iter().rev() {
                 if sum.is_over() || run.end <= sum.horizon {
                     return Ok(Some(sum));
+                }
+                if run.end > sum.boundary {
+                    continue;
                 }
                 if run.base < sum.horizon || !sum.add(run.base, u64::from(run.bytes)) {
                     partial = Some(self.place(run));

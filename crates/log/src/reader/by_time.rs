@@ -11,17 +11,26 @@ use super::{LOOKS, LogReader, SearchAnswer};
 use crate::error::ReadError;
 use crate::index::{ColdStart, ShardCell, TimePlace};
 use crate::round::{FrameWalk, PlacedFrame};
+use crate::stay::Stay;
 
 impl LogReader {
     pub(super) fn search_time(
         &self,
         shard: ShardId,
+        stay: &Stay,
         at: Timestamp,
     ) -> Result<SearchAnswer, ReadError> {
         let cell = self.cell(shard)?;
         for _ in 0..LOOKS {
-            if let Some(answer) = self.look_for_time(&cell, at)? {
-                return Ok(answer);
+            match self.look_for_time(&cell, at)? {
+                Some(SearchAnswer::At(number)) if stay.to().is_some_and(|to| number >= to) => {
+                    return Ok(SearchAnswer::AllOlder);
+                }
+                Some(SearchAnswer::At(number)) => {
+                    return Ok(SearchAnswer::At(number.max(stay.from())));
+                }
+                Some(answer) => return Ok(answer),
+                None => {}
             }
         }
         Ok(SearchAnswer::Unknown)

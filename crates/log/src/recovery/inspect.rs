@@ -121,7 +121,7 @@ pub fn inspect(
     let scan = Scan::run(&inventory, &mut restorer, snapshot.as_ref(), None)?;
     let mut writer = new_writer(&shared, &scan);
     restorer.install(&mut writer, &inventory, &scan);
-    restorer.jump(&mut writer, scan.clean);
+    restorer.settle(&mut writer, scan.clean, None);
     let recovery = restorer.report(&writer, &scan, 0, Timestamp::MAX);
     let mut inspection = LogInspection {
         tail_rounds: scan.tail.len() as u64,

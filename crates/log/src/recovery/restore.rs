@@ -21,10 +21,7 @@ use crate::round::{FoundFrame, NewRun, mark_of};
 use crate::segment::{FooterPlace, Segment};
 use crate::shared::Shared;
 use crate::snapshot::Snapshot;
-use crate::state::{Gap, ShardStanding};
-
-/// How far a shard jumps when numbers may have been given out and lost.
-const JUMP: u64 = 1 << 32;
+use crate::state::ShardStanding;
 
 /// A segment without a footer, while its rounds come in.
 #[derive(Debug)]
@@ -36,15 +33,15 @@ struct Open {
 
 /// See the module.
 pub(super) struct Restorer<'r> {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     replay: &'r mut dyn Replay,
-    standings: Standings,
-    losses: Losses,
+    pub(super) standings: Standings,
+    pub(super) losses: Losses,
     /// By index in the inventory.
     open: BTreeMap<usize, Open>,
     trailers: BTreeMap<usize, Trailer>,
-    current: (usize, String),
-    jumped: BTreeMap<ShardId, SequenceNumber>,
+    pub(super) current: (usize, String),
+    pub(super) jumped: BTreeMap<ShardId, SequenceNumber>,
     /// Rounds up to this one are in the snapshot.
     covered: u64,
     /// The newest segment the snapshot knows. Its rounds that stand in a later one were written
@@ -147,9 +144,21 @@ impl<'r> Restorer<'r> {
             .copied()
             .collect();
         self.standings.whole(trailer.summary.last_written);
-        // A shard that jumped in its first segment has what stands before the jump.
+        // A shard that jumped in its first segment has what stands before the jump, which may be
+        // nothing.
+        let mut begin: BTreeMap<ShardId, SequenceNumber> = BTreeMap::new();
         for row in &footer.rows {
-            self.standings.begin(row.shard, row.base);
+            begin.insert(row.shard, row.base);
+        }
+        for control in &others {
+            if let Control::Jump { shard, from, .. } = control
+                && let Some(begin) = begin.get_mut(shard)
+            {
+                *begin = (*begin).min(*from);
+            }
+        }
+        for (shard, at) in begin {
+            self.standings.begin(shard, at);
         }
         self.standings.controls(&others);
         for row in &footer.rows {
@@ -191,7 +200,7 @@ impl<'r> Restorer<'r> {
     }
 
     /// Reports the holes that nothing explains.
-    fn report_holes(&mut self) {
+    pub(super) fn report_holes(&mut self) {
         let index = &self.shared.index;
         let horizon = |shard| index.get(shard).map(|cell| cell.lock().horizon);
         let lost = self.losses.settle(horizon);
@@ -375,46 +384,6 @@ impl<'r> Restorer<'r> {
             let mark = mark_of(&frame.header, frame.batch.header());
             self.replay.batch(frame.header.shard, &mark, false);
         }
-    }
-
-    /// Makes those shards jump for which numbers may have been given out and lost. A jump is
-    /// durable with the next round; until then opening again finds the same.
-    pub(super) fn jump(&mut self, writer: &mut Writer, clean: bool) {
-        self.report_holes();
-        let unclean_memory = self.shared.is_memory() && !clean;
-        let shards: Vec<(ShardId, Arc<ShardCell>)> = writer
-            .shards
-            .iter()
-            .map(|(shard, known)| (*shard, Arc::clone(&known.cell)))
-            .collect();
-        for (shard, cell) in shards {
-            let mut state = cell.lock();
-            let hidden = self.standings.is_hidden(shard, state.end);
-            if !hidden && !unclean_memory {
-                continue;
-            }
-            let (from, to) = (state.end, state.end.plus(JUMP));
-            state.jump(Gap {
-                from,
-                to,
-                lost: hidden,
-            });
-            drop(state);
-            if hidden {
-                self.losses.hole(shard, from, to, &self.current.1);
-            }
-            self.jumped.insert(shard, to);
-            if let Some(known) = writer.shards.get_mut(&shard) {
-                known.end = to;
-            }
-            writer.jumps.push(Control::Jump {
-                shard,
-                from,
-                to,
-                lost: hidden,
-            });
-        }
-        self.report_holes();
     }
 
     pub(super) fn report(

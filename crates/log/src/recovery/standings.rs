@@ -40,6 +40,30 @@ impl Restored {
         Self::new(standing, damages_seen)
     }
 
+    /// Runs from `base` up to `end` are here: a gap that reaches over where they begin was recorded by
+    /// mistake, while the shard lay elsewhere. Those that begin behind are between the runs.
+    fn make_way(&mut self, base: SequenceNumber, end: SequenceNumber) {
+        if base >= self.standing.end {
+            return;
+        }
+        let gaps = &mut self.standing.gaps;
+        let over = gaps
+            .iter()
+            .position(|gap| gap.from <= base && base < gap.to);
+        let Some(over) = over else {
+            return;
+        };
+        let gap = gaps.remove(over);
+        let after = Gap {
+            from: end.max(gap.from),
+            ..gap
+        };
+        let before = Gap { to: base, ..gap };
+        for part in [before, after] {
+            add_gap(gaps, part);
+        }
+    }
+
     /// Drops the marks from `base` on. Returns the segment that holds what is before it.
     fn drop_marks_from(&mut self, base: SequenceNumber) -> u64 {
         let mut previous = self.standing.last_segment;
@@ -91,6 +115,7 @@ impl Standings {
             .unwrap_or_default()
         {
             let mut restored = Restored::new(shard.standing.clone(), 0);
+            restored.standing.drop_gaps_beyond();
             restored.marks.extend_from_slice(&shard.marks);
             standings.shards.insert(shard.standing.shard, restored);
         }
@@ -158,12 +183,14 @@ impl Standings {
         let named: BTreeSet<ShardId> = table.iter().map(|standing| standing.shard).collect();
         self.shards.retain(|shard, _| named.contains(shard));
         for standing in table {
+            let mut standing = standing.clone();
+            standing.drop_gaps_beyond();
             let damages = self.damages;
             self.shards
                 .entry(standing.shard)
                 .or_insert_with(|| Restored::new(ShardStanding::new(standing.shard), damages))
                 .standing
-                .merge(standing);
+                .merge(&standing);
         }
     }
 
@@ -185,6 +212,7 @@ impl Standings {
     /// Moves a shard on to the end of its runs in a sealed segment.
     pub(super) fn stand_by_row(&mut self, segment: u64, row: &FooterRow) {
         let restored = self.found(row.shard, row.base);
+        restored.make_way(row.base, row.end);
         let known = restored.standing.last_segment == segment;
         restored.standing.end = restored.standing.end.max(row.end);
         restored.standing.last_arrival = restored.standing.last_arrival.max(row.last_arrival);
@@ -205,6 +233,7 @@ impl Standings {
     /// Moves a shard on to the end of `run`. Returns the segment that held it before this one.
     pub(super) fn stand_by_run(&mut self, segment: u64, run: &NewRun) -> u64 {
         let restored = self.found(run.shard, run.base);
+        restored.make_way(run.base, run.end);
         let previous = restored.standing.last_segment;
         if previous != segment {
             restored.marks.push(Mark {

@@ -4,7 +4,7 @@ use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::sync::Arc;
 
-use flumen_record::Timestamp;
+use flumen_record::{SequenceNumber, ShardId, Timestamp};
 
 use super::inventory::{Inventory, Leftover};
 use super::restore::Restorer;
@@ -174,12 +174,13 @@ fn forget(writer: &mut Writer, tail: &[ScannedRound]) {
             let Control::Forget { shard } = *control else {
                 continue;
             };
-            let later = tail.iter().skip(number);
-            let mut frames = later.flat_map(|round| &round.content.frames);
-            match frames.find(|frame| frame.header.shard == shard) {
-                Some(first) => {
+            // What it jumped over before it was forgotten is in the marks of the same round.
+            let here = first_frame(round, shard);
+            let mut later = tail.iter().skip(number + 1);
+            match here.or_else(|| later.find_map(|round| comes_back(round, shard))) {
+                Some(at) => {
                     if let Some(known) = writer.shards.get(&shard) {
-                        known.cell.lock().trim(first.header.base);
+                        known.cell.lock().trim(at);
                     }
                 }
                 None => {
@@ -189,6 +190,29 @@ fn forget(writer: &mut Writer, tail: &[ScannedRound]) {
             }
         }
     }
+}
+
+/// Where a shard that was forgotten begins again in a round: in front of a jump, or at its first frame.
+fn comes_back(round: &ScannedRound, shard: ShardId) -> Option<SequenceNumber> {
+    let jump = round
+        .found
+        .control
+        .iter()
+        .find_map(|control| match *control {
+            Control::Jump {
+                shard: jumping,
+                from,
+                ..
+            } if jumping == shard => Some(from),
+            _ => None,
+        });
+    jump.or_else(|| first_frame(round, shard))
+}
+
+fn first_frame(round: &ScannedRound, shard: ShardId) -> Option<SequenceNumber> {
+    let mut frames = round.content.frames.iter();
+    let frame = frames.find(|frame| frame.header.shard == shard)?;
+    Some(frame.header.base)
 }
 
 /// Sorts the files that are not part of the log: those without a header can go at once, the others

@@ -8,7 +8,7 @@ use flumen_log::{
 };
 
 use crate::fixture::{
-    DISK, MEMORY, at, frame, frames_of, number, open, read_all, shard, small_segments,
+    ALL, DISK, MEMORY, at, frame, frames_of, number, open, read_all, shard, small_segments,
 };
 
 fn memory() -> (MemoryStorage, Arc<dyn Storage>) {
@@ -50,11 +50,11 @@ fn what_is_committed_is_read_back_hot_and_cold() {
         .unwrap();
     assert_eq!(frames_of(&large), [(3, 1), (4, 1)]);
     assert_eq!(
-        reader.find_time(shard(1), at(7)).unwrap(),
+        reader.find_time(shard(1), &ALL, at(7)).unwrap(),
         SearchAnswer::At(number(35))
     );
     assert_eq!(
-        reader.find_time(shard(1), at(70)).unwrap(),
+        reader.find_time(shard(1), &ALL, at(70)).unwrap(),
         SearchAnswer::AllOlder
     );
     let nothing = reader.read_hot(shard(1), number(100), 10).unwrap().unwrap();
@@ -163,25 +163,31 @@ fn segments_roll_and_all_of_them_are_read() {
     assert_eq!(read_all(&reader, 2, 301)[0], (300, 2));
     for millis in [0, 1, 77, 150, 299] {
         assert_eq!(
-            reader.find_time(shard(1), at(millis)).unwrap(),
+            reader.find_time(shard(1), &ALL, at(millis)).unwrap(),
             SearchAnswer::At(number(millis))
         );
         assert_eq!(
-            reader.find_time(shard(2), at(millis)).unwrap(),
+            reader.find_time(shard(2), &ALL, at(millis)).unwrap(),
             SearchAnswer::At(number(millis * 2))
         );
     }
     let one = reader.bounds(shard(1)).unwrap().stored_bytes / 300;
     assert_eq!(
-        reader.find_bytes_from_end(shard(1), one * 10 + 5).unwrap(),
+        reader
+            .find_bytes_from_end(shard(1), &ALL, one * 10 + 5)
+            .unwrap(),
         SearchAnswer::At(number(290))
     );
     assert_eq!(
-        reader.find_bytes_from_end(shard(1), one * 250).unwrap(),
+        reader
+            .find_bytes_from_end(shard(1), &ALL, one * 250)
+            .unwrap(),
         SearchAnswer::At(number(50))
     );
     assert_eq!(
-        reader.find_bytes_from_end(shard(1), one * 500).unwrap(),
+        reader
+            .find_bytes_from_end(shard(1), &ALL, one * 500)
+            .unwrap(),
         SearchAnswer::At(number(0))
     );
 }

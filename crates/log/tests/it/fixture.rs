@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flumen_log::{
-    BatchMark, FoundFrames, Log, LogConfig, LogKey, LogReader, NewFrame, Recovery, Replay, Storage,
+    BatchMark, FoundFrames, Log, LogConfig, LogKey, LogReader, NewFrame, Recovery, Replay, Stay,
+    Storage,
 };
 use flumen_record::{
     BatchBuilder, Compression, Durability, Frames, HashKey, ProducerId, ProducerSequence, Record,
@@ -25,6 +26,9 @@ pub(crate) const MEMORY: LogKey = LogKey {
     class_hours: 24,
     lane: 0,
 };
+
+/// All that a log holds of a shard.
+pub(crate) const ALL: Stay = Stay::new(DISK, ShardEpoch::new(0), SequenceNumber::ZERO, None);
 
 /// Small segments, so that tests roll.
 pub(crate) fn small_segments() -> LogConfig {

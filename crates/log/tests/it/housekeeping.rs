@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flumen_log::{DiskStorage, Housekeeper, Log, LogConfig, MemoryStorage, SearchAnswer, Storage};
 
-use crate::fixture::{DISK, at, frame, number, open, read_all, shard, small_segments};
+use crate::fixture::{ALL, DISK, at, frame, number, open, read_all, shard, small_segments};
 
 /// No runs stay in memory for the window's sake.
 fn cold_config() -> LogConfig {
@@ -66,7 +66,7 @@ fn sealed_segments_are_read_by_their_footers_and_stand_by_them() {
     assert_eq!(read_all(&reader, 1, 0), expected(0..300));
     assert_eq!(read_all(&reader, 2, 77), expected(77..300));
     assert_eq!(
-        reader.find_time(shard(1), at(33)).unwrap(),
+        reader.find_time(shard(1), &ALL, at(33)).unwrap(),
         SearchAnswer::At(number(33))
     );
     assert!(log.stats().segments_prepared > 0);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use flumen_log::{Housekeeper, Log, LogConfig, LogReader, MemoryStorage, SearchAnswer, Storage};
 
-use crate::fixture::{DISK, at, frame, number, open, shard, small_segments};
+use crate::fixture::{ALL, DISK, at, frame, number, open, shard, small_segments};
 
 /// Nothing stays in memory but what was written last.
 fn cold_config() -> LogConfig {
@@ -147,7 +147,7 @@ impl Searched {
             let expected = expected.map_or(SearchAnswer::AllOlder, |batch| {
                 SearchAnswer::At(number(batch.base))
             });
-            let found = reader.find_time(shard(1), at(time)).unwrap();
+            let found = reader.find_time(shard(1), &ALL, at(time)).unwrap();
             assert_eq!(found, expected, "at {time} of {:?}", self.kept.first());
         }
         self.check_bytes(&reader);
@@ -155,7 +155,7 @@ impl Searched {
 
     fn check_bytes(&mut self, reader: &LogReader) {
         let stored: u64 = self.kept.iter().map(|batch| batch.bytes).sum();
-        assert_eq!(reader.count_bytes(shard(1)).unwrap(), Some(stored));
+        assert_eq!(reader.count_bytes(shard(1), &ALL).unwrap(), Some(stored));
         for limit in [0, 1, stored / 3, stored, self.random(stored + 2), u64::MAX] {
             let mut sum = 0;
             let fits = |batch: &&Batch| {
@@ -168,7 +168,7 @@ impl Searched {
                 .kept
                 .get(boundary)
                 .map_or(self.next, |batch| batch.base);
-            let found = reader.find_bytes_from_end(shard(1), limit).unwrap();
+            let found = reader.find_bytes_from_end(shard(1), &ALL, limit).unwrap();
             assert_eq!(found, SearchAnswer::At(number(base)), "{limit} of {stored}");
         }
     }
@@ -243,7 +243,7 @@ fn a_time_before_a_freed_segment_is_not_the_end() {
     searched.keeper = Some(keeper);
     let ask = |searched: &mut Searched| {
         let reader = searched.log().reader();
-        reader.find_time(shard(1), at(0)).unwrap()
+        reader.find_time(shard(1), &ALL, at(0)).unwrap()
     };
     assert_eq!(ask(&mut searched), SearchAnswer::At(number(first)));
     searched.reopen(true);

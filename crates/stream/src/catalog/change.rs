@@ -3,17 +3,18 @@
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, TryGetError};
-use flumen_log::{LogKey, Voucher};
+use flumen_log::{LogKey, Stay, StayId, Stays, StaysFault, Voucher};
 use flumen_record::{
-    Durability, HashKey, HashRange, SequenceNumber, ShardId, ShardIndex, StreamId, Timestamp,
+    Durability, HashKey, HashRange, SequenceNumber, ShardEpoch, ShardId, ShardIndex, StreamId,
+    Timestamp,
 };
 
 use crate::AutoScale;
 
-use super::stream_info::{Placement, ShardInfo, ShardState, StreamInfo, StreamSettings};
+use super::stream_info::{ShardInfo, ShardState, StreamInfo, StreamSettings};
 use super::vouched::Vouched;
 
-/// Version 1 has no automatic scaling, version 2 no vouchers.
+/// Version 1 has no automatic scaling, version 2 no vouchers, and no epochs and ends of stays.
 const VERSION: u8 = 3;
 
 /// One change of the catalog.
@@ -31,8 +32,10 @@ pub(super) enum Change {
     SnapshotStream(StreamInfo),
     /// It is complete, with this many streams: what came before it is not needed any more.
     SnapshotEnd { streams: u32 },
-    /// Logs that hold nothing of these shards any more.
+    /// Logs that hold nothing of these shards any more, as versions 1 and 2 said it.
     PlacementsDropped(Vec<(ShardId, LogKey)>),
+    /// Stays of shards up to which nothing is kept any more.
+    StaysDropped(Vec<StayId>),
     /// How far other logs have got.
     Vouch(Vec<(LogKey, Vouched)>),
     /// The same, of all logs, as part of a snapshot.
@@ -46,7 +49,8 @@ impl Change {
             Self::Stream(_)
             | Self::Deleted(_)
             | Self::Producers { .. }
-            | Self::PlacementsDropped(_) => true,
+            | Self::PlacementsDropped(_)
+            | Self::StaysDropped(_) => true,
             Self::SnapshotBegin { .. }
             | Self::SnapshotStream(_)
             | Self::SnapshotEnd { .. }
@@ -92,6 +96,14 @@ impl Change {
                 for (shard, log) in dropped {
                     out.put_u64_le(shard.value());
                     encode_log(*log, &mut out);
+                }
+            }
+            Self::StaysDropped(dropped) => {
+                out.put_u8(9);
+                out.put_u32_le(count(dropped.len()));
+                for stay in dropped {
+                    out.put_u64_le(stay.shard.value());
+                    out.put_u32_le(stay.epoch.value());
                 }
             }
             Self::Vouch(vouched) => encode_vouched(0, vouched, &mut out),
@@ -147,6 +159,7 @@ fn read(bytes: &mut &[u8]) -> Result<Change, Fault> {
             streams: bytes.try_get_u32_le()?,
         },
         7 => Change::PlacementsDropped(read_dropped(bytes)?),
+        9 => Change::StaysDropped(read_dropped_stays(bytes)?),
         8 => match bytes.try_get_u8()? {
             0 => Change::Vouch(read_vouched(bytes)?),
             1 => Change::SnapshotVouch(read_vouched(bytes)?),
@@ -177,6 +190,13 @@ fn encode_vouched(of_snapshot: u8, vouched: &[(LogKey, Vouched)], out: &mut Vec<
 }
 
 fn encode_stream(stream: &StreamInfo, out: &mut Vec<u8>) {
+    encode_stream_head(stream, out);
+    for shard in &stream.shards {
+        encode_shard(shard, out);
+    }
+}
+
+fn encode_stream_head(stream: &StreamInfo, out: &mut Vec<u8>) {
     out.put_u32_le(stream.id.value());
     let name = stream.name.as_str().as_bytes();
     out.put_u8(u8::try_from(name.len()).expect("BUG: a name has at most 128 bytes"));
@@ -189,9 +209,6 @@ fn encode_stream(stream: &StreamInfo, out: &mut Vec<u8>) {
     out.put_u64_le(stream.created.as_micros());
     out.put_u64_le(stream.version);
     out.put_u32_le(count(stream.shards.len()));
-    for shard in &stream.shards {
-        encode_shard(shard, out);
-    }
 }
 
 fn encode_auto_scale(auto_scale: Option<&AutoScale>, out: &mut Vec<u8>) {
@@ -212,6 +229,23 @@ fn encode_auto_scale(auto_scale: Option<&AutoScale>, out: &mut Vec<u8>) {
 }
 
 fn encode_shard(shard: &ShardInfo, out: &mut Vec<u8>) {
+    encode_shard_head(shard, out);
+    out.put_u32_le(count(shard.stays.len()));
+    for stay in shard.stays.iter() {
+        encode_log(stay.log(), out);
+        out.put_u32_le(stay.epoch().value());
+        out.put_u64_le(stay.from().value());
+        match stay.to() {
+            None => out.put_u8(0),
+            Some(to) => {
+                out.put_u8(1);
+                out.put_u64_le(to.value());
+            }
+        }
+    }
+}
+
+fn encode_shard_head(shard: &ShardInfo, out: &mut Vec<u8>) {
     out.put_u32_le(shard.id.index().value());
     out.put_u128_le(shard.range.start.value());
     out.put_u128_le(shard.range.end.value());
@@ -226,11 +260,6 @@ fn encode_shard(shard: &ShardInfo, out: &mut Vec<u8>) {
     out.put_u32_le(count(shard.parents.len()));
     for parent in &shard.parents {
         out.put_u32_le(parent.value());
-    }
-    out.put_u32_le(count(shard.placements.len()));
-    for placement in &shard.placements {
-        encode_log(placement.log, out);
-        out.put_u64_le(placement.from.value());
     }
 }
 
@@ -248,10 +277,10 @@ fn encode_durability(durability: Durability, out: &mut Vec<u8>) {
 }
 
 fn count(length: usize) -> u32 {
-    u32::try_from(length).expect("BUG: shards, parents and placements are few")
+    u32::try_from(length).expect("BUG: shards, parents and stays are few")
 }
 
-fn read_stream(version: u8, bytes: &mut &[u8]) -> Result<StreamInfo, Fault> {
+fn read_stream(codec: u8, bytes: &mut &[u8]) -> Result<StreamInfo, Fault> {
     let id = StreamId::new(bytes.try_get_u32_le()?);
     let length = usize::from(bytes.try_get_u8()?);
     let (name, rest) = bytes.split_at_checked(length).ok_or(Fault::Short)?;
@@ -265,7 +294,7 @@ fn read_stream(version: u8, bytes: &mut &[u8]) -> Result<StreamInfo, Fault> {
         retention: Duration::from_micros(bytes.try_get_u64_le()?),
         retention_bytes: Some(bytes.try_get_u64_le()?).filter(|bound| *bound > 0),
         max_record_bytes: bytes.try_get_u64_le()?,
-        auto_scale: match version {
+        auto_scale: match codec {
             1 => None,
             _ => read_auto_scale(bytes)?,
         },
@@ -274,7 +303,7 @@ fn read_stream(version: u8, bytes: &mut &[u8]) -> Result<StreamInfo, Fault> {
     let version = bytes.try_get_u64_le()?;
     let shards = bytes.try_get_u32_le()?;
     let shards = (0..shards)
-        .map(|_| read_shard(id, bytes))
+        .map(|_| read_shard(codec, id, bytes))
         .collect::<Result<_, _>>()?;
     Ok(StreamInfo {
         id,
@@ -306,7 +335,7 @@ fn read_auto_scale(bytes: &mut &[u8]) -> Result<Option<AutoScale>, Fault> {
     }
 }
 
-fn read_shard(stream: StreamId, bytes: &mut &[u8]) -> Result<ShardInfo, Fault> {
+fn read_shard(version: u8, stream: StreamId, bytes: &mut &[u8]) -> Result<ShardInfo, Fault> {
     let index = ShardIndex::new(bytes.try_get_u32_le()?);
     let range = HashRange {
         start: HashKey::new(bytes.try_get_u128_le()?),
@@ -328,25 +357,77 @@ fn read_shard(stream: StreamId, bytes: &mut &[u8]) -> Result<ShardInfo, Fault> {
     let parents = (0..parents)
         .map(|_| Ok(ShardIndex::new(bytes.try_get_u32_le()?)))
         .collect::<Result<_, Fault>>()?;
-    let placements = bytes.try_get_u32_le()?;
-    let placements: Vec<Placement> = (0..placements)
-        .map(|_| {
-            Ok(Placement {
-                log: read_log(bytes)?,
-                from: SequenceNumber::new(bytes.try_get_u64_le()?),
-            })
-        })
-        .collect::<Result<_, Fault>>()?;
-    if placements.is_empty() {
-        return Err(Fault::Unknown("a shard in it lies in no log"));
-    }
+    let stays = match version {
+        1 | 2 => read_placements(bytes)?,
+        _ => read_stays(bytes)?,
+    };
+    let stays = Stays::check(stays).map_err(|fault| Fault::Unknown(what_is_wrong(fault)))?;
     Ok(ShardInfo {
         id: ShardId::new(stream, index),
         range,
         state,
         parents,
-        placements,
+        stays,
     })
+}
+
+/// What a shard lay in, as versions 1 and 2 say it: each log from a number on. Epochs count them.
+fn read_placements(bytes: &mut &[u8]) -> Result<Vec<Stay>, Fault> {
+    let count = bytes.try_get_u32_le()?;
+    let placements = (0..count)
+        .map(|_| {
+            Ok((
+                read_log(bytes)?,
+                SequenceNumber::new(bytes.try_get_u64_le()?),
+            ))
+        })
+        .collect::<Result<Vec<_>, Fault>>()?;
+    let ends = placements.iter().skip(1).map(|(_, from)| Some(*from));
+    let ranges = placements.iter().zip(ends.chain([None]));
+    let numbered = (0..).map(ShardEpoch::new).zip(ranges);
+    let stay = |(epoch, ((log, from), to)): (_, (&(LogKey, SequenceNumber), _))| {
+        Stay::new(*log, epoch, *from, to)
+    };
+    Ok(numbered.map(stay).collect())
+}
+
+fn read_stays(bytes: &mut &[u8]) -> Result<Vec<Stay>, Fault> {
+    let count = bytes.try_get_u32_le()?;
+    (0..count)
+        .map(|_| {
+            let log = read_log(bytes)?;
+            let epoch = ShardEpoch::new(bytes.try_get_u32_le()?);
+            let from = SequenceNumber::new(bytes.try_get_u64_le()?);
+            let to = match bytes.try_get_u8()? {
+                0 => None,
+                1 => Some(SequenceNumber::new(bytes.try_get_u64_le()?)),
+                _ => return Err(Fault::Unknown("the end of a stay in it is not known")),
+            };
+            Ok(Stay::new(log, epoch, from, to))
+        })
+        .collect()
+}
+
+fn what_is_wrong(fault: StaysFault) -> &'static str {
+    match fault {
+        StaysFault::Empty => "a shard in it lies in no log",
+        StaysFault::NotGapless => "numbers of a shard in it lie in no log, or in two",
+        StaysFault::Backwards => "a stay of a shard in it ends before it begins",
+        StaysFault::EpochNotRising => "the epochs of a shard in it do not rise",
+        StaysFault::NotOnlyLastOpen => "a shard in it is open in another log than its last one",
+    }
+}
+
+fn read_dropped_stays(bytes: &mut &[u8]) -> Result<Vec<StayId>, Fault> {
+    let dropped = bytes.try_get_u32_le()?;
+    (0..dropped)
+        .map(|_| {
+            Ok(StayId {
+                shard: ShardId::from_value(bytes.try_get_u64_le()?),
+                epoch: ShardEpoch::new(bytes.try_get_u32_le()?),
+            })
+        })
+        .collect()
 }
 
 fn read_dropped(bytes: &mut &[u8]) -> Result<Vec<(ShardId, LogKey)>, Fault> {
@@ -412,10 +493,7 @@ mod tests {
             },
             state,
             parents: vec![ShardIndex::new(3), ShardIndex::new(4)],
-            placements: vec![Placement {
-                log,
-                from: SequenceNumber::new(77),
-            }],
+            stays: stays(&[(log, 3, 77, Some(80)), (LogKey::GROUPS, 5, 80, None)]),
         };
         let closed = ShardState::Closed {
             end: SequenceNumber::new(8),
@@ -445,16 +523,55 @@ mod tests {
         stream
     }
 
-    /// Written before there was automatic scaling, and before there were vouchers.
+    /// As versions 1 and 2 wrote a stream: where shards lay was a log from each of these numbers on.
+    fn encode_placements(version: u8, stream: &StreamInfo, placed: &[(LogKey, u64)]) -> Vec<u8> {
+        let mut out = vec![version, 1];
+        encode_stream_head(stream, &mut out);
+        if version == 1 {
+            // Version, kind, number, name, durability, retention, its bytes, record bytes.
+            let name = stream.name.as_str().len();
+            assert_eq!(out.remove(2 + 4 + 1 + name + 1 + 8 + 8 + 8), 0);
+        }
+        for shard in &stream.shards {
+            encode_shard_head(shard, &mut out);
+            out.put_u32_le(count(placed.len()));
+            for (log, from) in placed {
+                encode_log(*log, &mut out);
+                out.put_u64_le(*from);
+            }
+        }
+        out
+    }
+
+    fn stays(all: &[(LogKey, u32, u64, Option<u64>)]) -> Stays {
+        let stay = |&(log, epoch, from, to): &(LogKey, u32, u64, Option<u64>)| {
+            let (from, to) = (SequenceNumber::new(from), to.map(SequenceNumber::new));
+            Stay::new(log, ShardEpoch::new(epoch), from, to)
+        };
+        Stays::check(all.iter().map(stay).collect()).unwrap()
+    }
+
+    /// Written before there was automatic scaling, and before stays had epochs and ends.
     #[test]
     fn versions_before_are_read() {
-        let mut bytes = Change::Stream(stream()).encode();
-        bytes[0] = 1;
-        let name = stream().name.as_str().len();
-        // Version, kind, number, name, durability, retention, its bytes, record bytes.
-        let flag = bytes.remove(2 + 4 + 1 + name + 1 + 8 + 8 + 8);
-        assert_eq!(flag, 0);
-        assert_eq!(Change::decode(&bytes), Ok(Change::Stream(stream())));
+        let log = |lane| LogKey {
+            durability: Durability::Disk,
+            class_hours: 24,
+            lane,
+        };
+        let (a, b) = (log(0), log(1));
+        for (version, mut expected) in [(1, stream()), (2, stream()), (2, scaled())] {
+            let mut check = |placed: &[(LogKey, u64)], found: Stays| {
+                for shard in &mut expected.shards {
+                    shard.stays = found.clone();
+                }
+                let bytes = encode_placements(version, &expected, placed);
+                assert_eq!(Change::decode(&bytes), Ok(Change::Stream(expected.clone())));
+            };
+            check(&[(a, 7)], stays(&[(a, 0, 7, None)]));
+            let back = stays(&[(a, 0, 0, Some(5)), (b, 1, 5, Some(6)), (a, 2, 6, None)]);
+            check(&[(a, 0), (b, 5), (a, 6)], back);
+        }
         for version in [1, 2] {
             let mut bytes = Change::Deleted(StreamId::new(5)).encode();
             bytes[0] = version;
@@ -463,9 +580,9 @@ mod tests {
                 Ok(Change::Deleted(StreamId::new(5)))
             );
         }
-        let mut bytes = Change::Stream(scaled()).encode();
-        bytes[0] = 2;
-        assert_eq!(Change::decode(&bytes), Ok(Change::Stream(scaled())));
+        let backwards = encode_placements(2, &stream(), &[(a, 7), (b, 5)]);
+        assert!(Change::decode(&backwards).is_err());
+        assert!(Change::decode(&encode_placements(2, &stream(), &[])).is_err());
     }
 
     #[test]
@@ -483,8 +600,15 @@ mod tests {
             Change::SnapshotEnd { streams: 1 },
             Change::PlacementsDropped(vec![
                 (stream().shards[0].id, LogKey::CATALOG),
-                (stream().shards[1].id, stream().shards[1].placements[0].log),
+                (
+                    stream().shards[1].id,
+                    stream().shards[1].stays.first().log(),
+                ),
             ]),
+            Change::StaysDropped(vec![StayId {
+                shard: stream().shards[0].id,
+                epoch: ShardEpoch::new(3),
+            }]),
             Change::Vouch(vec![
                 (
                     LogKey::GROUPS,

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use flumen_log::LogKey;
+use flumen_log::{LogKey, Stays};
 use flumen_record::{
-    Durability, HashKey, HashRange, SequenceNumber, ShardId, ShardIndex, StreamId,
+    Durability, HashKey, HashRange, SequenceNumber, ShardEpoch, ShardId, ShardIndex, StreamId,
     StreamIncarnation, StreamName, Timestamp,
 };
 
@@ -16,6 +16,8 @@ use crate::retention::{RETENTION_MAX, RETENTION_MIN, retention_class};
 
 /// As many shards as a stream can have.
 const AUTO_SCALE_SHARDS_MAX: u64 = 10_000;
+/// Stays of one shard at most. They leave with the records that lie there.
+const STAYS_MAX: u64 = 1_000;
 const AUTO_SCALE_TIME_MAX: Duration = Duration::from_hours(24);
 
 /// What a user can set about a stream.
@@ -161,13 +163,15 @@ impl StreamUpdate {
     }
 }
 
-/// Where a shard's frames lie from a sequence number on. More than one after a change of level or class.
+/// A shard that goes on in another log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Placement {
-    /// The log.
-    pub log: LogKey,
-    /// First sequence number in it.
+pub struct Move {
+    /// Which.
+    pub shard: ShardIndex,
+    /// Its first number there: everything below is on disk where it was.
     pub from: SequenceNumber,
+    /// Its epoch there.
+    pub epoch: ShardEpoch,
 }
 
 /// Whether a shard takes appends.
@@ -195,8 +199,9 @@ pub struct ShardInfo {
     pub state: ShardState,
     /// The shards it was split or merged from.
     pub parents: Vec<ShardIndex>,
-    /// Where its frames lie, oldest first, at least one.
-    pub placements: Vec<Placement>,
+    /// Where its frames lie. More than one after a change of level or class. The last one of a closed
+    /// shard is open, too: where it ends its state says.
+    pub stays: Stays,
 }
 
 /// One stream as the catalog knows it. Shared, replaced as a whole on every change.
@@ -282,10 +287,7 @@ impl StreamInfo {
                     range,
                     state: ShardState::Open,
                     parents: outcome.parents.clone(),
-                    placements: vec![Placement {
-                        log: self.log_of(index, lanes),
-                        from: SequenceNumber::ZERO,
-                    }],
+                    stays: Stays::begin(self.log_of(index, lanes)),
                 });
             }
         }
@@ -315,47 +317,50 @@ impl StreamInfo {
         self.shards.get_mut(place)
     }
 
-    /// Places open shards where the settings want them, each from its next number on.
+    /// Moves open shards to where the settings want them, each from its next number on.
     ///
     /// # Panics
-    /// When an open shard has to move and its next number is not among `moves`.
-    pub(super) fn move_shards(&mut self, moves: &[(ShardIndex, SequenceNumber)]) {
+    /// When an open shard has to move and is not among `moves`.
+    pub(super) fn move_shards(&mut self, moves: &[Move]) -> Result<(), CatalogError> {
         let mut moves = moves.to_vec();
-        moves.sort_unstable_by_key(|(index, _)| *index);
+        moves.sort_unstable_by_key(|to| to.shard);
         let settings = &self.settings;
         let open = |shard: &&mut ShardInfo| shard.state == ShardState::Open;
         for shard in self.shards.iter_mut().filter(open) {
-            let last = *shard
-                .placements
-                .last()
-                .expect("BUG: a shard lies in no log");
-            let log = settings.log(last.log.lane);
-            if log == last.log {
+            let last = shard.stays.last();
+            let log = settings.log(last.log().lane);
+            if log == last.log() {
                 continue;
             }
-            let found = moves.binary_search_by_key(&shard.id.index(), |(index, _)| *index);
-            let from = found.ok().and_then(|place| moves.get(place));
-            let (_, from) = *from.expect("BUG: a shard moves and nobody knows from where");
-            if last.from == from {
-                // Nothing was written where it was: it was never there.
-                shard.placements.pop();
-            }
-            if shard.placements.last().is_none_or(|last| last.log != log) {
-                shard.placements.push(Placement { log, from });
-            }
+            let found = moves.binary_search_by_key(&shard.id.index(), |to| to.shard);
+            let to = found.ok().and_then(|place| moves.get(place));
+            let to = to.expect("BUG: a shard moves and nobody knows from where");
+            shard.stays.move_to(log, to.from, to.epoch);
+            let stays = shard.stays.len() as u64;
+            in_bounds(
+                "changes of level or class, with records kept from before each",
+                stays,
+                1,
+                STAYS_MAX,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the stays of a shard up to the one of this epoch. Its last one remains.
+    pub(super) fn drop_stays(&mut self, index: ShardIndex, epoch: ShardEpoch) {
+        if let Some(shard) = self.shard_mut(index) {
+            shard.stays.drop_through(epoch);
         }
     }
 
-    /// Forgets that a shard once lay in `log`. Its newest placement stays.
-    pub(super) fn drop_placement(&mut self, index: ShardIndex, log: LogKey) {
-        let Some(shard) = self.shard_mut(index) else {
-            return;
-        };
-        let mut later = shard.placements.len();
-        shard.placements.retain(|placement| {
-            later -= 1;
-            placement.log != log || later == 0
-        });
+    /// Forgets that a shard lay in `log` at first, as records of versions 1 and 2 say it.
+    pub(super) fn drop_oldest_in(&mut self, index: ShardIndex, log: LogKey) {
+        if let Some(shard) = self.shard_mut(index)
+            && shard.stays.first().log() == log
+        {
+            shard.stays.drop_through(shard.stays.first().epoch());
+        }
     }
 
     /// Sorts what look-ups rely on; after every change of `shards`.

@@ -6,8 +6,8 @@ mod faults;
 
 use std::time::Duration;
 
-use flumen_log::{MemoryStorage, Voucher};
-use flumen_record::{Durability, HashKey};
+use flumen_log::{MemoryStorage, Stay, Voucher};
+use flumen_record::{Durability, HashKey, ShardEpoch};
 
 use super::*;
 
@@ -160,9 +160,9 @@ fn a_reshard_is_one_record() {
     };
     let later = NOW.saturating_add(Duration::from_secs(1));
     catalog
-        .reshard(&name("a"), &[split(0)], &moves(&[(0, 7)]), NOW)
+        .reshard(&name("a"), &[split(0)], &ends(&[(0, 7)]), NOW)
         .unwrap();
-    let ends = moves(&[(1, 5), (3, 0), (2, 9)]);
+    let ends = ends(&[(1, 5), (3, 0), (2, 9)]);
     let steps = [merged, split(2)];
     let stream = catalog.reshard(&name("a"), &steps, &ends, later).unwrap();
     assert_eq!(catalog.last_record(), before + 2);
@@ -195,8 +195,7 @@ fn a_reshard_is_one_record() {
         for key in [shard.range.start, shard.range.end] {
             assert_eq!(stream.route(key).map(|found| found.id), Some(shard.id));
         }
-        let placed = shard.placements.first().unwrap();
-        assert_eq!(placed.from, SequenceNumber::ZERO);
+        assert_eq!(shard.stays.first().from(), SequenceNumber::ZERO);
     }
     drop(catalog);
     let catalog = open(&storage.crash_keeping(flumen_log::Grain::Page, 0));
@@ -222,7 +221,7 @@ fn expired_shards_leave_and_open_ones_stay() {
     let mut catalog = open(&storage);
     catalog.create(new("a", 1), NOW).unwrap();
     catalog
-        .reshard(&name("a"), &[split(0)], &moves(&[(0, 7)]), NOW)
+        .reshard(&name("a"), &[split(0)], &ends(&[(0, 7)]), NOW)
         .unwrap();
     let all: Vec<_> = (0..9).map(ShardIndex::new).collect();
     let stream = catalog.expire_shards(&name("a"), &all, NOW).unwrap();
@@ -250,31 +249,44 @@ fn a_change_of_level_places_the_shards_anew() {
         durability: Some(Durability::Memory),
         ..StreamUpdate::default()
     };
-    let moves = [
-        (ShardIndex::new(0), SequenceNumber::new(9)),
-        (ShardIndex::new(1), SequenceNumber::ZERO),
-    ];
+    let moves = moves(&[(0, 9), (1, 0)]);
     let stream = catalog.update(&name("a"), &update, &moves, NOW).unwrap();
-    let of = |index: usize| &stream.shards[index].placements;
-    assert_eq!(
-        of(0)
-            .iter()
-            .map(|placement| placement.from.value())
-            .collect::<Vec<_>>(),
-        [0, 9]
-    );
-    assert_eq!(of(0)[1].log.durability, Durability::Memory);
+    let of = |index: usize| &stream.shards[index].stays;
+    let from = of(0).iter().map(|stay| stay.from().value());
+    assert_eq!(from.collect::<Vec<_>>(), [0, 9]);
+    assert_eq!(of(0).last().log().durability, Durability::Memory);
     assert_eq!(of(1).len(), 1, "nothing was written where it was");
-    let old = of(0)[0].log;
-    catalog
-        .drop_placement(stream.shards[0].id, old, NOW)
-        .unwrap();
-    assert_eq!(
-        catalog.stream(&name("a")).unwrap().shards[0]
-            .placements
-            .len(),
-        1
-    );
+    let old = of(0).first().id(stream.shards[0].id);
+    catalog.drop_stays(&[old], NOW).unwrap();
+    let stream = catalog.stream(&name("a")).unwrap();
+    assert_eq!(stream.shards[0].stays.len(), 1);
+}
+
+/// A stay for every change of level would go on for ever.
+#[test]
+fn a_shard_moves_so_often_while_its_records_are_kept() {
+    let storage = MemoryStorage::new();
+    let mut catalog = open(&storage);
+    catalog.create(new("a", 1), NOW).unwrap();
+    let level = |n: u64| match n % 2 {
+        0 => Durability::Disk,
+        _ => Durability::Memory,
+    };
+    for n in 1..1_000 {
+        let moved = catalog.update(&name("a"), &to(level(n)), &moves(&[(0, n)]), NOW);
+        assert_eq!(moved.unwrap().shards[0].stays.len() as u64, n + 1);
+    }
+    let refused = catalog.update(&name("a"), &to(level(1_000)), &moves(&[(0, 1_000)]), NOW);
+    assert!(matches!(
+        refused,
+        Err(CatalogError::OutOfBounds { max: 1_000, .. })
+    ));
+    let stays = &catalog.stream(&name("a")).unwrap().shards[0].stays;
+    let shard = catalog.stream(&name("a")).unwrap().shards[0].id;
+    let old = stays.at(SequenceNumber::new(400)).id(shard);
+    catalog.drop_stays(&[old], NOW).unwrap();
+    let moved = catalog.update(&name("a"), &to(level(1_000)), &moves(&[(0, 1_000)]), NOW);
+    assert_eq!(moved.unwrap().shards[0].stays.len(), 600);
 }
 
 #[test]
@@ -322,10 +334,18 @@ fn what_is_out_of_bounds_is_refused() {
     );
 }
 
-fn moves(moves: &[(u32, u64)]) -> Vec<(ShardIndex, SequenceNumber)> {
-    let numbers =
-        |(index, from): &(u32, u64)| (ShardIndex::new(*index), SequenceNumber::new(*from));
-    moves.iter().map(numbers).collect()
+fn moves(moves: &[(u32, u64)]) -> Vec<Move> {
+    let to = |(index, from): &(u32, u64)| Move {
+        shard: ShardIndex::new(*index),
+        from: SequenceNumber::new(*from),
+        epoch: ShardEpoch::new(2),
+    };
+    moves.iter().map(to).collect()
+}
+
+fn ends(ends: &[(u32, u64)]) -> Vec<(ShardIndex, SequenceNumber)> {
+    let numbers = |(index, end): &(u32, u64)| (ShardIndex::new(*index), SequenceNumber::new(*end));
+    ends.iter().map(numbers).collect()
 }
 
 fn to(durability: Durability) -> StreamUpdate {
@@ -337,10 +357,10 @@ fn to(durability: Durability) -> StreamUpdate {
 
 /// Where each shard lies: level and first number.
 fn places(stream: &StreamInfo) -> Vec<Vec<(Durability, u64)>> {
-    let place = |placement: &Placement| (placement.log.durability, placement.from.value());
+    let place = |stay: &Stay| (stay.log().durability, stay.from().value());
     let shards = stream.shards.iter();
     shards
-        .map(|shard| shard.placements.iter().map(place).collect())
+        .map(|shard| shard.stays.iter().map(place).collect())
         .collect()
 }
 
@@ -378,33 +398,22 @@ fn shards_move_there_and_back() {
         assert_eq!(places(&stream), expected);
     }
     let shard = |index: u32| ShardId::new(StreamId::new(1), ShardIndex::new(index));
-    let memory = LogKey {
-        durability: Memory,
-        class_hours: 168,
-        lane: 1,
-    };
-    let disk = LogKey {
-        durability: Disk,
-        class_hours: 168,
-        lane: 1,
+    let stay = |shard: ShardId, epoch: u32| StayId {
+        shard,
+        epoch: ShardEpoch::new(epoch),
     };
     let records = catalog.last_record();
-    let nothing_there = [(shard(0), disk), (shard(1), disk), (shard(9), memory)];
-    catalog.drop_placements(&nothing_there, NOW).unwrap();
+    let nothing_there = [stay(shard(0), 0), stay(shard(1), 1), stay(shard(9), 5)];
+    catalog.drop_stays(&nothing_there, NOW).unwrap();
     let gone = ShardId::new(StreamId::new(8), ShardIndex::new(0));
-    catalog.drop_placement(gone, memory, NOW).unwrap();
+    catalog.drop_stays(&[stay(gone, 5)], NOW).unwrap();
     assert_eq!(
         catalog.last_record(),
         records,
         "what changes nothing is not written"
     );
-    let lane_0 = |log: LogKey| LogKey { lane: 0, ..log };
-    let all = [
-        (shard(1), lane_0(memory)),
-        (shard(2), lane_0(disk)),
-        (shard(2), lane_0(memory)),
-    ];
-    catalog.drop_placements(&all, NOW).unwrap();
+    let all = [stay(shard(1), 2), stay(shard(2), 2)];
+    catalog.drop_stays(&all, NOW).unwrap();
     assert_eq!(catalog.last_record(), records + 1);
     let stream = catalog.stream(&name("a")).unwrap();
     assert_eq!(stream.version, records + 1);
@@ -424,13 +433,11 @@ fn a_longer_retention_of_the_same_class_moves_nothing() {
         ..StreamUpdate::default()
     };
     let stream = catalog.update(&name("a"), &hours(25), &[], NOW).unwrap();
-    assert_eq!(stream.shards[0].placements.len(), 1);
+    assert_eq!(stream.shards[0].stays.len(), 1);
     let from = moves(&[(0, 44)]);
     let stream = catalog.update(&name("a"), &hours(24), &from, NOW).unwrap();
-    let classes = stream.shards[0]
-        .placements
-        .iter()
-        .map(|placement| placement.log.class_hours);
+    let stays = stream.shards[0].stays.iter();
+    let classes = stays.map(|stay| stay.log().class_hours);
     assert_eq!(classes.collect::<Vec<_>>(), [168, 24]);
 }
 
@@ -458,7 +465,7 @@ fn shards_take_turns_on_the_lanes() {
         let found = stream
             .shards
             .iter()
-            .map(|shard| shard.placements[0].log.lane);
+            .map(|shard| shard.stays.first().log().lane);
         assert_eq!(found.collect::<Vec<_>>(), lanes);
     }
 }
@@ -482,12 +489,12 @@ fn a_stream_of_ten_thousand_shards_is_one_record() {
     let moved = catalog
         .update(&name("a"), &to(Durability::Memory), &moves(&from), NOW)
         .unwrap();
-    let old = |shard: &ShardInfo| (shard.id, shard.placements[0].log);
+    let old = |shard: &ShardInfo| shard.stays.first().id(shard.id);
     let dropped: Vec<_> = moved.shards.iter().map(old).collect();
-    catalog.drop_placements(&dropped, NOW).unwrap();
+    catalog.drop_stays(&dropped, NOW).unwrap();
     assert_eq!(catalog.last_record(), 3);
     let after = catalog.stream(&name("a")).unwrap();
-    assert!(after.shards.iter().all(|shard| shard.placements.len() == 1));
+    assert!(after.shards.iter().all(|shard| shard.stays.len() == 1));
     // A snapshot of it is larger than a segment.
     for number in 0..5 {
         catalog

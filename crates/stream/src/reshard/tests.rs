@@ -1,5 +1,6 @@
 //! What is refused, and plans that are carried out step by step.
 
+use flumen_log::{LogKey, Stays};
 use flumen_record::{SequenceNumber, ShardId, StreamId, Timestamp};
 use proptest::prelude::*;
 
@@ -34,7 +35,7 @@ fn stream(shards: &[(u32, HashRange, ShardState)]) -> StreamInfo {
         range,
         state,
         parents: Vec::new(),
-        placements: Vec::new(),
+        stays: Stays::begin(LogKey::CATALOG),
     };
     StreamInfo {
         id,

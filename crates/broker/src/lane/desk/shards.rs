@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flumen_record::{SequenceNumber, ShardId};
+use flumen_record::ShardId;
 
 use super::{Desk, Open, Slot};
 use crate::Error;
-use crate::lane::{Lane, OpenShard};
+use crate::lane::{HeldShard, Lane, OpenShard};
 use crate::pending::Submission;
 use crate::round::Turns;
 
@@ -38,19 +38,19 @@ impl Desk {
         *self.slot(slot) = known;
     }
 
-    /// Holds a shard's batches back; its next number, unless it is not here.
+    /// Holds a shard's batches back; where it stands, unless it is not here.
     pub(in crate::lane) fn hold(
         &mut self,
         id: ShardId,
         turns: &mut Turns<Submission>,
-    ) -> Option<SequenceNumber> {
+    ) -> Option<HeldShard> {
         let slot = *self.index.get(&id)?;
         let place = self.slot(slot);
         match std::mem::replace(place, Slot::Free) {
             Slot::Open(open) => {
-                let next = open.shard.shard.next();
+                let (next, epoch) = (open.shard.shard.next(), open.shard.shard.epoch());
                 *place = Slot::Held(open, turns.withdraw(slot));
-                Some(next)
+                Some(HeldShard { id, next, epoch })
             }
             other => {
                 *place = other;
@@ -93,8 +93,9 @@ impl Desk {
         let slot = *self.index.get(&id)?;
         let place = self.slot(slot);
         match std::mem::replace(place, Slot::Free) {
-            Slot::Held(open, mut held) => {
+            Slot::Held(mut open, mut held) => {
                 let state = open.saved.unwrap_or_else(|| open.shard.shard.save());
+                open.shard.shard.move_on();
                 *place = Slot::Moved {
                     to: Arc::clone(to),
                     state,

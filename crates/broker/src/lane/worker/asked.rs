@@ -6,7 +6,7 @@ use flumen_record::{SequenceNumber, ShardId};
 use tokio::sync::oneshot;
 
 use super::{Barrier, OPEN, Worker};
-use crate::lane::{Control, Lane, OpenShard};
+use crate::lane::{Control, HeldShard, Lane, OpenShard};
 
 impl Worker {
     /// Does what was asked.
@@ -60,18 +60,20 @@ impl Worker {
         }
     }
 
-    fn hold(&mut self, shards: &[ShardId], done: oneshot::Sender<Vec<(ShardId, SequenceNumber)>>) {
+    fn hold(&mut self, shards: &[ShardId], done: oneshot::Sender<Vec<HeldShard>>) {
+        if self.log().has_jumps() {
+            // Whoever goes on elsewhere leaves its numbers explained.
+            let now = self.context.clock.now();
+            self.idle_round(now);
+        }
         if self.lane.is_poisoned() {
             return;
         }
         let (desk, turns) = (&mut self.desk, &mut self.turns);
-        let numbers = shards
-            .iter()
-            .filter_map(|&id| Some((id, desk.hold(id, turns)?)))
-            .collect();
+        let held = shards.iter().filter_map(|&id| desk.hold(id, turns));
         self.barriers.push(Barrier {
             round: self.written,
-            numbers,
+            held: held.collect(),
             done,
         });
         self.reached_disk();

@@ -27,9 +27,9 @@ fn step(catalog: &mut Catalog, number: u32) -> Result<(), CatalogError> {
         4 => {
             let old = catalog.streams().flat_map(|stream| &stream.shards);
             let old = old
-                .map(|shard| (shard.id, shard.placements[0].log))
+                .map(|shard| shard.stays.first().id(shard.id))
                 .collect::<Vec<_>>();
-            catalog.drop_placements(&old, NOW)
+            catalog.drop_stays(&old, NOW)
         }
         5 => catalog.delete(&stream(number), NOW).map(drop),
         7 | 8 => reshard(catalog, &stream(number), number),

@@ -38,7 +38,7 @@ fn on_a_full_disk_streams_are_not_created_and_everything_else_goes_on() {
     let (mut catalog, _) = Catalog::open(Arc::new(storage.clone()), config, NOW).unwrap();
     let mut housekeeper = catalog.housekeeper();
     catalog.create(new("s0", 20), NOW).unwrap();
-    storage.set_total_bytes(2 << 20);
+    storage.set_total_bytes(9 << 18);
     housekeeper.step(NOW).unwrap();
     let created = fill(&mut catalog, 1);
     for number in 0..created / 2 {
