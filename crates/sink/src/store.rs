@@ -19,6 +19,7 @@
 //! | `probe` | what a store promises about racing creates |
 
 mod answer;
+mod config;
 mod credentials;
 mod destinations;
 mod directory;
@@ -30,7 +31,6 @@ mod s3;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use flumen_broker::{Clock, ObjectSettings};
@@ -39,7 +39,6 @@ use flumen_world::World;
 use object_store::ObjectStore;
 use object_store::path::Path as ObjectPath;
 use object_store::{Attribute, Attributes, PutMode, PutOptions};
-use serde::{Deserialize, Serialize};
 
 pub use credentials::CredentialError;
 pub use destinations::{Destinations, RealDestinations};
@@ -49,6 +48,7 @@ pub use object_store::PutPayload;
 use answer::Racer;
 #[cfg(any(test, feature = "test-util"))]
 pub(crate) use answer::ServerAnswer;
+pub use config::StoreConfig;
 use directory::Directory;
 use objects::Objects;
 
@@ -56,39 +56,6 @@ use objects::Objects;
 pub(crate) const CUT_METADATA: &str = "flumen-cut";
 /// Metadata of an object: CRC-32 of its bytes, 8 hexadecimal digits.
 pub(crate) const CRC32_METADATA: &str = "flumen-crc32";
-
-/// How stores are talked to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct StoreConfig {
-    /// A connection stands after this many milliseconds, or the attempt fails.
-    pub connect_timeout_ms: u64,
-    /// A request without its body is answered after this many milliseconds, or the attempt fails.
-    pub request_timeout_ms: u64,
-    /// On top of that, a body may take as long as it needs at this pace.
-    pub slowest_bytes_per_s: u64,
-    /// Bytes of an object at most. S3 takes 5 GiB in one request.
-    pub object_bytes_max: u64,
-}
-
-impl Default for StoreConfig {
-    fn default() -> Self {
-        Self {
-            connect_timeout_ms: 5_000,
-            request_timeout_ms: 60_000,
-            slowest_bytes_per_s: 1 << 20,
-            object_bytes_max: 512 << 20,
-        }
-    }
-}
-
-impl StoreConfig {
-    /// How long a request with this many bytes may take.
-    fn patience(&self, bytes: u64) -> Duration {
-        let body_ms = bytes.saturating_mul(1000) / self.slowest_bytes_per_s.max(1);
-        Duration::from_millis(self.request_timeout_ms.saturating_add(body_ms))
-    }
-}
 
 /// What is said about an object when it is created.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! Stores under faults, and what opening refuses.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use flumen_broker::{Destination, StoreGuarantee};
 use futures_util::{StreamExt, TryStreamExt};
