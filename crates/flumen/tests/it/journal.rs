@@ -4,8 +4,10 @@
 //! but acks has to be remembered. [`Journal::verify`] reads what is new since the last time and
 //! holds it against the acks: nothing acknowledged is lost, moved or changed, an idempotent
 //! pipeline's batches stand exactly once and in order, a batch sent without a producer id at most once.
+//! What lies below a shard's horizon may be gone, when its stream is bounded in bytes and keeps as
+//! much as its bound.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use flumen_api::v1::admin_client::AdminClient;
@@ -21,12 +23,15 @@ use flumen_record::{
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
 use tonic::transport::Channel;
 
 const LIMITS: RecordLimits = RecordLimits {
     max_record_bytes: 1 << 20,
 };
 const MESSAGE_BYTES_MAX: usize = 17 << 20;
+/// What a stream may keep less than its bound: what is trimmed ends with a whole round.
+const TRIM_STEP: u64 = 1 << 20;
 /// Numbers are dense but for jumps of at least this much, where some may have been given out and lost.
 const JUMP: u64 = 1 << 32;
 
@@ -183,7 +188,7 @@ impl Pipeline {
                         self.acked.entry(ack.request).or_insert(None);
                     }
                     // The node is going down: what it refused it did not do, or says it cannot know.
-                    Some(refusal) if refusal.code == i32::from(tonic::Code::Unavailable) => {
+                    Some(refusal) if refusal.code == i32::from(Code::Unavailable) => {
                         return Ok(());
                     }
                     Some(refusal) => return Err(format!("{}: {refusal:?}", self.stream)),
@@ -201,6 +206,10 @@ struct Checked {
     next: u64,
     /// Per pipeline, the first batch number not seen yet.
     seen: BTreeMap<u64, u64>,
+    /// First number that the shard keeps.
+    horizon: u64,
+    /// Pipelines whose next batch may be a later one, because the horizon went past some.
+    behind: BTreeSet<u64>,
 }
 
 /// All pipelines of a run, and how far their shards have been checked.
@@ -208,6 +217,10 @@ struct Checked {
 pub(crate) struct Journal {
     pub(crate) pipelines: Vec<Pipeline>,
     checked: BTreeMap<(String, u32), Checked>,
+    /// Streams are trimmed to this many stored bytes; 0: nothing is trimmed.
+    bound: u64,
+    /// Records that were found trimmed.
+    pub(crate) trimmed: u64,
 }
 
 impl Journal {
@@ -217,6 +230,16 @@ impl Journal {
         endpoint: &str,
         streams: &[(&str, Durability)],
         seed: u64,
+    ) -> Result<Self, tonic::Status> {
+        Self::open_bounded(endpoint, streams, seed, 0).await
+    }
+
+    /// As [`Journal::open`], each stream bounded to this many stored bytes.
+    pub(crate) async fn open_bounded(
+        endpoint: &str,
+        streams: &[(&str, Durability)],
+        seed: u64,
+        bound: u64,
     ) -> Result<Self, tonic::Status> {
         let channel = connect(endpoint)
             .await
@@ -230,6 +253,7 @@ impl Journal {
                     stream: (*stream).to_owned(),
                     shards: 2,
                     durability: i32::from(*durability),
+                    retention_bytes: bound,
                     ..CreateStreamRequest::default()
                 })
                 .await?
@@ -263,6 +287,8 @@ impl Journal {
         Ok(Self {
             pipelines,
             checked: BTreeMap::new(),
+            bound,
+            trimmed: 0,
         })
     }
 
@@ -340,27 +366,13 @@ impl Journal {
     }
 
     async fn verify_shard(
-        &self,
+        &mut self,
         channel: &Channel,
         stream: &str,
         shard: u32,
         checked: &mut Checked,
     ) -> Result<(), String> {
-        let mut admin = AdminClient::new(channel.clone());
-        let described = admin
-            .describe_stream(DescribeStreamRequest {
-                stream: stream.to_owned(),
-            })
-            .await
-            .map_err(|status| status.to_string())?
-            .into_inner();
-        let described = described.stream.unwrap_or_default();
-        let end = described
-            .shards
-            .iter()
-            .find(|found| found.shard == shard)
-            .map(|found| found.durable_end);
-        let end = end.ok_or("the shard is gone")?;
+        let mut end = self.look(channel, stream, shard, checked).await?;
         let mut consumer =
             ConsumerClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         while checked.next < end {
@@ -373,11 +385,19 @@ impl Journal {
                 max_bytes: 4 << 20,
                 ..ReadRequest::default()
             };
-            let reply = consumer
-                .read(request)
-                .await
-                .map_err(|status| status.to_string())?
-                .into_inner();
+            let reply = match consumer.read(request).await {
+                Ok(reply) => reply.into_inner(),
+                // The horizon passed in between.
+                Err(status) if self.bound > 0 && status.code() == Code::OutOfRange => {
+                    let from = checked.next;
+                    end = self.look(channel, stream, shard, checked).await?;
+                    if checked.next == from {
+                        return Err(format!("trimmed, it says, but the horizon is not: {status}"));
+                    }
+                    continue;
+                }
+                Err(status) => return Err(status.to_string()),
+            };
             let from = checked.next;
             for frame in Frames::new(reply.frames) {
                 let frame = frame.map_err(|error| error.to_string())?;
@@ -390,6 +410,48 @@ impl Journal {
             }
         }
         self.all_acked_seen(stream, shard, checked)
+    }
+
+    /// The shard's durable end. When its horizon went past what is next, the check goes on there, if
+    /// the stream may be trimmed and keeps enough.
+    async fn look(
+        &mut self,
+        channel: &Channel,
+        stream: &str,
+        shard: u32,
+        checked: &mut Checked,
+    ) -> Result<u64, String> {
+        let described = AdminClient::new(channel.clone())
+            .describe_stream(DescribeStreamRequest {
+                stream: stream.to_owned(),
+            })
+            .await
+            .map_err(|status| status.to_string())?
+            .into_inner();
+        let described = described.stream.unwrap_or_default();
+        let stored: u64 = described.shards.iter().map(|shard| shard.stored_bytes).sum();
+        let found = described.shards.iter().find(|found| found.shard == shard);
+        let found = found.ok_or("the shard is gone")?;
+        if found.trim_horizon < checked.horizon {
+            return Err(format!(
+                "the horizon went back from {} to {}",
+                checked.horizon, found.trim_horizon
+            ));
+        }
+        checked.horizon = found.trim_horizon;
+        if found.trim_horizon > checked.next {
+            if self.bound == 0 || stored + TRIM_STEP < self.bound {
+                return Err(format!(
+                    "trimmed up to {}, with {stored} bytes kept of {} allowed",
+                    found.trim_horizon, self.bound
+                ));
+            }
+            self.trimmed += found.trim_horizon - checked.next;
+            checked.next = found.trim_horizon;
+            let all = self.pipelines.iter().map(|pipeline| pipeline.number);
+            checked.behind = all.collect();
+        }
+        Ok(found.durable_end)
     }
 
     fn verify_frame(
@@ -427,23 +489,17 @@ impl Journal {
             })
             .ok_or("a record that no pipeline of this shard sent")?;
         let expected = checked.seen.entry(pipeline).or_default();
-        let in_order = if sender.producer == ProducerId::NONE {
-            number >= *expected
-        } else {
-            number == *expected
-        };
-        if !in_order {
+        let may_skip = checked.behind.remove(&pipeline) || sender.producer == ProducerId::NONE;
+        if number < *expected || (number > *expected && !may_skip) {
             return Err(format!(
                 "pipeline {pipeline}: batch {number}, where {expected} was next"
             ));
         }
-        if sender.producer == ProducerId::NONE {
-            let lost = sender.acked.range(*expected..number).next();
-            if let Some((lost, at)) = lost {
-                return Err(format!(
-                    "pipeline {pipeline}: acknowledged batch {lost} is not at {at:?}"
-                ));
-            }
+        let mut passed = sender.acked.range(*expected..number);
+        if let Some((lost, at)) = passed.find(|(_, at)| is_kept(**at, checked.horizon)) {
+            return Err(format!(
+                "pipeline {pipeline}: acknowledged batch {lost} is not at {at:?}"
+            ));
         }
         *expected = number + 1;
         if sender
@@ -472,7 +528,8 @@ impl Journal {
                 .get(&sender.number)
                 .copied()
                 .unwrap_or_default();
-            if let Some((lost, at)) = sender.acked.range(seen..).next() {
+            let mut rest = sender.acked.range(seen..);
+            if let Some((lost, at)) = rest.find(|(_, at)| is_kept(**at, checked.horizon)) {
                 return Err(format!(
                     "pipeline {}: acknowledged batch {lost} at {at:?} is lost",
                     sender.number
@@ -481,6 +538,12 @@ impl Journal {
         }
         Ok(())
     }
+}
+
+/// Whether a batch that was acknowledged there must still be there. Where it lies is not known of
+/// one that was acknowledged as "already appended": it may have been trimmed as well.
+fn is_kept(at: Option<u64>, horizon: u64) -> bool {
+    at.map_or(horizon == 0, |at| at >= horizon)
 }
 
 async fn connect(endpoint: &str) -> Result<Channel, tonic::transport::Error> {
