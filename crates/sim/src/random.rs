@@ -32,6 +32,12 @@ impl Dice {
         from + self.below(to - from + 1)
     }
 
+    /// One of these.
+    pub(crate) fn pick<T: Copy, const N: usize>(&mut self, of: [T; N]) -> T {
+        let at = place(self.below(N as u64));
+        *of.get(at).expect("BUG: nothing to pick from")
+    }
+
     /// Once in so many times.
     pub(crate) fn once_in(&mut self, times: u64) -> bool {
         self.below(times) == 0

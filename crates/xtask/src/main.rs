@@ -1,9 +1,10 @@
-//! Development only: `cargo xtask test|tidy|deny|codegen|perf`.
+//! Development only: `cargo xtask test|tidy|deny|codegen|perf|mutants`.
 #![forbid(unsafe_code)]
 
 mod codegen;
 mod deny;
 mod gate;
+mod mutants;
 mod perf;
 mod shell;
 mod tidy;
@@ -18,6 +19,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   tidy      crate edges, file sizes, names, documentation of the layout
   deny      licences, bans and sources of every dependency (deny.toml)
   codegen   writes crates/api/src/generated from proto/
+  mutants   takes mends out of the node, one at a time, and expects the simulator to notice
+            (--seeds N, --days D, --only NAME)
   perf      measures this machine, its peers and Flumen, and writes docs/performance.md
 ";
 
@@ -28,6 +31,7 @@ fn main() -> ExitCode {
         ["test"] => gate::run_all(),
         ["tools"] => tools::install_missing(true),
         ["tidy"] => tidy::run(&shell::root()),
+        ["mutants", rest @ ..] => mutants::run_all(&shell::root(), rest),
         ["perf", rest @ ..] => perf::run(rest),
         ["deny"] => deny::run(&shell::root()),
         ["codegen"] => codegen::run(&shell::root()),

@@ -1,5 +1,7 @@
 //! Some hundred seeds keep every promise; every rule that is broken on purpose is noticed.
 
+mod node;
+
 use flumen_sim::{Broken, Report, run};
 
 const SEEDS: u64 = 300;
