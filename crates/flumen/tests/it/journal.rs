@@ -392,7 +392,9 @@ impl Journal {
                     let from = checked.next;
                     end = self.look(channel, stream, shard, checked).await?;
                     if checked.next == from {
-                        return Err(format!("trimmed, it says, but the horizon is not: {status}"));
+                        return Err(format!(
+                            "trimmed, it says, but the horizon is not: {status}"
+                        ));
                     }
                     continue;
                 }
@@ -429,7 +431,11 @@ impl Journal {
             .map_err(|status| status.to_string())?
             .into_inner();
         let described = described.stream.unwrap_or_default();
-        let stored: u64 = described.shards.iter().map(|shard| shard.stored_bytes).sum();
+        let stored: u64 = described
+            .shards
+            .iter()
+            .map(|shard| shard.stored_bytes)
+            .sum();
         let found = described.shards.iter().find(|found| found.shard == shard);
         let found = found.ok_or("the shard is gone")?;
         if found.trim_horizon < checked.horizon {

@@ -131,7 +131,11 @@ async fn nothing_acknowledged_is_lost_over_long_lives_between_kills() {
         let endpoint = broker.endpoint.clone();
         let (_go_on, stop) = watch::channel(false);
         let alive = Duration::from_millis(100 + random.below(1_500));
-        let mover = move_around(endpoint.clone(), &["one", "two"], Random::new(random.next()));
+        let mover = move_around(
+            endpoint.clone(),
+            &["one", "two"],
+            Random::new(random.next()),
+        );
         let (outcome, moved, ()) = tokio::join!(journal.load(&endpoint, stop), mover, async {
             tokio::time::sleep(alive).await;
             if random.below(4) == 0 {
