@@ -79,6 +79,9 @@ async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
     assert!(during_recovery > 0 || cycles < 20);
 }
 
+/// Otherwise a life is over before retention looks once.
+const RETENTION_OFTEN: &[&str] = &["broker.retention_interval_ms=100"];
+
 /// Changes a stream's level or retention class, until the broker is gone.
 async fn move_around(endpoint: String, streams: &[&str], mut random: Random) -> u64 {
     let Ok(mut admin) = AdminClient::connect(endpoint).await else {
@@ -121,7 +124,7 @@ async fn nothing_acknowledged_is_lost_over_long_lives_between_kills() {
     let mut random = Random::new(seed);
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    let mut broker = BrokerProcess::start(&data);
+    let mut broker = BrokerProcess::start_with(&data, RETENTION_OFTEN);
     let streams = [("one", Durability::Disk), ("two", Durability::Memory)];
     let mut journal = Journal::open_bounded(&broker.endpoint, &streams, seed, 6 << 20)
         .await
@@ -146,7 +149,7 @@ async fn nothing_acknowledged_is_lost_over_long_lives_between_kills() {
         });
         outcome.unwrap_or_else(|what| panic!("cycle {cycle}, seed {seed}: {what}"));
         moves += moved;
-        broker = BrokerProcess::start(&data);
+        broker = BrokerProcess::start_with(&data, RETENTION_OFTEN);
         if cycle % 10 == 9 || cycle + 1 == cycles {
             journal.forget_checked();
         }

@@ -361,10 +361,11 @@ async fn manifest_keys(objects: &InMemory) -> Vec<String> {
     keys
 }
 
-/// A planned cut whose objects were encoded otherwise by an earlier version: no manifest names them, and
-/// it is made anew under other names.
+/// A planned cut whose object has other bytes than the same records have now, as when they were read in
+/// another order of their shards: it is named with the size and checksum that the store has, and nothing
+/// is left without a manifest.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_object_that_was_encoded_otherwise_is_not_named() {
+async fn an_object_that_was_encoded_otherwise_is_named_as_it_is() {
     let objects = memory();
     let mut side = begun(&objects).await;
     // Dies when it writes the manifest: the object is there.
@@ -400,7 +401,7 @@ async fn an_object_that_was_encoded_otherwise_is_not_named() {
     rig.shutdown().await;
     let delivered = Delivered::read(&*objects).await;
     delivered.expect_numbers(0..20);
-    assert_eq!(delivered.strays, strays);
+    assert!(delivered.strays.is_empty(), "{:?}", delivered.strays);
 }
 
 /// What the version before this one has stored: no epoch in progress, cuts and manifests. It goes on,
