@@ -73,7 +73,10 @@ impl Housekeeper {
             return Ok(None);
         };
         let state = read_state(old)?;
-        let bytes = self.copy_bytes(old, &index, state.len())?;
+        // Looked at once: a shard that comes back meanwhile has no room in the copy.
+        let rows = index.rows();
+        let horizons: Vec<SequenceNumber> = rows.iter().map(|row| self.live_from(row)).collect();
+        let bytes = self.copy_bytes(old, &index, &horizons, state.len())?;
         if bytes > self.shared.free_bytes() || bytes >= old.file.bytes() {
             return Ok(None);
         }
@@ -82,7 +85,7 @@ impl Housekeeper {
             generation: old.name.generation.saturating_add(1),
         };
         let prepared = create_file(&self.shared, name, bytes, Preparation::Allocated)?;
-        let result = self.fill(old, &index, &state, prepared);
+        let result = self.fill(old, &index, &horizons, &state, prepared);
         if result.is_err() {
             self.shared
                 .storage
@@ -95,6 +98,7 @@ impl Housekeeper {
         &self,
         old: &Arc<Segment>,
         index: &IndexLook,
+        horizons: &[SequenceNumber],
         state: &[u8],
         prepared: crate::work::PreparedFile,
     ) -> io::Result<Segment> {
@@ -131,7 +135,7 @@ impl Housekeeper {
             last_put: None,
         };
         let summary = index.summary();
-        copy.rounds(summary, |row| self.live_from(row))?;
+        copy.rounds(summary, horizons)?;
         // The old footer's, which knows of shards that came back; a copied round has lost the order.
         copy.builder
             .push_controls(&self.shared.controls_of(old, index)?);
@@ -139,11 +143,16 @@ impl Housekeeper {
     }
 
     /// Size of the copy's file.
-    fn copy_bytes(&self, old: &Arc<Segment>, index: &IndexLook, state: usize) -> io::Result<u64> {
+    fn copy_bytes(
+        &self,
+        old: &Arc<Segment>,
+        index: &IndexLook,
+        horizons: &[SequenceNumber],
+        state: usize,
+    ) -> io::Result<u64> {
         let rows = index.rows();
         let (mut live, mut runs, mut producers) = (0, 0, 0);
-        for row in rows {
-            let horizon = self.live_from(row);
+        for (row, &horizon) in rows.iter().zip(horizons) {
             if horizon >= row.end {
                 continue;
             }
@@ -172,12 +181,7 @@ impl Housekeeper {
 
 impl Copy<'_> {
     /// Walks the old segment's rounds and copies the live frames.
-    fn rounds(
-        &mut self,
-        summary: FooterSummary,
-        live_from: impl Fn(&FooterRow) -> SequenceNumber,
-    ) -> io::Result<()> {
-        let horizons: Vec<SequenceNumber> = self.rows.iter().map(live_from).collect();
+    fn rounds(&mut self, summary: FooterSummary, horizons: &[SequenceNumber]) -> io::Result<()> {
         let old = self.old;
         let mut window = Window::new(&*old.file, summary.data_end);
         let mut position = old.header.rounds_at();
@@ -191,7 +195,7 @@ impl Copy<'_> {
             }
             self.controls.extend_from_slice(&found.control);
             for run in runs_of(&content.frames) {
-                self.copy_run(run, &horizons);
+                self.copy_run(run, horizons);
             }
             position += found.header.padded_bytes();
             last = Some(found.header);
