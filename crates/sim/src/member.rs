@@ -340,6 +340,8 @@ impl Member {
                 lease
                     .skipped
                     .push((number(lease.next), number(kept.horizon)));
+                let skipped = lease.next..kept.horizon;
+                around.oracle.pass_over(shard, lease.generation, skipped);
                 lease.next = kept.horizon;
             }
             lease.buffered = (lease.next + BUFFER).min(kept.end());

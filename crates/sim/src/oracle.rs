@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 
 use flumen_record::{SequenceNumber, ShardIndex};
 use flumen_stream::group::{Generation, MemberName};
@@ -175,10 +176,22 @@ impl Oracle {
         Ok(())
     }
 
-    /// What members did not process they said that they skipped. They may say more: one that gave up a
-    /// lease which the broker has kept for it begins again where it was confirmed.
+    /// A member passes over records that have expired. One that was put out, and has its lease again
+    /// under the same generation, may have processed them before: that counts for nothing now.
+    pub(crate) fn pass_over(
+        &mut self,
+        index: ShardIndex,
+        generation: Generation,
+        records: Range<u64>,
+    ) {
+        if let Some(processed) = self.processed.get_mut(&(index, generation)) {
+            processed.retain(|record, _| !records.contains(record));
+        }
+    }
+
+    /// What members passed over they said, no more and no less.
     pub(crate) fn check_said(&self) -> Checked {
-        if self.said >= self.skipped {
+        if self.said == self.skipped {
             return Ok(());
         }
         let (said, skipped) = (self.said, self.skipped);
